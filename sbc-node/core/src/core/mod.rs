@@ -1,0 +1,8 @@
+//! One signalling shard as a sans-IO machine: [`Input`] and time in, [`Output`] out.
+//!
+//! The contract between the core and the edge lives in `io.rs`. What a shard does with it
+//! (matching, dispatch to call, registrar or probe) belongs to `shard.rs` beside it.
+
+mod io;
+
+pub use io::*;

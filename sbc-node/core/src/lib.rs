@@ -1,0 +1,9 @@
+//! The sans-IO core of the SBC: SIP, dialogs, calls, registrar, routing and guard.
+//!
+//! Everything here is a function of input and time to output. No sockets, no clock, no async
+//! runtime, no file form of the configuration, no replicated log: the crate does not depend on
+//! them, so the compiler holds the wall. The edge (`sbc-node`) owns sockets, clocks and tasks.
+
+pub mod core;
+pub mod media;
+pub mod net;
