@@ -1,0 +1,47 @@
+# The one front: CI calls the same targets as people do. `make help` lists them.
+
+SHELL := /bin/bash
+PROFILE ?= dist
+BIN := target/$(PROFILE)
+SEED ?=
+
+.PHONY: help deps build run test verify fix sim e2e fuzz bench install clean
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+deps: ## install the Debian packages that are missing, saying which
+	@tests/scripts/deps.sh
+
+build: deps ## build sbc-node and sbcctl as they are shipped
+	cargo build --profile $(PROFILE) -p sbc-node --bins
+
+run: build ## carry real calls through a real SBC, visibly
+	@tests/scripts/demo.sh $(BIN)
+
+test: deps ## run every test: unit, property, simulation, end to end
+	@tests/scripts/test.sh
+
+verify: deps ## read-only checks: format, clippy, tidy
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	@if command -v cargo-deny >/dev/null; then cargo deny check; else echo "verify: cargo-deny is not installed: licences and advisories were not checked"; fi
+
+fix: ## format, and apply what clippy can
+	cargo fmt --all
+	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+
+sim: deps ## many seeds of the cluster simulation (SEED=n replays one)
+	SEED=$(SEED) cargo test --release -p sbc-cluster --test sim -- --nocapture
+
+e2e: deps ## only the end-to-end tests
+	@tests/scripts/test.sh e2e
+
+fuzz: deps ## a minute of each fuzz target (needs cargo-fuzz and a nightly toolchain)
+	@tests/scripts/fuzz.sh
+
+bench: build ## every benchmark, side by side with the peers that are installed
+	@tests/scripts/bench.sh $(BIN)
+
+clean: ## remove what was built
+	cargo clean

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that the build and the tests need and that are missing.
+# DEPS_BENCH=1 adds the peers that the benchmarks compare with.
+set -euo pipefail
+
+build=(gcc libc6-dev pkg-config libnftnl-dev libmnl-dev protobuf-compiler libprotobuf-dev clang libbpf-dev)
+tests=(sip-tester baresip-core tshark tcpdump nftables iproute2 ethtool sox)
+peers=(kamailio kamailio-extra-modules rtpengine-daemon)
+
+want=("${build[@]}" "${tests[@]}")
+[ "${DEPS_BENCH:-0}" = 1 ] && want+=("${peers[@]}")
+
+missing=()
+for package in "${want[@]}"; do
+    state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
+    [ "$state" = installed ] || missing+=("$package")
+done
+
+if [ ${#missing[@]} -gt 0 ]; then
+    echo "deps: installing ${missing[*]}"
+    sudo=()
+    if [ "$(id -u)" != 0 ]; then
+        command -v sudo >/dev/null || { echo "deps: not root and no sudo: as root, run: apt-get install ${missing[*]}" >&2; exit 1; }
+        sudo=(sudo)
+    fi
+    export DEBIAN_FRONTEND=noninteractive
+    "${sudo[@]}" apt-get update -q >/dev/null
+    # A daemon that a package would start has no business here.
+    "${sudo[@]}" env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+need=1.95
+if ! command -v cargo >/dev/null; then
+    [ -x "$HOME/.cargo/bin/cargo" ] || { echo "deps: Rust $need or newer is needed and cargo is not on the PATH: install it with rustup (https://rustup.rs)" >&2; exit 1; }
+fi
+have=$(PATH="$PATH:$HOME/.cargo/bin" rustc --version | awk '{print $2}')
+if [ "$(printf '%s\n%s\n' "$need" "$have" | sort -V | head -1)" != "$need" ]; then
+    echo "deps: Rust $need or newer is needed, this is $have: rustup update stable" >&2
+    exit 1
+fi
