@@ -1,0 +1,101 @@
+//! Network namespaces and the links between them.
+//!
+//! The usual picture: the SBC in the middle, an outside network on one leg, an inside network on
+//! the other, no route between the two.
+//!
+//! ```text
+//! out ──(net 0)── sbc ──(net 1)── in
+//! ```
+
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// Runs `ip` with the words of `args`; panics with its message when it fails.
+pub fn ip(args: &str) {
+    run("ip", args);
+}
+
+/// Runs a program with the words of `args`; panics with its message when it fails.
+pub fn run(program: &str, args: &str) {
+    let out = Command::new(program)
+        .args(args.split_whitespace())
+        .output()
+        .unwrap_or_else(|e| panic!("{program}: {e}"));
+    assert!(
+        out.status.success(),
+        "{program} {args}: {}",
+        String::from_utf8_lossy(&out.stderr).trim()
+    );
+}
+
+/// A set of namespaces of one test; removed when dropped.
+pub struct Net {
+    prefix: String,
+    spaces: Vec<String>,
+}
+
+impl Net {
+    /// Makes one namespace per name, loopback up.
+    pub fn new(names: &[&str]) -> Net {
+        let prefix = format!("sbct{}x{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let mut net = Net { prefix, spaces: Vec::new() };
+        for name in names {
+            let space = net.ns(name);
+            ip(&format!("netns add {space}"));
+            net.spaces.push(space.clone());
+            ip(&format!("-n {space} link set lo up"));
+        }
+        net
+    }
+
+    /// The real name of namespace `name`.
+    pub fn ns(&self, name: &str) -> String {
+        format!("{}-{name}", self.prefix)
+    }
+
+    /// A veth pair between two namespaces; each end is named after the other side. Addresses are
+    /// given with prefix length, separated by spaces; IPv6 without duplicate address detection.
+    pub fn link(&self, a: &str, a_addrs: &str, b: &str, b_addrs: &str) {
+        let (na, nb) = (self.ns(a), self.ns(b));
+        ip(&format!("link add to-{b} netns {na} type veth peer name to-{a} netns {nb}"));
+        self.address(a, &format!("to-{b}"), a_addrs);
+        self.address(b, &format!("to-{a}"), b_addrs);
+    }
+
+    /// A bridge in namespace `hub`, with one port for each of `(name, addresses)`; each end is
+    /// called `to-<hub>`.
+    pub fn bridge(&self, hub: &str, members: &[(&str, &str)]) {
+        let space = self.ns(hub);
+        ip(&format!("-n {space} link add br0 type bridge"));
+        ip(&format!("-n {space} link set br0 up"));
+        for (name, addrs) in members {
+            let member = self.ns(name);
+            ip(&format!(
+                "link add to-{hub} netns {member} type veth peer name to-{name} netns {space}"
+            ));
+            ip(&format!("-n {space} link set to-{name} master br0 up"));
+            self.address(name, &format!("to-{hub}"), addrs);
+        }
+    }
+
+    /// Adds addresses to a device and brings it up.
+    pub fn address(&self, name: &str, device: &str, addrs: &str) {
+        let space = self.ns(name);
+        for addr in addrs.split_whitespace() {
+            let nodad = if addr.contains(':') { "nodad" } else { "" };
+            ip(&format!("-n {space} addr add {addr} dev {device} {nodad}"));
+        }
+        ip(&format!("-n {space} link set {device} up"));
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        for space in &self.spaces {
+            // Best effort: the namespace may be gone with its mount already.
+            drop(Command::new("ip").args(["netns", "del", space]).output());
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! A real `sbc-node` in a namespace, with its configuration, and `sbcctl` beside it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::proc::Proc;
+use crate::{binary, wait_for};
+
+/// A running node.
+pub struct Node {
+    pub proc: Proc,
+    pub ns: String,
+    pub dir: PathBuf,
+    socket: PathBuf,
+}
+
+impl Node {
+    /// Writes `config` (with `@DIR@` replaced by the node's directory), starts the node and waits
+    /// until it says that it is ready. The admin socket is `@DIR@/sbc.sock`.
+    pub fn start(ns: &str, dir: &Path, name: &str, config: &str) -> Node {
+        let dir = dir.join(name);
+        std::fs::create_dir_all(&dir).expect("node directory");
+        let file = dir.join("sbc.toml");
+        std::fs::write(&file, config.replace("@DIR@", &dir.to_string_lossy())).expect("config");
+        let args = ["run", "--config", &file.to_string_lossy()].map(str::to_owned);
+        let proc = Proc::start(ns, &dir, name, &binary("sbc-node"), &args);
+        let mut node = Node { proc, ns: ns.to_owned(), socket: dir.join("sbc.sock"), dir };
+        wait_for("the node to be ready", Duration::from_secs(20), || {
+            assert!(node.proc.running(), "sbc-node ended at start:\n{}", node.proc.output());
+            node.try_ctl("status")
+        });
+        node
+    }
+
+    /// Runs `sbcctl` with JSON output; `None` when it fails.
+    pub fn try_ctl(&self, words: &str) -> Option<Value> {
+        let out = Command::new("ip")
+            .args(["netns", "exec", &self.ns])
+            .arg(binary("sbcctl"))
+            .args(["--socket", &self.socket.to_string_lossy(), "--output", "json"])
+            .args(words.split_whitespace())
+            .output()
+            .expect("sbcctl");
+        if !out.status.success() {
+            return None;
+        }
+        serde_json::from_slice(&out.stdout).ok()
+    }
+
+    /// Runs `sbcctl` with JSON output and panics when it fails.
+    pub fn ctl(&self, words: &str) -> Value {
+        self.try_ctl(words).unwrap_or_else(|| panic!("sbcctl {words} failed"))
+    }
+
+    /// The CDRs written so far.
+    pub fn cdrs(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.dir.join("cdr.jsonl")).unwrap_or_default();
+        text.lines().map(|l| serde_json::from_str(l).expect("a CDR is a JSON line")).collect()
+    }
+
+    /// Waits until `n` CDRs are there.
+    pub fn wait_cdrs(&self, n: usize) -> Vec<Value> {
+        wait_for(&format!("{n} CDRs"), Duration::from_secs(20), || {
+            let cdrs = self.cdrs();
+            (cdrs.len() >= n).then_some(cdrs)
+        })
+    }
+
+    /// SIGTERM, and the node must end by itself with status 0.
+    pub fn stop(mut self) {
+        self.proc.signal(Signal::SIGTERM);
+        let status = self.proc.wait(Duration::from_secs(20));
+        assert!(status.success(), "sbc-node ended with {status}");
+    }
+}

@@ -1,0 +1,181 @@
+//! Tidy: what the project's files promise about their own shape.
+
+use std::path::{Path, PathBuf};
+
+const LINES_MAX: usize = 800;
+
+fn files(ext: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for dir in ["proto", "cluster", "media-anchor", "sbc-node", "tests"] {
+        walk(&sbc_tests::root().join(dir), ext, &mut found);
+    }
+    found.sort();
+    assert!(!found.is_empty());
+    found
+}
+
+fn walk(dir: &Path, ext: &str, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).expect("read dir") {
+        let path = entry.expect("entry").path();
+        if path.is_dir() {
+            if path.file_name().is_some_and(|n| n != "target" && n != "corpus") {
+                walk(&path, ext, found);
+            }
+        } else if path.extension().is_some_and(|e| e == ext) {
+            found.push(path);
+        }
+    }
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// The part of a file that ships: everything before its own test module.
+fn shipped(text: &str) -> &str {
+    text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or(text)
+}
+
+fn report(problems: &[String]) {
+    assert!(problems.is_empty(), "\n{}", problems.join("\n"));
+}
+
+#[test]
+fn every_file_says_what_lives_there() {
+    let bad: Vec<String> = files("rs")
+        .iter()
+        .filter(|p| !read(p).trim_start_matches("#!").starts_with("//!"))
+        .map(|p| format!("{}: no //! header", p.display()))
+        .collect();
+    report(&bad);
+}
+
+#[test]
+fn no_file_is_a_house_with_too_many_rooms() {
+    let bad: Vec<String> = files("rs")
+        .iter()
+        .map(|p| (p, read(p).lines().count()))
+        .filter(|(_, n)| *n > LINES_MAX)
+        .map(|(p, n)| format!("{}: {n} lines, at most {LINES_MAX}", p.display()))
+        .collect();
+    report(&bad);
+}
+
+#[test]
+fn no_stub_no_ignored_test_no_unbounded_channel() {
+    let marks = ["todo!(", "unimplemented!(", "#[ignore", "FIXME", "unbounded_channel", "dbg!("];
+    let mut bad = Vec::new();
+    for path in files("rs").iter().filter(|p| !p.ends_with("tests/tidy/main.rs")) {
+        for (n, line) in read(path).lines().enumerate() {
+            if let Some(mark) = marks.iter().find(|m| line.contains(**m)) {
+                bad.push(format!("{}:{}: {mark}", path.display(), n + 1));
+            }
+        }
+    }
+    report(&bad);
+}
+
+/// Cores take time and randomness as arguments and know no sockets and no runtime.
+#[test]
+fn the_core_has_no_clock_no_socket_no_runtime() {
+    let marks = [
+        "Instant::now(",
+        "SystemTime::now(",
+        "thread::sleep",
+        "rand::rng(",
+        "UdpSocket",
+        "TcpStream",
+        "tokio::",
+        "tonic::",
+        "prost::",
+        "std::fs",
+        "std::thread",
+    ];
+    let mut bad = Vec::new();
+    let core = sbc_tests::root().join("sbc-node/core/src");
+    for path in files("rs").iter().filter(|p| p.starts_with(&core)) {
+        let text = read(path);
+        let inside_tests =
+            path.components().any(|c| c.as_os_str() == "tests" || c.as_os_str() == "sim")
+                || path.file_name().is_some_and(|n| n == "tests.rs");
+        if inside_tests {
+            continue;
+        }
+        for (n, line) in shipped(&text).lines().enumerate() {
+            if line.trim_start().starts_with("//") {
+                continue;
+            }
+            if let Some(mark) = marks.iter().find(|m| line.contains(**m)) {
+                bad.push(format!("{}:{}: {mark} in the core", path.display(), n + 1));
+            }
+        }
+    }
+    report(&bad);
+}
+
+/// What each module of the core may import from its siblings.
+#[test]
+fn core_modules_import_only_what_lies_below_them() {
+    let below: &[(&str, &[&str])] = &[
+        ("sip", &["sip", "net"]),
+        ("sdp", &["sdp"]),
+        ("digest", &["digest", "rng", "ids"]),
+        ("guard", &["guard", "net", "sip"]),
+        ("transaction", &["transaction", "sip", "net", "timer", "rng", "ids", "core", "sim"]),
+        ("dialog", &["dialog", "sip", "net", "transaction", "timer", "rng", "ids", "core"]),
+        ("routing", &["routing", "sip", "net", "media", "digest"]),
+    ];
+    let mut bad = Vec::new();
+    let core = sbc_tests::root().join("sbc-node/core/src");
+    for (module, allowed) in below {
+        for path in files("rs").iter().filter(|p| p.starts_with(core.join(module))) {
+            let text = read(path);
+            for (n, line) in shipped(&text).lines().enumerate() {
+                let line = line.trim_start();
+                let Some(rest) = line.strip_prefix("use crate::") else { continue };
+                let name: String =
+                    rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+                if !allowed.contains(&name.as_str()) {
+                    bad.push(format!("{}:{}: {module} imports {name}", path.display(), n + 1));
+                }
+            }
+        }
+    }
+    report(&bad);
+}
+
+#[test]
+fn every_crate_inherits_the_lints() {
+    let bad: Vec<String> = files("toml")
+        .iter()
+        .filter(|p| p.file_name().is_some_and(|n| n == "Cargo.toml"))
+        .filter(|p| !p.to_string_lossy().contains("/fuzz/"))
+        .filter(|p| !read(p).contains("[lints]\nworkspace = true"))
+        .map(|p| format!("{}: does not inherit the workspace lints", p.display()))
+        .collect();
+    report(&bad);
+}
+
+/// Every metric that the code names is explained in `docs/metrics.md`.
+#[test]
+fn every_metric_is_documented() {
+    let docs =
+        std::fs::read_to_string(sbc_tests::root().join("docs/metrics.md")).unwrap_or_default();
+    let mut bad = Vec::new();
+    for path in files("rs").iter().filter(|p| !p.starts_with(sbc_tests::root().join("tests"))) {
+        let text = read(path);
+        for piece in shipped(&text).split('"').skip(1).step_by(2) {
+            let metric = piece.starts_with("sbc_")
+                && piece.len() > 8
+                && piece.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+            let named = metric && (piece.ends_with("_total") || piece.matches('_').count() >= 2);
+            let is_crate = ["sbc_node_core"].contains(&piece);
+            if named && !is_crate && !docs.contains(piece) {
+                bad.push(format!("{}: metric {piece} is not in docs/metrics.md", path.display()));
+            }
+        }
+    }
+    bad.sort();
+    bad.dedup();
+    report(&bad);
+}
