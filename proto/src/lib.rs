@@ -1,1 +1,16 @@
 //! Protobuf messages and gRPC services, generated at build time. Nothing is written by hand here.
+
+/// The management API of a node (`proto/admin.proto`).
+pub mod admin {
+    pub mod v1 {
+        #![expect(
+            clippy::allow_attributes,
+            clippy::allow_attributes_without_reason,
+            reason = "generated code"
+        )]
+        tonic::include_proto!("sbc.admin.v1");
+    }
+}
+
+/// Descriptors of every service, for gRPC reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
