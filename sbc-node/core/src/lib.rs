@@ -4,6 +4,7 @@
 //! runtime, no file form of the configuration, no replicated log: the crate does not depend on
 //! them, so the compiler holds the wall. The edge (`sbc-node`) owns sockets, clocks and tasks.
 
+pub mod b2bua;
 pub mod core;
 pub mod media;
 pub mod net;

@@ -81,6 +81,16 @@ pub struct Local {
     pub rtcp: SocketAddr,
 }
 
+/// One side of a stream that another node held before (failover with its addresses).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    pub spec: SideSpec,
+    /// What the peer was told there (advertised).
+    pub local: Local,
+    /// The source that was latched there, if any.
+    pub latched: Option<SocketAddr>,
+}
+
 /// Counters of one side of one stream; packets are those *received from* that side.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SideStats {
@@ -138,6 +148,16 @@ pub trait Anchor {
         side: Side,
         spec: SideSpec,
     ) -> Result<Local, MediaError>;
+
+    /// Like [`Anchor::bind`], with the very ports that another node gave out before.
+    fn rebind(
+        &mut self,
+        id: MediaId,
+        index: usize,
+        kind: StreamKind,
+        side: Side,
+        taken: &Taken,
+    ) -> Result<(), MediaError>;
 
     /// Tells what SDP says of one side of a stream; opens a new learning window if `relearn`.
     fn remote(

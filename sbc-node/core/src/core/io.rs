@@ -6,11 +6,15 @@
 //! core.deadline()                                 // when to call handle(now, Input::Tick)
 //! ```
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::media::MediaId;
+use super::Config;
+use crate::b2bua::{CallId, CallRecord, Cdr};
+use crate::media::{MediaId, Side};
 use crate::net::{ConnId, Flow, InterfaceId, Target, Transport};
 
 /// Ties a transmission to the failure that may come back for it.
@@ -60,6 +64,12 @@ pub enum Input {
     /// The outcome of [`Output::Store`]. `protected` is false when the bounded wait ran out or
     /// there is no quorum: the call goes on, counted as unprotected.
     Stored { id: StoreId, protected: bool },
+    /// Carry on a call of a node that is gone or drains.
+    Adopt { record: Box<CallRecord>, mode: AdoptMode },
+    /// An operator's wish.
+    Command(Command),
+    /// A new configuration; calls that are up keep what they were set up with.
+    Configure(Arc<Config>),
 }
 
 /// Why a name did not resolve (RFC 3263).
@@ -96,19 +106,86 @@ pub enum Destination {
 /// What the core asks of the edge.
 #[derive(Debug)]
 pub enum Output {
-    Transmit { dest: Destination, data: Bytes, token: Option<SendToken> },
+    Transmit {
+        dest: Destination,
+        data: Bytes,
+        token: Option<SendToken>,
+    },
     /// Start a resolution; the answer comes as [`Input::Resolved`]. Never blocks the shard.
-    Resolve { id: ResolveId, query: ResolveQuery },
+    Resolve {
+        id: ResolveId,
+        query: ResolveQuery,
+    },
     /// Write a record to the replicated state; answered by [`Input::Stored`] when `wait` is set.
-    Store { id: StoreId, wait: Option<Duration>, record: Record },
+    Store {
+        id: StoreId,
+        wait: Option<Duration>,
+        record: Record,
+    },
     /// Facts for the outside: CDRs, ladders, counters, alarms.
     Event(Event),
 }
 
-/// A write to the replicated state. The call record is filled in by `b2bua/record.rs`.
-#[derive(Debug)]
-pub enum Record {}
+/// A write to the replicated state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// An answered call, new or changed.
+    Call(Box<CallRecord>),
+    /// The call is over: forget it.
+    CallEnded(CallId),
+}
+
+/// How a call of another node is carried on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdoptMode {
+    /// Its addresses came along: same ports, nothing is sent to the peers.
+    Address,
+    /// Its addresses are gone: both legs are re-INVITEd with our Contact and SDP.
+    Reinvite,
+}
+
+/// What an operator asks of a shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// BYE (or CANCEL and 503) on both legs of one call.
+    Hangup(CallId),
+    /// The same for every call: the end of a drain.
+    HangupAll,
+    /// New calls and probes are answered 503 while set; what is up goes on.
+    Drain(bool),
+    /// Emit [`Event::Trace`] for each message of this call, or of every new call if `None`.
+    Trace { call: Option<CallId>, on: bool },
+}
+
+/// Which way a traced message went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    Received,
+    Sent,
+}
+
+/// One rung of a call's ladder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trace {
+    pub call: CallId,
+    pub side: Side,
+    pub direction: Direction,
+    /// Our address and the peer's; `None` where the edge picks the socket.
+    pub local: Option<SocketAddr>,
+    pub remote: SocketAddr,
+    pub transport: Transport,
+    /// Unix milliseconds.
+    pub at_ms: u64,
+    pub data: Bytes,
+}
 
 /// Something that happened, told outward; never needed for the core's own work.
-#[derive(Debug)]
-pub enum Event {}
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A call attempt is over.
+    Cdr(Box<Cdr>),
+    /// A message of a traced call was sent or received.
+    Trace(Box<Trace>),
+    /// Draining and no call is left.
+    Drained,
+}

@@ -3,6 +3,8 @@
 //! The contract between the core and the edge lives in `io.rs`. What a shard does with it
 //! (matching, dispatch to call, registrar or probe) belongs to `shard.rs` beside it.
 
+mod config;
 mod io;
 
+pub use config::*;
 pub use io::*;

@@ -1,0 +1,114 @@
+//! What is written to the replicated state about a call: plain data, enough for another node to
+//! carry on both legs.
+//!
+//! No behaviour and no encoding: the edge turns records into whatever the cluster stores.
+//! Names (interface, trunk) are used instead of indexes, because indexes are local to a node.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::str::FromStr;
+
+use bytes::Bytes;
+
+use crate::media::{Remote, StreamKind};
+use crate::net::Transport;
+
+/// Names a call in the whole cluster: random, minted by the node that took the INVITE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CallId(pub u64);
+
+impl fmt::Display for CallId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl FromStr for CallId {
+    type Err = std::num::ParseIntError;
+
+    /// Reads what `Display` wrote: hexadecimal digits.
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        u64::from_str_radix(s, 16).map(CallId)
+    }
+}
+
+/// An answered call as it is replicated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallRecord {
+    pub id: CallId,
+    /// The shard hash that Call-IDs, tags and branches of this call carry.
+    pub shard_hash: u32,
+    pub a: LegRecord,
+    pub b: LegRecord,
+    /// One entry per `m=` line, in order; empty for a call without media.
+    pub streams: Vec<StreamRecord>,
+    /// Unix time of the INVITE and of the 2xx, milliseconds.
+    pub started_ms: u64,
+    pub answered_ms: u64,
+    /// When the call must end by the duration limit, Unix milliseconds.
+    pub ends_by_ms: Option<u64>,
+    /// Request-URI of the INVITE as the caller sent it, for the CDR.
+    pub dialled: String,
+    /// Counts the writes of this call; a higher one replaces a lower one.
+    pub revision: u32,
+}
+
+/// One leg: a confirmed dialog (RFC 3261 §12) and the way to its peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LegRecord {
+    pub trunk: String,
+    pub interface: String,
+    pub call_id: String,
+    pub local_tag: String,
+    pub remote_tag: String,
+    /// From/To value that we write for ourselves and for the peer, without tag.
+    pub local: String,
+    pub remote: String,
+    pub local_seq: u32,
+    pub remote_seq: u32,
+    /// Remote target (the peer's Contact URI).
+    pub target: String,
+    /// Route set in the order of use.
+    pub routes: Vec<String>,
+    pub transport: Transport,
+    /// Where requests of this leg went last; `None` if it was never resolved.
+    pub next_hop: Option<SocketAddr>,
+    /// Bit sets of `sip::Method` and option tags that the peer announced.
+    pub allow: u32,
+    pub supported: u32,
+    pub session_timer: Option<SessionTimerRecord>,
+    /// Session id and version of our `o=` on this leg (RFC 4566 §5.2).
+    pub sdp_session: u64,
+    pub sdp_version: u64,
+    /// The last description that we sent and received on this leg.
+    pub sdp_local: Option<Bytes>,
+    pub sdp_remote: Option<Bytes>,
+}
+
+/// A negotiated session timer (RFC 4028).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionTimerRecord {
+    pub expires_s: u32,
+    /// True when we refresh, false when the peer does.
+    pub we_refresh: bool,
+}
+
+/// One `m=` line of a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamRecord {
+    pub kind: StreamKind,
+    pub a: StreamSideRecord,
+    pub b: StreamSideRecord,
+}
+
+/// One side of a stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StreamSideRecord {
+    /// The ports that the peer was told (advertised), if the side is bound.
+    pub local: Option<crate::media::Local>,
+    /// Media interface of that side, by name, and its family.
+    pub interface: String,
+    pub ipv6: bool,
+    pub remote: Option<Remote>,
+    pub latched: Option<SocketAddr>,
+}

@@ -1,0 +1,16 @@
+//! What a shard is configured with: values converted from the file form by the edge.
+
+use std::sync::Arc;
+
+use crate::b2bua::CallPolicy;
+use crate::net::Interface;
+
+/// Everything that a shard's core needs to know. Replaced as a whole by `Input::Configure`.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Value of our `Server` and `User-Agent` headers; none is written when empty.
+    pub product: Arc<str>,
+    /// All signalling interfaces; `InterfaceId` is the position.
+    pub interfaces: Vec<Interface>,
+    pub calls: CallPolicy,
+}
