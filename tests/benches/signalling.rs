@@ -1,0 +1,316 @@
+//! CPU per completed call of the SBC and of its peers, side by side.
+//!
+//! Method: the system under test is pinned to core 0, SIPp's caller and callee to core 1. Each
+//! rate runs for `BENCH_SECONDS` seconds of offered calls (INVITE with SDP, 180, 200, ACK, hold 1 s,
+//! BYE, 200; UDP on loopback). CPU is user + system time of the whole process tree, from
+//! /proc/PID/stat before and after; failed calls and the answer delay come from SIPp. The systems
+//! take turns within one run; figures are medians of `ROUNDS` rounds.
+//!
+//! Prints one table. `ROUNDS`, `BENCH_SECONDS`, `RATES` in the environment change the run.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use sbc_tests::{binary, root, wait_for};
+
+struct Sut {
+    name: &'static str,
+    port: u16,
+    processes: Vec<Child>,
+}
+
+struct Row {
+    cpu_us: f64,
+    done: u64,
+    failed: u64,
+    p50_ms: f64,
+    p99_ms: f64,
+}
+
+fn env(name: &str, default: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| default.to_owned())
+}
+
+fn main() {
+    let rounds: usize = env("ROUNDS", "3").parse().expect("ROUNDS");
+    let seconds: u64 = env("BENCH_SECONDS", "10").parse().expect("SECONDS");
+    let rates: Vec<u64> =
+        env("RATES", "200,500,1000,2000").split(',').map(|r| r.parse().expect("RATES")).collect();
+    let only = env("SYSTEMS", "sbc,sbc-media,kamailio,kamailio-rtpengine");
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let mut table: BTreeMap<(String, u64), Vec<Row>> = BTreeMap::new();
+    for _ in 0..rounds {
+        for system in only.split(',') {
+            let Some(mut sut) = start(system, dir.path()) else {
+                println!("{system}: not installed, left out");
+                continue;
+            };
+            for &rate in &rates {
+                let row = load(&sut, rate, seconds, dir.path());
+                eprintln!(
+                    "{system} {rate}/s: {:.0} us/call, {} done, {} failed, p99 {:.1} ms",
+                    row.cpu_us, row.done, row.failed, row.p99_ms
+                );
+                table.entry((system.to_owned(), rate)).or_default().push(row);
+            }
+            for child in &mut sut.processes {
+                end(child);
+            }
+        }
+    }
+    println!("| system | calls/s | CPU us per call | done | failed | answer p50 ms | p99 ms |");
+    println!("|---|---|---|---|---|---|---|");
+    for ((system, rate), rows) in &table {
+        println!(
+            "| {system} | {rate} | {:.0} | {} | {} | {:.1} | {:.1} |",
+            median(rows.iter().map(|r| r.cpu_us)),
+            rows.iter().map(|r| r.done).sum::<u64>(),
+            rows.iter().map(|r| r.failed).sum::<u64>(),
+            median(rows.iter().map(|r| r.p50_ms)),
+            median(rows.iter().map(|r| r.p99_ms)),
+        );
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn pinned(core: u32, program: &str, args: &[&str], dir: &Path) -> Child {
+    Command::new("taskset")
+        .args(["-c", &core.to_string(), program])
+        .args(args)
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap_or_else(|e| panic!("{program}: {e}"))
+}
+
+fn installed(program: &str) -> bool {
+    Command::new(program).arg("-v").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
+}
+
+fn start(system: &str, dir: &Path) -> Option<Sut> {
+    let mut processes = Vec::new();
+    let (name, port) = match system {
+        "sbc" | "sbc-media" => {
+            let source = root().join("tests/peers").join(format!("{system}.toml"));
+            let config = std::fs::read_to_string(source).expect("bench configuration");
+            let file = dir.join("sbc.toml");
+            std::fs::write(&file, config.replace("@DIR@", &dir.to_string_lossy())).expect("write");
+            let node = binary("sbc-node");
+            let args = ["run", "--config", &file.to_string_lossy()];
+            processes.push(pinned(0, &node.to_string_lossy(), &args, dir));
+            (if system == "sbc" { "sbc" } else { "sbc-media" }, 5080)
+        }
+        "kamailio" | "kamailio-rtpengine" => {
+            if !installed("kamailio") {
+                return None;
+            }
+            let config = root().join("tests/peers/kamailio.cfg");
+            let config = config.to_string_lossy();
+            let mut args = vec!["-f", &config, "-DD", "-m", "512", "-M", "16"];
+            if system == "kamailio-rtpengine" {
+                if !installed("rtpengine") {
+                    return None;
+                }
+                args.extend(["-A", "WITH_RTPENGINE"]);
+                processes.push(pinned(0, "rtpengine", RTPENGINE, dir));
+            }
+            processes.push(pinned(0, "kamailio", &args, dir));
+            (if args.len() == 7 { "kamailio" } else { "kamailio-rtpengine" }, 5080)
+        }
+        other => panic!("unknown system {other}"),
+    };
+    let mut sut = Sut { name, port, processes };
+    // Ready when a call passes.
+    wait_for(&format!("{} to carry a call", sut.name), Duration::from_secs(30), || {
+        for child in &mut sut.processes {
+            let ended = child.try_wait().expect("wait");
+            assert!(ended.is_none(), "{} ended at start: {ended:?}", sut.name);
+        }
+        let row = load(&sut, 1, 1, dir);
+        (row.done == 1 && row.failed == 0).then_some(())
+    });
+    Some(sut)
+}
+
+const RTPENGINE: &[&str] = &[
+    "--foreground",
+    "--table=-1",
+    "--interface=127.0.0.1",
+    "--listen-ng=127.0.0.1:2223",
+    "--port-min=20000",
+    "--port-max=60000",
+    "--log-stderr",
+    "--log-level=2",
+    "--no-fallback",
+];
+
+/// Offers `rate` calls per second for `seconds`, and measures.
+fn load(sut: &Sut, rate: u64, seconds: u64, dir: &Path) -> Row {
+    let scenarios = root().join("tests/scenarios");
+    let uas_file = scenarios.join("uas-load.xml");
+    let uas_file = uas_file.to_string_lossy();
+    let mut uas = pinned(
+        1,
+        "sipp",
+        &[
+            "-sf",
+            &uas_file,
+            "-i",
+            "127.0.0.1",
+            "-p",
+            "7070",
+            "-nostdin",
+            "-skip_rlimit",
+            "-buff_size",
+            "4194304",
+        ],
+        dir,
+    );
+    wait_for("the callee to listen", Duration::from_secs(5), || udp_bound(7070).then_some(()));
+    let calls = rate * seconds;
+    let uac_file = scenarios.join("uac-load.xml");
+    let remote = format!("127.0.0.1:{}", sut.port);
+    let before = cpu(sut);
+    let begin = Instant::now();
+    let mut uac = pinned(
+        1,
+        "sipp",
+        &[
+            "-sf",
+            &uac_file.to_string_lossy(),
+            "-i",
+            "127.0.0.1",
+            "-p",
+            "6060",
+            "-s",
+            "1000",
+            "-r",
+            &rate.to_string(),
+            "-m",
+            &calls.to_string(),
+            "-l",
+            "20000",
+            "-d",
+            "1000",
+            "-nostdin",
+            "-skip_rlimit",
+            "-buff_size",
+            "4194304",
+            "-trace_stat",
+            "-stf",
+            "stat.csv",
+            "-fd",
+            "1",
+            "-trace_rtt",
+            "-rtt_freq",
+            "1",
+            "-timeout_error",
+            "-timeout",
+            &format!("{}s", seconds + 40),
+            &remote,
+        ],
+        dir,
+    );
+    let pid = uac.id();
+    uac.wait().expect("sipp");
+    let spent = cpu(sut) - before;
+    eprintln!("  ({} calls in {:.1} s)", calls, begin.elapsed().as_secs_f64());
+    end(&mut uas);
+    let (done, failed) = outcome(&dir.join("stat.csv"));
+    let rtt = format!("uac-load_{pid}_rtt.csv");
+    let (p50_ms, p99_ms) = delays(&find(dir, &rtt).unwrap_or_else(|| dir.join(rtt)));
+    for name in ["stat.csv"] {
+        drop(std::fs::remove_file(dir.join(name)));
+    }
+    Row { cpu_us: spent * 1e6 / done.max(1) as f64, done, failed, p50_ms, p99_ms }
+}
+
+/// SIPp puts its traces beside the scenario's base name.
+fn find(dir: &Path, suffix: &str) -> Option<PathBuf> {
+    for place in [dir.to_path_buf(), root().join("tests/scenarios")] {
+        let path = place.join(suffix);
+        if path.exists() {
+            return Some(path);
+        }
+    }
+    None
+}
+
+fn udp_bound(port: u16) -> bool {
+    let needle = format!(":{port:04X} ");
+    std::fs::read_to_string("/proc/net/udp").unwrap_or_default().contains(&needle)
+}
+
+fn end(child: &mut Child) {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).expect("pid"));
+    // It may have ended by itself.
+    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+    let limit = Instant::now() + Duration::from_secs(5);
+    while child.try_wait().expect("wait").is_none() {
+        if Instant::now() > limit {
+            drop(child.kill());
+            drop(child.wait());
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Seconds of CPU of the process trees so far, ended children included.
+fn cpu(sut: &Sut) -> f64 {
+    let roots: Vec<u32> = sut.processes.iter().map(Child::id).collect();
+    let mut parents: BTreeMap<u32, (u32, u64)> = BTreeMap::new();
+    for entry in std::fs::read_dir("/proc").expect("proc").flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
+        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
+        let Some((_, rest)) = stat.rsplit_once(')') else { continue };
+        let field: Vec<u64> = rest.split_whitespace().map(|f| f.parse().unwrap_or(0)).collect();
+        let ticks = field[11] + field[12] + field[13] + field[14];
+        parents.insert(pid, (u32::try_from(field[1]).unwrap_or(0), ticks));
+    }
+    let mut sum = 0;
+    for (&pid, &(_, ticks)) in &parents {
+        let mut at = pid;
+        while at > 1 && !roots.contains(&at) {
+            at = parents.get(&at).map_or(0, |p| p.0);
+        }
+        if roots.contains(&at) {
+            sum += ticks;
+        }
+    }
+    sum as f64 / 100.0
+}
+
+/// Successful and failed calls from SIPp's statistics.
+fn outcome(file: &Path) -> (u64, u64) {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let mut lines = text.lines();
+    let (Some(head), Some(last)) = (lines.next(), lines.last()) else { return (0, 0) };
+    let column = |name: &str| {
+        head.split(';')
+            .position(|h| h == name)
+            .and_then(|i| last.split(';').nth(i)?.parse().ok())
+            .unwrap_or(0)
+    };
+    (column("SuccessfulCall(C)"), column("FailedCall(C)"))
+}
+
+/// Median and 99th percentile of INVITE to 200, in milliseconds.
+fn delays(file: &Path) -> (f64, f64) {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    drop(std::fs::remove_file(file));
+    let mut values: Vec<f64> =
+        text.lines().skip(1).filter_map(|l| l.split(';').nth(1)?.parse().ok()).collect();
+    values.sort_by(f64::total_cmp);
+    let at = |q: usize| values.get(values.len() * q / 100).copied().unwrap_or(f64::NAN);
+    (at(50), at(99))
+}
