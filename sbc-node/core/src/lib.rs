@@ -8,3 +8,4 @@ pub mod b2bua;
 pub mod core;
 pub mod media;
 pub mod net;
+pub mod sip;

@@ -1,0 +1,34 @@
+//! SIP messages: parse by index over `Bytes`, typed headers on demand, writer, stream framer.
+//!
+//! ```text
+//! let message = sip::parse(bytes, &limits)?;      // lines indexed, nothing copied
+//! sip::validate(&message)?;                       // Reject {status, reason}
+//! let tag = message.from()?.tag();                // a header parsed when asked for
+//! let mut out = sip::response(&message, 486, "", Some("tag"), Some(source));
+//! out.header(HeaderName::RetryAfter, 5u32);
+//! let bytes = out.finish();
+//! ```
+//!
+//! Knows nothing of transactions, dialogs or policy.
+
+mod message;
+mod method;
+mod name;
+mod parse;
+mod reply;
+mod scan;
+mod uri;
+mod validate;
+pub mod value;
+mod write;
+
+pub use message::{Header, HeaderError, Message, StartLine};
+pub use method::{Method, reason_phrase};
+pub use name::{HeaderName, Repeat};
+pub use parse::{Limits, ParseError, ParseErrorKind, parse, salvage};
+pub use reply::{ack_for_failure, cancel_for, response};
+pub use scan::{List, Params, is_token, is_token_byte, percent_decode, quote, unquote};
+pub use uri::{Scheme, Uri, UriRef};
+pub use validate::{Reject, validate};
+pub use value::{CSeq, NameAddr, ValueError, Via};
+pub use write::{Builder, Out, WriteValue};

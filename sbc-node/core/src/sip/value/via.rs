@@ -1,0 +1,216 @@
+//! Via (RFC 3261 §20.42, §18.2; RFC 3581).
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use super::{FromValue, ValueError};
+use crate::sip::scan::{Params, is_host_name, is_token, number, trim};
+use crate::sip::write::{Out, WriteValue};
+
+/// The magic cookie of RFC 3261 §8.1.1.7.
+pub const BRANCH_COOKIE: &str = "z9hG4bK";
+
+/// One Via element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Via<'a> {
+    /// The transport token as written: `UDP`, `TCP`, `TLS`, `WS`, `WSS`, or another.
+    pub transport: &'a str,
+    /// `sent-by` host; IPv6 in brackets.
+    pub host: &'a str,
+    pub port: Option<u16>,
+    pub params: Params<'a>,
+}
+
+impl<'a> Via<'a> {
+    /// The `branch` parameter; empty when absent.
+    #[inline]
+    pub fn branch(&self) -> &'a str {
+        self.params.get("branch").unwrap_or("")
+    }
+
+    /// Whether the branch names an RFC 3261 transaction: the cookie in any case, and more after it.
+    #[inline]
+    pub fn has_cookie(&self) -> bool {
+        let branch = self.branch().as_bytes();
+        branch.len() > BRANCH_COOKIE.len()
+            && branch
+                .get(..BRANCH_COOKIE.len())
+                .is_some_and(|c| c.eq_ignore_ascii_case(BRANCH_COOKIE.as_bytes()))
+    }
+
+    /// The `sent-by` host as an address, if it is one.
+    pub fn ip(&self) -> Option<IpAddr> {
+        parse_ip(self.host)
+    }
+
+    /// `received`, where it is an address. IPv6 is taken with and without brackets
+    /// (RFC 5118 §4.5).
+    pub fn received(&self) -> Option<IpAddr> {
+        self.params.get("received").and_then(parse_ip)
+    }
+
+    /// Whether the client asks for a symmetric response (RFC 3581 §3): `rport` with no value.
+    pub fn wants_rport(&self) -> bool {
+        self.params.get("rport") == Some("")
+    }
+
+    /// The value of `rport`, when it has one.
+    pub fn rport(&self) -> Option<u16> {
+        self.params.get("rport").and_then(number).and_then(|n| u16::try_from(n).ok())
+    }
+}
+
+/// An IPv4 address, or an IPv6 address with or without brackets.
+pub(crate) fn parse_ip(host: &str) -> Option<IpAddr> {
+    match host.strip_prefix('[') {
+        Some(inner) => inner.strip_suffix(']')?.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
+        None => host.parse().ok(),
+    }
+}
+
+/// `host [COLON port]` of Via and URIs, split and checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Host<'a> {
+    /// Name, IPv4 address, or IPv6 address in brackets.
+    pub host: &'a str,
+    pub port: Option<u16>,
+}
+
+impl<'a> Host<'a> {
+    /// Splits `host[:port]`. Blanks around the colon are legal in Via (RFC 3261 §25.1 COLON).
+    #[inline]
+    pub(crate) fn parse(text: &'a str) -> Result<Self, ValueError> {
+        let (host, rest) = if text.starts_with('[') {
+            let close = memchr::memchr(b']', text.as_bytes()).ok_or(ValueError::Unclosed)?;
+            let (host, rest) = text.split_at_checked(close + 1).ok_or(ValueError::Host)?;
+            let inner = host.get(1..close).unwrap_or("");
+            inner.parse::<Ipv6Addr>().map_err(|_| ValueError::Host)?;
+            (host, trim(rest))
+        } else {
+            let end = memchr::memchr(b':', text.as_bytes()).unwrap_or(text.len());
+            let (host, rest) = text.split_at_checked(end).ok_or(ValueError::Host)?;
+            let host = trim(host);
+            if !is_host_name(host) {
+                return Err(ValueError::Host);
+            }
+            (host, rest)
+        };
+        let port = match rest.strip_prefix(':') {
+            None if rest.is_empty() => None,
+            None => return Err(ValueError::Host),
+            Some(port) => {
+                let port = number(trim(port)).and_then(|n| u16::try_from(n).ok());
+                Some(port.filter(|p| *p != 0).ok_or(ValueError::Host)?)
+            }
+        };
+        Ok(Host { host, port })
+    }
+}
+
+impl<'a> FromValue<'a> for Via<'a> {
+    #[inline]
+    fn from_value(text: &'a str) -> Result<Self, ValueError> {
+        // sent-protocol: `SIP SLASH 2.0 SLASH transport LWS`, blanks around slashes allowed.
+        let (transport, rest) = match text.get(..8) {
+            Some(start) if start.eq_ignore_ascii_case("SIP/2.0/") => {
+                (text.get(8..).unwrap_or("")).trim_ascii_start()
+            }
+            _ => spaced_protocol(text)?,
+        }
+        .split_once([' ', '\t'])
+        .ok_or(ValueError::Syntax)?;
+        if !is_token(transport) {
+            return Err(ValueError::Syntax);
+        }
+        let end = memchr::memchr(b';', rest.as_bytes()).unwrap_or(rest.len());
+        let (sent_by, params) = rest.split_at_checked(end).ok_or(ValueError::Syntax)?;
+        let Host { host, port } = Host::parse(trim(sent_by))?;
+        Ok(Via { transport, host, port, params: Params(params) })
+    }
+}
+
+fn spaced_protocol(text: &str) -> Result<&str, ValueError> {
+    let (name, rest) = text.split_once('/').ok_or(ValueError::Syntax)?;
+    let (version, rest) = rest.split_once('/').ok_or(ValueError::Syntax)?;
+    if trim(name).eq_ignore_ascii_case("SIP") && trim(version) == "2.0" {
+        Ok(rest.trim_ascii_start())
+    } else {
+        Err(ValueError::Syntax)
+    }
+}
+
+impl WriteValue for Via<'_> {
+    fn write_value(&self, out: &mut Out<'_>) {
+        out.str("SIP/2.0/");
+        out.str(self.transport);
+        out.str(" ");
+        out.str(self.host);
+        if let Some(port) = self.port {
+            out.str(":");
+            out.int(u64::from(port));
+        }
+        out.str(self.params.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rfc3261_20_42_forms() {
+        for (text, transport, host, port, branch) in [
+            ("SIP/2.0/UDP h:5060;branch=z9hG4bK87", "UDP", "h", Some(5060), "z9hG4bK87"),
+            (
+                "SIP / 2.0 / TCP first.example.com: 4000;ttl=16 ;branch=z9hG4bKa7c6",
+                "TCP",
+                "first.example.com",
+                Some(4000),
+                "z9hG4bKa7c6",
+            ),
+            (
+                "sip/2.0/UNKNOWN [2001:db8::1]:5070 ; branch = x",
+                "UNKNOWN",
+                "[2001:db8::1]",
+                Some(5070),
+                "x",
+            ),
+            ("SIP/2.0/UDP 192.0.2.1", "UDP", "192.0.2.1", None, ""),
+        ] {
+            let v = Via::from_value(text).expect(text);
+            assert_eq!(
+                (v.transport, v.host, v.port, v.branch()),
+                (transport, host, port, branch),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn malformed_vias_are_refused() {
+        for text in [
+            "",
+            "SIP/2.0/UDP",
+            "SIP/3.0/UDP h",
+            "HTTP/2.0/UDP h",
+            "SIP/2.0/UDP h:70000",
+            "SIP/2.0/UDP h:0",
+            "SIP/2.0/UDP [::1",
+            "SIP/2.0/UDP 2001:db8::1",
+            "SIP/2.0/UDP ;branch=x",
+            "SIP/2.0/UDP a b",
+        ] {
+            assert!(Via::from_value(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn rfc3581_and_rfc5118_received() {
+        let via = Via::from_value("SIP/2.0/UDP h;rport;received=[2001:db8::9]").expect("via");
+        assert!(via.wants_rport());
+        assert_eq!(via.received(), "2001:db8::9".parse().ok());
+        let via = Via::from_value("SIP/2.0/UDP h;received=2001:db8::9;rport=99;branch=z9hG4bK")
+            .expect("via");
+        assert_eq!((via.rport(), via.wants_rport(), via.has_cookie()), (Some(99), false, false));
+        assert_eq!(via.received(), "2001:db8::9".parse().ok());
+    }
+}
