@@ -6,6 +6,9 @@
 
 pub mod b2bua;
 pub mod core;
+pub mod ids;
 pub mod media;
 pub mod net;
 pub mod sip;
+pub mod timer;
+pub mod transaction;
