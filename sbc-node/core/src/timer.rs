@@ -214,7 +214,7 @@ impl<T: Copy> TimerWheel<T> {
         let tick = self.entries[index as usize].tick;
         let differing = (tick ^ self.cursor) & HORIZON;
         let level = (63 - (differing | 1).leading_zeros()) / BITS;
-        let slot = ((tick >> (BITS * level)) & (SLOTS as u64 - 1)) as usize;
+        let slot = ((tick >> (BITS * level)) & 63) as usize;
         let place = level as usize * SLOTS + slot;
         let list = &mut self.lists[place];
         let tail = list.tail;
