@@ -5,10 +5,12 @@
 //! them, so the compiler holds the wall. The edge (`sbc-node`) owns sockets, clocks and tasks.
 
 pub mod b2bua;
+pub mod cidr;
 pub mod core;
 pub mod ids;
 pub mod media;
 pub mod net;
+pub mod routing;
 pub mod sip;
 pub mod timer;
 pub mod transaction;
