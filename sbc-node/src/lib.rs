@@ -1,1 +1,5 @@
-//! placeholder
+//! The edge of the SBC: sockets, shards, DNS, configuration file, management, telemetry.
+//!
+//! Protocol logic never lives here; it is `sbc-core`, driven by `shard`.
+
+pub mod store;

@@ -1,0 +1,3 @@
+//! Between the core's records and the replicated state.
+
+pub mod record;
