@@ -11,6 +11,7 @@ pub mod ids;
 pub mod media;
 pub mod net;
 pub mod routing;
+pub mod sdp;
 pub mod sip;
 pub mod timer;
 pub mod transaction;
