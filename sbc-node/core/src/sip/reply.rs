@@ -99,10 +99,14 @@ pub fn ack_for_failure(invite: &Message, response: &Message) -> Bytes {
     out.finish()
 }
 
-/// The CANCEL of `invite`, which is the INVITE as it was sent.
-pub fn cancel_for(invite: &Message) -> Bytes {
+/// The CANCEL of `invite`, which is the INVITE as it was sent; `reason` is the value of a Reason
+/// header (RFC 3326).
+pub fn cancel_for(invite: &Message, reason: Option<&str>) -> Bytes {
     let mut out = Builder::request(&Method::Cancel, invite.request_uri_str());
     same_hop(&mut out, invite, "CANCEL", invite);
+    if let Some(reason) = reason {
+        out.header(HeaderName::Reason, reason);
+    }
     out.finish()
 }
 

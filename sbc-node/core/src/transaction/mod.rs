@@ -9,7 +9,7 @@
 //! layer.handle_send_failed(now, token, error)
 //! layer.handle_tick(now)
 //! layer.send_request(now, ClientRequest {..})  -> Result<ClientId, TableFull>
-//! layer.cancel(now, client_id)                      // CANCEL waits for a provisional by itself
+//! layer.cancel(now, client_id, reason)              // CANCEL waits for a provisional by itself
 //! layer.respond(now, server_id, status, bytes) -> Result<(), RespondError>
 //! layer.transmit(dest, bytes)                       // the ACK of a 2xx: no transaction
 //! while let Some(event) = layer.poll_event() {..}   // Request, Ack, Cancelled, Response, Timeout..
@@ -22,6 +22,22 @@ pub mod invite_server;
 pub mod non_invite_client;
 pub mod non_invite_server;
 
+mod client;
 mod config;
+mod large;
+mod layer;
+mod matching;
+mod ok_retransmit;
+mod reply_route;
+mod server;
+mod table;
+mod types;
 
 pub use config::{Config, TimerConfig};
+pub use large::UDP_LIMIT;
+pub use layer::TransactionLayer;
+pub use ok_retransmit::{OkDue, OkRetransmit};
+pub use reply_route::{ReplyRoute, reply_route};
+pub use types::{
+    ClientId, ClientRequest, Event, Large, Owner, RespondError, ServerId, Stats, TableFull,
+};
