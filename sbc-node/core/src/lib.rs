@@ -7,6 +7,7 @@
 pub mod b2bua;
 pub mod cidr;
 pub mod core;
+pub mod digest;
 pub mod ids;
 pub mod media;
 pub mod net;
