@@ -2,4 +2,5 @@
 //!
 //! Protocol logic never lives here; it is `sbc-core`, driven by `shard`.
 
+pub mod floating;
 pub mod store;
