@@ -41,3 +41,6 @@ pub use reply_route::{ReplyRoute, reply_route};
 pub use types::{
     ClientId, ClientRequest, Event, Large, Owner, RespondError, ServerId, Stats, TableFull,
 };
+
+#[cfg(test)]
+mod tests;
