@@ -12,7 +12,12 @@
 //! Entry points: `MediaAnchor::start`, then one `Handle` per signalling shard.
 
 pub mod config;
+mod latch;
 pub mod plan_types;
+mod policy;
+mod ports;
+mod rfc3550;
+mod rtp;
 mod types;
 
 pub use types::{
