@@ -83,6 +83,11 @@ impl Component {
     }
 }
 
+/// The RTCP port beside an RTP port (RFC 3550 §11); port 0 where there is none.
+pub(crate) fn rtcp_of(rtp: SocketAddr) -> SocketAddr {
+    SocketAddr::new(rtp.ip(), rtp.port().checked_add(1).unwrap_or(0))
+}
+
 /// Where one side's ports come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SideSpec {
@@ -252,6 +257,9 @@ pub enum MediaError {
     TooManyStreams,
     #[error("no such media session or stream")]
     Unknown,
+    /// The relay thread does not keep up with its commands.
+    #[error("the media relay is overloaded")]
+    Overloaded,
     /// `open` of an id that is in use.
     #[error("the media session exists already")]
     Exists,

@@ -1,0 +1,382 @@
+//! A signalling shard's hand on the anchor: sessions, ports and sockets.
+//!
+//! Every call is synchronous and short: ports are given out and sockets bound here, so that a
+//! refusal is known at once; the rest is posted to the session's relay thread.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use hashbrown::HashMap;
+
+use crate::address::Door;
+use crate::anchor::Shared;
+use crate::cells::StreamCell;
+use crate::config::MAX_STREAMS;
+use crate::engine::Command;
+use crate::plan_types::Path;
+use crate::relay::{Letter, NewSide, sys};
+use crate::types::{
+    Component, Local, MediaError, Remote, SessionId, Side, SideSpec, StreamKind, StreamStats,
+    rtcp_of,
+};
+
+/// Occupied pairs that `bind` skips before it gives up.
+const ATTEMPTS: usize = 64;
+
+/// One shard's handle. `Send`, not shared.
+pub struct Handle {
+    shared: Arc<Shared>,
+    shard: usize,
+    sessions: HashMap<SessionId, Entry>,
+}
+
+#[derive(Default)]
+struct Entry {
+    streams: Vec<Option<StreamEntry>>,
+}
+
+struct StreamEntry {
+    cell: Arc<StreamCell>,
+    sides: [Option<SideEntry>; 2],
+}
+
+#[derive(Clone, Copy)]
+struct SideEntry {
+    spec: SideSpec,
+    kind: StreamKind,
+    door: u16,
+    port: u16,
+    local: Local,
+}
+
+/// The way one direction of a stream goes now, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowView {
+    pub stream: usize,
+    pub from: Side,
+    pub component: Component,
+    pub path: Path,
+}
+
+/// An even port with its sockets.
+struct Pair {
+    port: u16,
+    rtp: OwnedFd,
+    rtcp: Option<OwnedFd>,
+}
+
+impl Handle {
+    pub(crate) fn new(shared: Arc<Shared>, shard: usize) -> Handle {
+        Handle { shared, shard, sessions: HashMap::new() }
+    }
+
+    /// Makes a session with no stream. Silence of all its endpoints is reported after `timeout`,
+    /// counted from the last packet or the last `remote`, once both endpoints of a stream are
+    /// known and a direction is on. An id must not be used again in the life of the process.
+    ///
+    /// # Errors
+    /// `Exists`, `TooManySessions`, `Overloaded`.
+    pub fn open(&mut self, id: SessionId, timeout: Option<Duration>) -> Result<(), MediaError> {
+        if self.sessions.contains_key(&id) {
+            return Err(MediaError::Exists);
+        }
+        let count = self.shared.sessions.fetch_add(1, Ordering::Relaxed);
+        let posted = if count < self.shared.max_sessions {
+            self.try_post(id, Letter::Command(Command::Open { id, shard: self.shard, timeout }))
+        } else {
+            Err(MediaError::TooManySessions)
+        };
+        if posted.is_err() {
+            self.shared.sessions.fetch_sub(1, Ordering::Relaxed);
+            return posted;
+        }
+        self.sessions.insert(id, Entry::default());
+        Ok(())
+    }
+
+    /// Gives one side of stream `index` a port pair of its own, or moves it to another interface
+    /// (the old ports go into quarantine). The same spec again returns the same ports.
+    ///
+    /// # Errors
+    /// `Unknown`, `TooManyStreams`, `NoAddress`, `NoPorts`, `NoSocket`, `Overloaded`.
+    pub fn bind(
+        &mut self,
+        id: SessionId,
+        index: usize,
+        kind: StreamKind,
+        side: Side,
+        spec: SideSpec,
+    ) -> Result<Local, MediaError> {
+        self.bind_with(id, index, kind, side, spec, None)
+    }
+
+    /// As `bind`, at a given RTP port: for a call taken over from another node. Quarantine does
+    /// not hinder it.
+    ///
+    /// # Errors
+    /// As `bind`; `NoPorts` when the port is in use or not of the interface's range.
+    pub fn bind_at(
+        &mut self,
+        id: SessionId,
+        index: usize,
+        kind: StreamKind,
+        side: Side,
+        spec: SideSpec,
+        rtp_port: u16,
+    ) -> Result<Local, MediaError> {
+        self.bind_with(id, index, kind, side, spec, Some(rtp_port))
+    }
+
+    fn bind_with(
+        &mut self,
+        id: SessionId,
+        index: usize,
+        kind: StreamKind,
+        side: Side,
+        spec: SideSpec,
+        port: Option<u16>,
+    ) -> Result<Local, MediaError> {
+        let entry = self.sessions.get(&id).ok_or(MediaError::Unknown)?;
+        let stream = u8::try_from(index)
+            .ok()
+            .filter(|_| index < MAX_STREAMS)
+            .ok_or(MediaError::TooManyStreams)?;
+        let old = entry.side(index, side);
+        if let Some(old) = old.filter(|old| {
+            old.spec == spec && old.kind == kind && port.is_none_or(|port| port == old.port)
+        }) {
+            return Ok(old.local);
+        }
+        let cell = entry.stream(index).map_or_else(Arc::default, |stream| stream.cell.clone());
+        let (door_index, door) = self.shared.addresses.door(spec)?;
+        let pair = match port {
+            Some(port) => open_at(door, kind, port)?,
+            None => open_pair(door, kind, self.shard)?,
+        };
+        let new = SideEntry {
+            spec,
+            kind,
+            door: u16::try_from(door_index).map_err(|_| MediaError::NoAddress)?,
+            port: pair.port,
+            local: local(door, pair.port),
+        };
+        let letter = Letter::Bind(Box::new(NewSide {
+            id,
+            stream,
+            kind,
+            side,
+            interface: door.interface,
+            rtp: SocketAddr::new(door.addr.local, pair.port),
+            dscp: door.dscp.of(kind),
+            rtp_socket: pair.rtp,
+            rtcp_socket: pair.rtcp,
+            cell: cell.clone(),
+        }));
+        if let Err(error) = self.try_post(id, letter) {
+            self.release(&new);
+            return Err(error);
+        }
+        if let Some(entry) = self.sessions.get_mut(&id) {
+            entry.set_side(index, side, cell, new);
+        }
+        if let Some(old) = old {
+            self.release(&old);
+        }
+        Ok(new.local)
+    }
+
+    /// Tells what SDP says of one side of a stream; opens a new learning window if `relearn`, or
+    /// when the RTP address is not the one signalled before.
+    ///
+    /// # Errors
+    /// `Unknown`; `Forbidden` for an address that media may not be sent to (nothing changes then);
+    /// `Overloaded`.
+    pub fn remote(
+        &mut self,
+        id: SessionId,
+        index: usize,
+        side: Side,
+        remote: &Remote,
+        relearn: bool,
+    ) -> Result<(), MediaError> {
+        let entry = self.sessions.get(&id).ok_or(MediaError::Unknown)?;
+        entry.side(index, side).ok_or(MediaError::Unknown)?;
+        let stream = u8::try_from(index).map_err(|_| MediaError::Unknown)?;
+        let rtcp = remote.rtcp.filter(|_| !remote.rtcp_mux);
+        for addr in [remote.rtp, rtcp].into_iter().flatten() {
+            if !self.shared.addresses.usable(addr) {
+                return Err(MediaError::Forbidden(addr));
+            }
+        }
+        let remote = *remote;
+        self.try_post(id, Letter::Command(Command::Remote { id, stream, side, remote, relearn }))
+    }
+
+    /// Ends one stream (`m=` port 0) and frees its ports.
+    pub fn drop_stream(&mut self, id: SessionId, index: usize) {
+        let stream = self
+            .sessions
+            .get_mut(&id)
+            .and_then(|entry| entry.streams.get_mut(index))
+            .and_then(Option::take);
+        let (Some(stream), Ok(index)) = (stream, u8::try_from(index)) else { return };
+        stream.sides.iter().flatten().for_each(|side| self.release(side));
+        self.post(id, Letter::Command(Command::DropStream { id, stream: index }));
+    }
+
+    /// Counters of every stream, by `m=` line; empty when the session is unknown. What the kernel
+    /// relays is known up to `OffloadConfig::counters_every` ago.
+    pub fn stats(&self, id: SessionId) -> Vec<StreamStats> {
+        self.sessions.get(&id).map(Entry::stats).unwrap_or_default()
+    }
+
+    /// Ends the session, frees everything, returns the counters. If a stream was in the kernel,
+    /// the last word follows as [`crate::Event::Final`].
+    pub fn close(&mut self, id: SessionId) -> Vec<StreamStats> {
+        let Some(entry) = self.sessions.remove(&id) else { return Vec::new() };
+        self.shared.sessions.fetch_sub(1, Ordering::Relaxed);
+        let stats = entry.stats();
+        for side in entry.streams.iter().flatten().flat_map(|stream| stream.sides.iter().flatten())
+        {
+            self.release(side);
+        }
+        self.post(id, Letter::Command(Command::Close { id }));
+        stats
+    }
+
+    /// The way of every direction of a session, and why.
+    pub fn flows(&self, id: SessionId) -> Vec<FlowView> {
+        let Some(entry) = self.sessions.get(&id) else { return Vec::new() };
+        let mut flows = Vec::new();
+        for (stream, cell) in entry.indexed() {
+            for from in [Side::A, Side::B] {
+                for component in [Component::Rtp, Component::Rtcp] {
+                    let path = cell.side(from).path(component);
+                    flows.push(FlowView { stream, from, component, path });
+                }
+            }
+        }
+        flows
+    }
+
+    /// Sessions of this shard.
+    pub fn len(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Whether the shard has no session.
+    pub fn is_empty(&self) -> bool {
+        self.sessions.is_empty()
+    }
+
+    fn release(&self, side: &SideEntry) {
+        let free_at = Instant::now() + self.shared.quarantine;
+        self.shared.addresses.release(usize::from(side.door), side.port, free_at);
+    }
+
+    fn post(&self, id: SessionId, letter: Letter) {
+        if let Some(relay) = self.shared.relay(id) {
+            relay.post(letter);
+        }
+    }
+
+    fn try_post(&self, id: SessionId, letter: Letter) -> Result<(), MediaError> {
+        let relay = self.shared.relay(id).ok_or(MediaError::Overloaded)?;
+        relay.try_post(letter).map_err(|_| MediaError::Overloaded)
+    }
+}
+
+impl Drop for Handle {
+    /// A shard that ends takes its sessions with it.
+    fn drop(&mut self) {
+        let ids: Vec<SessionId> = self.sessions.keys().copied().collect();
+        for id in ids {
+            self.close(id);
+        }
+    }
+}
+
+impl Entry {
+    fn stream(&self, index: usize) -> Option<&StreamEntry> {
+        self.streams.get(index)?.as_ref()
+    }
+
+    fn side(&self, index: usize, side: Side) -> Option<SideEntry> {
+        *self.stream(index)?.sides.get(side.index())?
+    }
+
+    fn set_side(&mut self, index: usize, side: Side, cell: Arc<StreamCell>, new: SideEntry) {
+        if self.streams.len() <= index {
+            self.streams.resize_with(index + 1, || None);
+        }
+        let Some(place) = self.streams.get_mut(index) else { return };
+        let stream = place.get_or_insert_with(|| StreamEntry { cell, sides: [None, None] });
+        if let Some(place) = stream.sides.get_mut(side.index()) {
+            *place = Some(new);
+        }
+    }
+
+    fn indexed(&self) -> impl Iterator<Item = (usize, &StreamCell)> {
+        self.streams.iter().enumerate().filter_map(|(n, s)| Some((n, s.as_ref()?.cell.as_ref())))
+    }
+
+    fn stats(&self) -> Vec<StreamStats> {
+        let stats = |stream: &Option<StreamEntry>| {
+            stream.as_ref().map(|stream| stream.cell.stats()).unwrap_or_default()
+        };
+        self.streams.iter().map(stats).collect()
+    }
+}
+
+/// What the peer shall see.
+fn local(door: &Door, port: u16) -> Local {
+    let rtp = SocketAddr::new(door.addr.advertise, port);
+    Local { rtp, rtcp: rtcp_of(rtp) }
+}
+
+/// A free pair; pairs that other processes hold are skipped and counted.
+fn open_pair(door: &Door, kind: StreamKind, shard: usize) -> Result<Pair, MediaError> {
+    let now = Instant::now();
+    for _ in 0..ATTEMPTS {
+        let port = door.ports.take(shard, now).ok_or(MediaError::NoPorts)?;
+        match open_sockets(door, kind, port) {
+            Ok(pair) => return Ok(pair),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                door.ports.occupied(port, now);
+            }
+            Err(error) => {
+                door.ports.release(port, now);
+                return Err(MediaError::NoSocket(error.kind()));
+            }
+        }
+    }
+    Err(MediaError::NoPorts)
+}
+
+fn open_at(door: &Door, kind: StreamKind, port: u16) -> Result<Pair, MediaError> {
+    if !door.ports.take_port(port) {
+        return Err(MediaError::NoPorts);
+    }
+    open_sockets(door, kind, port).map_err(|error| {
+        door.ports.release(port, Instant::now());
+        match error.kind() {
+            io::ErrorKind::AddrInUse => MediaError::NoPorts,
+            kind => MediaError::NoSocket(kind),
+        }
+    })
+}
+
+fn open_sockets(door: &Door, kind: StreamKind, port: u16) -> io::Result<Pair> {
+    let dscp = door.dscp.of(kind);
+    let addr = SocketAddr::new(door.addr.local, port);
+    let rtp = sys::bound_socket(addr, dscp)?;
+    let rtcp = match kind.has_rtcp() {
+        true => Some(sys::bound_socket(rtcp_of(addr), dscp)?),
+        false => None,
+    };
+    Ok(Pair { port, rtp, rtcp })
+}

@@ -1,0 +1,242 @@
+//! The relay thread: its sockets, its clock, its share of the sessions.
+//!
+//! A thread sleeps in epoll; when it has drained what is ready it rests for `Config::coalesce`
+//! before it looks again. Under load one wake thus serves every packet of that time, which is what
+//! makes it cheap; an idle relay forwards a lone packet at once. Level-triggered epoll with one
+//! `recvfrom` per report was measured to be the cheapest for audio (see `docs/media.md`).
+
+mod mailbox;
+pub(crate) mod sys;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use slab::Slab;
+
+use crate::engine::{At, Bound, Command, Engine, Output, TICK, Token, Verdict};
+use crate::events::Sinks;
+use crate::plan_types::FlowChange;
+use crate::types::{Component, DropReason};
+pub(crate) use mailbox::{Letter, Mailbox, NewSide};
+
+/// Datagrams longer than this are dropped; no RTP over UDP is longer than an Ethernet frame.
+pub(crate) const MAX_DATAGRAM: usize = 2048;
+
+const EVENTS: usize = 512;
+const WAKER: u64 = u64::MAX;
+
+/// Counters of one relay thread, over all sessions.
+#[derive(Debug, Default)]
+pub(crate) struct ThreadTotals {
+    pub(crate) relayed: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+    pub(crate) dropped: [AtomicU64; 7],
+    pub(crate) wakes: AtomicU64,
+    pub(crate) sockets: AtomicU64,
+    pub(crate) sessions: AtomicU64,
+}
+
+/// A socket and its place.
+struct Port {
+    fd: OwnedFd,
+    at: At,
+}
+
+/// One relay thread.
+pub(crate) struct Relay {
+    engine: Engine,
+    ports: Slab<Port>,
+    poller: sys::Poller,
+    mailbox: Arc<Mailbox>,
+    totals: Arc<ThreadTotals>,
+    sinks: Sinks,
+    /// To the kernel driver, if there is one.
+    driver: Option<std::sync::mpsc::Sender<Vec<FlowChange>>>,
+    coalesce: Duration,
+    flow_changes: Vec<FlowChange>,
+}
+
+impl Relay {
+    pub(crate) fn new(
+        engine: Engine,
+        mailbox: Arc<Mailbox>,
+        totals: Arc<ThreadTotals>,
+        driver: Option<std::sync::mpsc::Sender<Vec<FlowChange>>>,
+        coalesce: Duration,
+    ) -> io::Result<Relay> {
+        let poller = sys::Poller::new()?;
+        poller.add(mailbox.waker().fd(), WAKER)?;
+        Ok(Relay {
+            engine,
+            ports: Slab::new(),
+            poller,
+            mailbox,
+            totals,
+            sinks: Sinks::default(),
+            driver,
+            coalesce,
+            flow_changes: Vec::new(),
+        })
+    }
+
+    /// Runs until the mailbox is closed.
+    pub(crate) fn run(mut self) {
+        let mut events = vec![libc::epoll_event { events: 0, u64: 0 }; EVENTS];
+        let mut buffer = vec![0u8; MAX_DATAGRAM];
+        let mut next_tick = Instant::now() + TICK;
+        loop {
+            let mut now = Instant::now();
+            if now >= next_tick {
+                self.engine.tick(now);
+                next_tick = now + TICK;
+            }
+            if self.letters(now) {
+                return;
+            }
+            self.outputs();
+            let idle_for = next_tick.saturating_duration_since(now) + Duration::from_millis(1);
+            let mut timeout = self.mailbox.sleep(idle_for);
+            let mut worked = false;
+            loop {
+                let ready = match self.poller.wait(&mut events, timeout) {
+                    Ok(ready) => ready,
+                    Err(error) => {
+                        tracing::error!(%error, "media relay cannot poll its sockets");
+                        break;
+                    }
+                };
+                self.mailbox.awake();
+                if ready.is_empty() {
+                    break;
+                }
+                now = Instant::now();
+                worked = true;
+                for event in ready {
+                    self.ready(now, event.u64, &mut buffer);
+                }
+                timeout = Duration::ZERO;
+            }
+            self.totals.wakes.fetch_add(1, Ordering::Relaxed);
+            if worked && !self.coalesce.is_zero() {
+                self.outputs();
+                std::thread::sleep(self.coalesce);
+            }
+        }
+    }
+
+    /// One report of epoll: one datagram. What is left is reported again.
+    fn ready(&mut self, now: Instant, key: u64, buffer: &mut [u8]) {
+        if key == WAKER {
+            self.mailbox.waker().clear();
+            return;
+        }
+        let Some(port) = usize::try_from(key).ok().and_then(|key| self.ports.get(key)) else {
+            return;
+        };
+        let at = port.at;
+        let Ok(Some(received)) = sys::receive(&port.fd, buffer) else { return };
+        let Some(data) = buffer.get(..received.len) else {
+            self.engine.oversize(at);
+            self.count_drop(DropReason::Oversize);
+            return;
+        };
+        match self.engine.packet(now, at, received.src, data) {
+            Verdict::Relay { by, to, component } => {
+                let sent = self.ports.get(by as usize).map(|port| sys::send(&port.fd, data, to));
+                if let Some(Ok(())) = sent {
+                    self.totals.relayed.fetch_add(1, Ordering::Relaxed);
+                    self.totals.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+                } else {
+                    self.engine.unsent(at, component, data.len());
+                    self.count_drop(DropReason::Send);
+                }
+            }
+            Verdict::Drop(reason) => self.count_drop(reason),
+        }
+    }
+
+    /// Takes the letters of handles and driver in; true when told to stop.
+    fn letters(&mut self, now: Instant) -> bool {
+        for letter in self.mailbox.take() {
+            match letter {
+                Letter::Command(command) => self.engine.command(now, command),
+                Letter::Bind(side) => self.bind(now, *side),
+                Letter::Sink { shard, sink } => self.sinks.set(shard, sink),
+                Letter::Outcomes(outcomes) => {
+                    for outcome in &outcomes {
+                        self.engine.outcome(now, outcome);
+                    }
+                }
+                Letter::Counters(counters) => {
+                    for (id, counters) in counters {
+                        self.engine.counters(now, id, counters);
+                    }
+                }
+                Letter::Stop => return true,
+            }
+        }
+        false
+    }
+
+    /// Takes over the sockets of one side.
+    fn bind(&mut self, now: Instant, new: NewSide) {
+        let Some(slot) = self.engine.slot(new.id) else { return };
+        let at = |component| At { slot, stream: new.stream, side: new.side, component };
+        let Some(rtp_token) = self.watch(new.rtp_socket, at(Component::Rtp)) else { return };
+        let rtcp_token = new.rtcp_socket.and_then(|socket| self.watch(socket, at(Component::Rtcp)));
+        let bound =
+            Bound { interface: new.interface, rtp: new.rtp, dscp: new.dscp, rtp_token, rtcp_token };
+        self.engine.command(
+            now,
+            Command::Bind {
+                id: new.id,
+                stream: new.stream,
+                kind: new.kind,
+                side: new.side,
+                bound,
+                cell: new.cell,
+            },
+        );
+    }
+
+    fn watch(&mut self, fd: OwnedFd, at: At) -> Option<Token> {
+        let entry = self.ports.vacant_entry();
+        let token = Token::try_from(entry.key()).ok()?;
+        if let Err(error) = self.poller.add(&fd, u64::from(token)) {
+            tracing::error!(%error, "media relay cannot watch a socket");
+            return None;
+        }
+        entry.insert(Port { fd, at });
+        Some(token)
+    }
+
+    /// Does what the engine asks for.
+    fn outputs(&mut self) {
+        while let Some(output) = self.engine.poll() {
+            match output {
+                Output::Event { shard, event } => self.sinks.push(shard, event),
+                Output::Flow(change) => self.flow_changes.push(change),
+                Output::Release(token) => {
+                    // Closing the socket ends the watch.
+                    self.ports.try_remove(token as usize);
+                }
+            }
+        }
+        self.sinks.flush();
+        if let Some(driver) = self.driver.as_ref().filter(|_| !self.flow_changes.is_empty()) {
+            // A driver that is gone has taken its kernel state with it.
+            let _gone = driver.send(std::mem::take(&mut self.flow_changes));
+        }
+        self.totals.sockets.store(self.ports.len() as u64, Ordering::Relaxed);
+        self.totals.sessions.store(self.engine.len() as u64, Ordering::Relaxed);
+    }
+
+    fn count_drop(&self, reason: DropReason) {
+        if let Some(cell) = self.totals.dropped.get(reason.index()) {
+            cell.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
