@@ -13,24 +13,28 @@
 
 mod message;
 mod method;
+mod multipart;
 mod name;
 mod parse;
 mod reply;
 mod scan;
 mod stream;
 mod uri;
+mod uri_eq;
 mod validate;
 pub mod value;
 mod write;
 
 pub use message::{Header, HeaderError, Message, StartLine};
 pub use method::{Method, reason_phrase};
+pub use multipart::{MultipartError, Part, parse_multipart, write_multipart};
 pub use name::{HeaderName, Repeat};
 pub use parse::{Limits, ParseError, ParseErrorKind, parse, salvage};
-pub use reply::{ack_for_failure, cancel_for, response};
+pub use reply::{ack_for_failure, cancel_for, malformed_response, response};
 pub use scan::{List, Params, is_token, is_token_byte, percent_decode, quote, unquote};
 pub use stream::{Frame, Framer, StreamError};
 pub use uri::{Scheme, Uri, UriRef};
+pub use uri_eq::escape_user;
 pub use validate::{Reject, validate};
 pub use value::{CSeq, NameAddr, ValueError, Via};
 pub use write::{Builder, Out, WriteValue};

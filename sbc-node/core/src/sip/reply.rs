@@ -8,8 +8,9 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 
 use super::message::Message;
-use super::method::Method;
+use super::method::{Method, reason_phrase};
 use super::name::HeaderName;
+use super::parse::{Limits, ParseError, salvage};
 use super::scan::List;
 use super::value::{CSeq, FromValue, Via};
 use super::write::{Builder, Out, WriteValue};
@@ -57,6 +58,20 @@ pub fn response(
         out.copy(request, HeaderName::Timestamp);
     }
     out
+}
+
+/// The response to a datagram that [`parse`](super::parse) refused: 400 (or 505, 513) with a reason
+/// phrase that says what is wrong, if enough of a Via is there to send it by. `None`: drop it.
+pub fn malformed_response(
+    data: Bytes,
+    error: &ParseError,
+    limits: &Limits,
+    source: SocketAddr,
+) -> Option<Bytes> {
+    let request = salvage(data, limits)?;
+    let status = error.kind.status();
+    let reason = format!("{}: {}", reason_phrase(status), error.kind);
+    Some(response(&request, status, &reason, Some("malformed"), Some(source)).finish())
 }
 
 /// The first Via line with `received` and `rport` of its first element set from `source`.

@@ -3,11 +3,18 @@
 //! A value knows its grammar and how to write itself; which header may hold it is `name.rs`.
 
 mod basic;
+mod body;
 mod name_addr;
+mod session;
 mod via;
 
 pub use basic::{CSeq, RAck};
+pub use body::{ContentType, Date, Disposition, Timestamp};
 pub use name_addr::{Contact, NameAddr};
+pub use session::{
+    DialogRef, Event, MinSe, Privacy, Reason, Refresher, RetryAfter, SessionExpires,
+    SubscriptionState, Warning,
+};
 pub use via::{BRANCH_COOKIE, Via};
 pub(crate) use via::{Host, parse_ip};
 
