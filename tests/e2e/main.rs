@@ -1,1 +1,7 @@
-//! End-to-end tests.
+//! End-to-end tests: a real node between two networks, real peers on both sides.
+
+mod bad_input;
+mod basic;
+mod bed;
+mod features;
+mod phones;

@@ -7,8 +7,10 @@
 //! out ──(net 0)── sbc ──(net 1)── in
 //! ```
 
+use std::net::UdpSocket;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -28,6 +30,34 @@ pub fn run(program: &str, args: &str) {
         "{program} {args}: {}",
         String::from_utf8_lossy(&out.stderr).trim()
     );
+}
+
+/// Sends one datagram from `from` inside a namespace and returns the first answer, or nothing after
+/// half a second without one.
+pub fn exchange(ns: &str, from: &str, to: &str, message: &[u8]) -> Vec<u8> {
+    let socket = socket_in(ns, from);
+    socket.set_read_timeout(Some(Duration::from_millis(500))).expect("timeout");
+    socket.send_to(message, to).expect("send");
+    let mut answer = vec![0; 65536];
+    match socket.recv_from(&mut answer) {
+        Ok((length, _)) => {
+            answer.truncate(length);
+            answer
+        }
+        Err(_) => Vec::new(),
+    }
+}
+
+/// A UDP socket bound inside a namespace; it stays there whoever uses it.
+pub fn socket_in(ns: &str, address: &str) -> UdpSocket {
+    let path = format!("/run/netns/{ns}");
+    let address = address.to_owned();
+    let thread = std::thread::spawn(move || {
+        let file = std::fs::File::open(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+        nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).expect("enter namespace");
+        UdpSocket::bind(&address).unwrap_or_else(|e| panic!("bind {address}: {e}"))
+    });
+    thread.join().expect("socket in namespace")
 }
 
 /// A set of namespaces of one test; removed when dropped.
