@@ -13,6 +13,8 @@ pub mod media;
 pub mod net;
 pub mod routing;
 pub mod sdp;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 pub mod sip;
 pub mod timer;
 pub mod transaction;

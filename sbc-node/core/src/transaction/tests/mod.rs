@@ -4,4 +4,5 @@ mod figures;
 mod harness;
 mod layer_client;
 mod layer_server;
+mod loss;
 mod matching;
