@@ -24,6 +24,7 @@ mod driver;
 mod engine;
 mod events;
 mod handle;
+pub mod kernel;
 mod latch;
 pub mod plan_types;
 mod policy;

@@ -1,0 +1,108 @@
+//! The nftables way behind [`Backend`].
+//!
+//! It ties the ruleset to the element socket; it decides nothing.
+
+use super::super::backend::{Backend, CommitError, Device, Fault, Op};
+use super::super::element::{Counters, Key};
+use super::elements::Elements;
+use super::ruleset::{delete_chain, delete_table, relay_chain, relay_sets, replace_table};
+
+/// One netdev table and its sockets.
+pub(crate) struct Nft {
+    table: String,
+    size: u32,
+    elements: Elements,
+    /// A socket of its own, so that a listing and the changes in between don't mix.
+    listing: Elements,
+    listed: Listed,
+}
+
+enum Listed {
+    Idle,
+    V4,
+    V6,
+}
+
+impl Nft {
+    /// Makes the table; it may hold `size` elements per family.
+    pub(crate) fn open(table: &str, size: u32) -> Result<Self, Fault> {
+        let mut nft = Nft {
+            table: table.to_owned(),
+            size,
+            elements: Elements::open(table)?,
+            listing: Elements::open(table)?,
+            listed: Listed::Idle,
+        };
+        nft.reset()?;
+        Ok(nft)
+    }
+}
+
+impl Backend for Nft {
+    fn name(&self) -> &'static str {
+        "nftables"
+    }
+
+    fn checks_length(&self) -> bool {
+        false
+    }
+
+    fn reset(&mut self) -> Result<(), Fault> {
+        self.listed = Listed::Idle;
+        self.elements.run(&replace_table(&self.table, &relay_sets(self.size)).finalize())
+    }
+
+    fn attach(&mut self, device: &Device) -> Result<(), Fault> {
+        self.detach(&device.name)?;
+        self.elements.run(&relay_chain(&self.table, device).finalize())
+    }
+
+    fn detach(&mut self, name: &str) -> Result<(), Fault> {
+        match self.elements.run(&delete_chain(&self.table, name).finalize()) {
+            // The kernel takes the chain away with its device.
+            Err(Fault::Missing | Fault::NoDevice) => Ok(()),
+            other => other,
+        }
+    }
+
+    fn commit(&mut self, ops: &[Op], done: &mut Vec<Option<Counters>>) -> Result<(), CommitError> {
+        self.elements.commit(ops, done)
+    }
+
+    fn read(&mut self, keys: &[Key], out: &mut Vec<Option<Counters>>) -> Result<(), Fault> {
+        self.elements.read(keys, out)
+    }
+
+    fn stands(&mut self) -> Result<bool, Fault> {
+        self.elements.table_stands()
+    }
+
+    fn list(&mut self, keys: &mut Vec<Key>) -> Result<bool, Fault> {
+        let v6 = match self.listed {
+            Listed::Idle => {
+                self.listing.start_listing(false)?;
+                self.listed = Listed::V4;
+                false
+            }
+            Listed::V4 => false,
+            Listed::V6 => true,
+        };
+        if !self.listing.next_listed(keys)? {
+            return Ok(false);
+        }
+        if v6 {
+            self.listed = Listed::Idle;
+        } else {
+            self.listing.start_listing(true)?;
+            self.listed = Listed::V6;
+        }
+        Ok(v6)
+    }
+
+    fn remove(&mut self) {
+        match self.elements.run(&delete_table(&self.table).finalize()) {
+            Ok(()) | Err(Fault::Missing) => {}
+            Err(fault) => tracing::warn!(table = self.table, %fault, "kernel table not removed"),
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! Tables, sets, chains and rules as one nftnl batch each.
+//!
+//! What matches is left to `elements.rs`; what is sent, and what the kernel says to it, likewise.
+//!
+//! ```text
+//! table netdev <name>
+//!   map m4  saddr daddr sport dport → saddr daddr sport dport oif nexthop tos   (counter)
+//!   map m6
+//!   chain in_<device>  type filter hook ingress device <device> priority -300
+//! ```
+
+use std::ffi::{CStr, CString, c_void};
+
+use nftnl::{Batch, Chain, ChainType, Hook, MsgType, NlMsg, Policy, ProtoFamily, Rule, Table};
+
+use super::super::backend::Device;
+use super::super::element::{QUAD4, QUAD6, TTL};
+use super::super::netlink::MsgBuf;
+use super::expr::{Base, Csum, Expr, reg};
+
+/// nfnetlink header of a netdev message: family, version, resource id.
+pub(super) const NETDEV: [u8; 4] = [libc::NFPROTO_NETDEV as u8, 0, 0, 0];
+/// Names of the two maps of the relay.
+pub(super) const MAP4: &str = "m4";
+pub(super) const MAP6: &str = "m6";
+/// Bytes of map data: quadruple, device, next hop, first four bytes of the IP header.
+pub(super) const DATA4: usize = QUAD4 + 4 + 4 + 4;
+pub(super) const DATA6: usize = QUAD6 + 4 + 16 + 4;
+
+const RELAY_PRIORITY: i32 = -300;
+const BAN_PRIORITY: i32 = -310;
+const IPPROTO_UDP: u8 = 17;
+const PACKET_HOST: u8 = 0;
+
+/// nf_tables message type.
+pub(super) fn msg_type(msg: i32) -> u16 {
+    const SUBSYSTEM: u16 = 10;
+    SUBSYSTEM << 8 | u16::try_from(msg).expect("message numbers are small")
+}
+
+/// A message written by hand, for what nftnl has no type for.
+struct Raw {
+    buf: MsgBuf,
+}
+
+// SAFETY: the messages below are a few hundred bytes, far below nft_nlmsg_maxsize().
+unsafe impl NlMsg for Raw {
+    unsafe fn write(&self, buf: *mut c_void, seq: u32, _msg_type: MsgType) {
+        let bytes = self.buf.bytes();
+        debug_assert!(bytes.len() < 4096);
+        // SAFETY: the caller gives room for the longest message; a netlink header of 16 bytes
+        // stands at the start of ours, with the sequence number at 8.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), buf.cast::<u8>(), bytes.len());
+            std::ptr::copy_nonoverlapping(seq.to_ne_bytes().as_ptr(), buf.cast::<u8>().add(8), 4);
+        }
+    }
+}
+
+/// What a set is.
+pub(super) struct SetSpec<'a> {
+    pub(super) name: &'a str,
+    pub(super) id: u32,
+    pub(super) key_len: u32,
+    /// Bytes of data: makes it a map.
+    pub(super) data_len: Option<u32>,
+    /// Most elements; without a timeout it also makes the set a hash of fixed size.
+    pub(super) size: u32,
+    pub(super) timeout: bool,
+    pub(super) interval: bool,
+    /// A counter in each element.
+    pub(super) counter: bool,
+}
+
+fn new_set(table: &str, spec: &SetSpec<'_>) -> Raw {
+    const NFT_SET_INTERVAL: u32 = 0x4;
+    const NFT_SET_MAP: u32 = 0x8;
+    const NFT_SET_TIMEOUT: u32 = 0x10;
+    let mut buf = MsgBuf::new();
+    let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+    let flags = u16::try_from(flags).expect("16 bits of flags");
+    buf.message(msg_type(libc::NFT_MSG_NEWSET), flags, 0, &NETDEV);
+    buf.attr_str(1, table);
+    buf.attr_str(2, spec.name);
+    let mut set_flags = 0;
+    for (on, flag) in [
+        (spec.data_len.is_some(), NFT_SET_MAP),
+        (spec.timeout, NFT_SET_TIMEOUT),
+        (spec.interval, NFT_SET_INTERVAL),
+    ] {
+        set_flags |= if on { flag } else { 0 };
+    }
+    buf.attr_be32(3, set_flags);
+    buf.attr_be32(4, 0); // key type: an integer of ours
+    buf.attr_be32(5, spec.key_len);
+    if let Some(len) = spec.data_len {
+        buf.attr_be32(6, 0); // data type: a value, not a verdict
+        buf.attr_be32(7, len);
+    }
+    let desc = buf.nest(9);
+    buf.attr_be32(1, spec.size);
+    buf.end(desc);
+    buf.attr_be32(10, spec.id);
+    if spec.counter {
+        let expr = buf.nest(17);
+        buf.attr_str(1, "counter");
+        buf.end(expr);
+    }
+    buf.finish();
+    Raw { buf }
+}
+
+fn cstring(name: &str) -> CString {
+    CString::new(name).expect("names were checked for NUL when they came in")
+}
+
+/// Replaces the table of that name, whatever is in it, by an empty one with these sets.
+pub(super) fn replace_table(table: &str, sets: &[SetSpec<'_>]) -> Batch {
+    let mut batch = Batch::new();
+    let nft = Table::new(cstring(table), ProtoFamily::NetDev);
+    batch.add(&nft, MsgType::Add);
+    batch.add(&nft, MsgType::Del);
+    batch.add(&nft, MsgType::Add);
+    for spec in sets {
+        batch.add(&new_set(table, spec), MsgType::Add);
+    }
+    batch
+}
+
+/// Removes the table and all in it.
+pub(super) fn delete_table(table: &str) -> Batch {
+    let mut batch = Batch::new();
+    batch.add(&Table::new(cstring(table), ProtoFamily::NetDev), MsgType::Del);
+    batch
+}
+
+/// The maps of the relay.
+pub(super) fn relay_sets(size: u32) -> [SetSpec<'static>; 2] {
+    let map = |name, id, key: usize, data: usize| SetSpec {
+        name,
+        id,
+        key_len: u32::try_from(key).expect("small"),
+        data_len: Some(u32::try_from(data).expect("small")),
+        size,
+        timeout: false,
+        interval: false,
+        counter: true,
+    };
+    [map(MAP4, 1, QUAD4, DATA4), map(MAP6, 2, QUAD6, DATA6)]
+}
+
+/// Name of a device's chain.
+fn chain_name(device: &str) -> CString {
+    cstring(&format!("in_{device}"))
+}
+
+fn ingress_chain<'a>(table: &'a Table, device: &CStr, name: CString, priority: i32) -> Chain<'a> {
+    let mut chain = Chain::new(name, table);
+    chain.set_type(ChainType::Filter);
+    // The netdev family numbers its hooks by itself: its ingress is 0.
+    chain.set_hook(Hook::PreRouting, priority);
+    chain.set_policy(Policy::Accept);
+    chain.set_device(device);
+    chain
+}
+
+fn add_rule(batch: &mut Batch, chain: &Chain<'_>, exprs: &[Expr]) {
+    let mut rule = Rule::new(chain);
+    for expr in exprs {
+        rule.add_expr(expr);
+    }
+    batch.add(&rule, MsgType::Add);
+}
+
+/// The chain of a device with its two rules.
+pub(super) fn relay_chain(table: &str, device: &Device) -> Batch {
+    let mut batch = Batch::new();
+    let nft = Table::new(cstring(table), ProtoFamily::NetDev);
+    let name = cstring(&device.name);
+    let chain = ingress_chain(&nft, &name, chain_name(&device.name), RELAY_PRIORITY);
+    batch.add(&chain, MsgType::Add);
+    add_rule(&mut batch, &chain, &rule4(device));
+    add_rule(&mut batch, &chain, &rule6(device));
+    batch
+}
+
+/// Deletes a device's chain with its rules.
+pub(super) fn delete_chain(table: &str, device: &str) -> Batch {
+    let mut batch = Batch::new();
+    let nft = Table::new(cstring(table), ProtoFamily::NetDev);
+    batch.add(&Chain::new(chain_name(device), &nft), MsgType::Del);
+    batch
+}
+
+/// Frames of VLAN devices above this one are theirs: with the tag in place the EtherType of the
+/// frame is that of the tag.
+fn untagged(device: &Device, ether_type: [u8; 2]) -> Vec<Expr> {
+    if !device.vlan_parent {
+        return Vec::new();
+    }
+    vec![Expr::load(Base::Link, 12, 2, reg(0)), Expr::equals(reg(0), &ether_type)]
+}
+
+/// Only frames to us: a flooded frame is seen by the standby too, which holds the same elements.
+fn to_us() -> [Expr; 2] {
+    [Expr::meta(libc::NFT_META_PKTTYPE, reg(0)), Expr::equals(reg(0), &[PACKET_HOST])]
+}
+
+fn rule4(device: &Device) -> Vec<Expr> {
+    let mut rule = untagged(device, [0x08, 0x00]);
+    // Version 4 without options. Whatever is not IPv4 has no transport header below.
+    rule.extend([Expr::load(Base::Network, 0, 1, reg(0)), Expr::equals(reg(0), &[0x45])]);
+    rule.extend(to_us());
+    // Flags and fragment offset, TTL, protocol: UDP, whole (fragments are the stack's).
+    rule.extend([
+        Expr::load(Base::Network, 6, 4, reg(0)),
+        Expr::mask(reg(0), &[0x3f, 0xff, 0x00, 0xff]),
+        Expr::equals(reg(0), &[0, 0, 0, IPPROTO_UDP]),
+    ]);
+    rule.extend([
+        Expr::load(Base::Network, 12, 8, reg(0)),
+        Expr::load(Base::Transport, 0, 4, reg(2)),
+        Expr::lookup(MAP4, 1, reg(0), Some(reg(0))),
+        // fwd takes one off the TTL.
+        Expr::immediate(reg(6), &[TTL + 1, IPPROTO_UDP]),
+        Expr::store(Base::Network, 12, 8, reg(0), Csum::Inet { offset: 10 }, true),
+        Expr::store(Base::Network, 0, 2, reg(5), Csum::Inet { offset: 10 }, false),
+        Expr::store(Base::Network, 8, 2, reg(6), Csum::Inet { offset: 10 }, false),
+        Expr::store(Base::Transport, 0, 4, reg(2), Csum::None, true),
+        Expr::forward(reg(3), reg(4), libc::NFPROTO_IPV4),
+    ]);
+    rule
+}
+
+fn rule6(device: &Device) -> Vec<Expr> {
+    let mut rule = untagged(device, [0x86, 0xdd]);
+    rule.extend([Expr::meta(libc::NFT_META_PROTOCOL, reg(0)), Expr::equals(reg(0), &[0x86, 0xdd])]);
+    rule.extend(to_us());
+    // UDP right behind the fixed header: extension headers, fragments among them, are the stack's.
+    rule.extend([
+        Expr::load(Base::Network, 6, 1, reg(0)),
+        Expr::equals(reg(0), &[IPPROTO_UDP]),
+        Expr::load(Base::Network, 8, 32, reg(0)),
+        Expr::load(Base::Transport, 0, 4, reg(8)),
+        Expr::lookup(MAP6, 2, reg(0), Some(reg(0))),
+        Expr::immediate(reg(15), &[TTL + 1]),
+        Expr::store(Base::Network, 8, 32, reg(0), Csum::None, true),
+        Expr::store(Base::Network, 0, 4, reg(14), Csum::None, false),
+        Expr::store(Base::Network, 7, 1, reg(15), Csum::None, false),
+        Expr::store(Base::Transport, 0, 4, reg(8), Csum::None, true),
+        Expr::forward(reg(9), reg(10), libc::NFPROTO_IPV6),
+    ]);
+    rule
+}
+
+/// A set of banned sources and the part of the packet that is looked up in it.
+pub(super) struct BanMatch {
+    pub(super) set: &'static str,
+    pub(super) id: u32,
+    pub(super) v6: bool,
+}
+
+/// The chain that drops banned sources that arrive by `device`, before the relay looks.
+pub(super) fn ban_chain(table: &str, device: &str, matches: &[BanMatch]) -> Batch {
+    let mut batch = Batch::new();
+    let nft = Table::new(cstring(table), ProtoFamily::NetDev);
+    let dev = cstring(device);
+    let chain = ingress_chain(&nft, &dev, chain_name(device), BAN_PRIORITY);
+    batch.add(&chain, MsgType::Add);
+    for m in matches {
+        let (ether_type, offset, len) = if m.v6 { ([0x86, 0xdd], 8, 16) } else { ([8, 0], 12, 4) };
+        add_rule(
+            &mut batch,
+            &chain,
+            &[
+                Expr::meta(libc::NFT_META_PROTOCOL, reg(0)),
+                Expr::equals(reg(0), &ether_type),
+                Expr::load(Base::Network, offset, len, reg(0)),
+                Expr::lookup(m.set, m.id, reg(0), None),
+                Expr::counter(),
+                Expr::drop(),
+            ],
+        );
+    }
+    batch
+}
