@@ -19,6 +19,7 @@
 
 mod apply;
 mod backend;
+mod ebpf;
 mod element;
 mod mend;
 mod netlink;

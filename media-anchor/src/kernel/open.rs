@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::backend::{Backend, Fault};
+use super::ebpf::{Ebpf, LoadError};
 use super::network::Stack;
 use super::nft::Nft;
 use super::relay::{Relay, Settings};
@@ -116,6 +117,6 @@ fn nftables(config: &KernelConfig) -> Result<Box<dyn Backend>, Fault> {
     Ok(Box::new(Nft::open(&config.table, config.flows_max)?))
 }
 
-fn ebpf(_config: &KernelConfig) -> Result<Box<dyn Backend>, String> {
-    Err("not built".to_owned())
+fn ebpf(config: &KernelConfig) -> Result<Box<dyn Backend>, LoadError> {
+    Ok(Box::new(Ebpf::open(config.flows_max)?))
 }

@@ -221,7 +221,7 @@ INLINE int relay6(struct __sk_buff *skb)
 		__s64 addrs = csum_diff(old.addr, 32, v->leaves.addr, 32, 0);
 		__s64 ports = csum_diff(&old.ports, 4, &v->leaves.ports, 4, 0);
 		l4_csum_replace(skb, L4_6 + UDP_CSUM, 0, addrs,
-				BPF_F_PSEUDO_HDR | BPF_F_MARK_MANGLED_0 | BPF_F_IPV6);
+				BPF_F_PSEUDO_HDR | BPF_F_MARK_MANGLED_0);
 		l4_csum_replace(skb, L4_6 + UDP_CSUM, 0, ports, BPF_F_MARK_MANGLED_0);
 	}
 
@@ -253,4 +253,4 @@ int sbc_relay(struct __sk_buff *skb)
 }
 
 /* Helpers such as redirect_neigh are for programs under the GPL. */
-char license[] SEC("license") = "GPL";
+char _license[] SEC("license") = "GPL";
