@@ -1,0 +1,69 @@
+//! Sockets of a signalling shard: UDP in batches, TCP connections, the poller that watches them.
+//!
+//! Nothing here parses SIP beyond cutting frames out of a stream, and nothing here blocks. A shard
+//! owns its sockets alone; `SO_REUSEPORT` lets every shard listen on the same address.
+
+pub mod mmsg;
+pub mod poller;
+pub mod sockopt;
+pub mod tcp;
+pub mod udp;
+
+use std::time::Duration;
+
+use sbc_core::core::SendError;
+
+/// Limits and options of the sockets of one shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// `SO_RCVBUF` and `SO_SNDBUF` of a UDP socket in bytes, forced past `net.core.*mem_max`
+    /// where the process may.
+    pub udp_buffer_bytes: usize,
+    /// Datagrams that may wait for a full socket, per socket; past it the oldest duty, the call,
+    /// hears [`SendError::Full`].
+    pub udp_queue_max: usize,
+    /// Differentiated services code point of signalling (CS3 = 24 unless told).
+    pub dscp: u8,
+    /// How long a connection attempt may take.
+    pub connect_timeout: Duration,
+    /// A connection that carried nothing for this long is closed.
+    pub idle_timeout: Duration,
+    /// A message that began must be whole within this time.
+    pub half_message_timeout: Duration,
+    /// Connections of one shard, accepted and opened together.
+    pub connections_max: usize,
+    /// Accepted connections of one remote address on one shard.
+    pub connections_per_source_max: usize,
+    /// Bytes that may wait on one connection.
+    pub write_queue_bytes_max: usize,
+    /// Largest SIP message on a stream, header and body.
+    pub message_bytes_max: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            udp_buffer_bytes: 8 << 20,
+            udp_queue_max: 8_192,
+            dscp: 24,
+            connect_timeout: Duration::from_secs(4),
+            idle_timeout: Duration::from_secs(600),
+            half_message_timeout: Duration::from_secs(10),
+            connections_max: 20_000,
+            connections_per_source_max: 256,
+            write_queue_bytes_max: 1 << 20,
+            message_bytes_max: 65_535,
+        }
+    }
+}
+
+/// What an operating system error of a send means for the message.
+pub(crate) fn send_error(errno: i32) -> SendError {
+    match errno {
+        libc::EMSGSIZE => SendError::TooLarge,
+        libc::ENOBUFS | libc::ENOMEM | libc::EAGAIN => SendError::Full,
+        libc::ETIMEDOUT => SendError::Timeout,
+        libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN => SendError::Closed,
+        _ => SendError::Unreachable,
+    }
+}

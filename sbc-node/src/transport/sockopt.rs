@@ -1,0 +1,110 @@
+//! Socket creation and options: reuse, buffers, DSCP, error and drop reporting.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, RawFd};
+
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use super::Settings;
+
+/// A bound, non-blocking UDP socket that shares its address with the other shards, reports ICMP
+/// errors on its error queue and counts what the kernel dropped.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub fn udp_listener(local: SocketAddr, settings: &Settings) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(local), Type::DGRAM, Some(Protocol::UDP))?;
+    common(&socket, local, settings)?;
+    let fd = socket.as_raw_fd();
+    buffer(fd, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, settings.udp_buffer_bytes)?;
+    buffer(fd, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, settings.udp_buffer_bytes)?;
+    set(fd, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)?;
+    if local.is_ipv4() {
+        set(fd, libc::IPPROTO_IP, libc::IP_RECVERR, 1)?;
+        // Let the path's routers fragment: a datagram that is too large for the policy went to TCP.
+        set(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
+    } else {
+        set(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)?;
+    }
+    socket.bind(&SockAddr::from(local))?;
+    Ok(socket)
+}
+
+/// A listening, non-blocking TCP socket that shares its address with the other shards.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub fn tcp_listener(local: SocketAddr, settings: &Settings) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(local), Type::STREAM, Some(Protocol::TCP))?;
+    common(&socket, local, settings)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&SockAddr::from(local))?;
+    socket.listen(1_024)?;
+    Ok(socket)
+}
+
+/// A non-blocking TCP socket on its way to `remote`, from the address of the interface.
+///
+/// # Errors
+/// When the connection fails at once; in progress is not an error.
+pub fn tcp_connect(
+    local: SocketAddr,
+    remote: SocketAddr,
+    settings: &Settings,
+) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(local), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    dscp(&socket, local, settings.dscp)?;
+    socket.set_tcp_nodelay(true)?;
+    set(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+    let mut from = local;
+    from.set_port(0);
+    socket.bind(&SockAddr::from(from))?;
+    match socket.connect(&SockAddr::from(remote)) {
+        Ok(()) => Ok(socket),
+        Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => Ok(socket),
+        Err(e) => Err(e),
+    }
+}
+
+/// Options of an accepted connection, which inherits DSCP from its listener.
+pub fn tcp_accepted(socket: &Socket) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    socket.set_tcp_nodelay(true)
+}
+
+fn common(socket: &Socket, local: SocketAddr, settings: &Settings) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_port(true)?;
+    if local.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    dscp(socket, local, settings.dscp)
+}
+
+fn dscp(socket: &Socket, local: SocketAddr, dscp: u8) -> io::Result<()> {
+    let tos = i32::from(dscp & 0x3f) << 2;
+    let fd = socket.as_raw_fd();
+    if local.is_ipv4() {
+        set(fd, libc::IPPROTO_IP, libc::IP_TOS, tos)
+    } else {
+        set(fd, libc::IPPROTO_IPV6, libc::IPV6_TCLASS, tos)
+    }
+}
+
+/// Asks for a buffer by force, and by right where the process lacks CAP_NET_ADMIN.
+fn buffer(fd: RawFd, force: i32, plain: i32, bytes: usize) -> io::Result<()> {
+    let bytes = i32::try_from(bytes).unwrap_or(i32::MAX);
+    match set(fd, libc::SOL_SOCKET, force, bytes) {
+        Err(e) if e.raw_os_error() == Some(libc::EPERM) => set(fd, libc::SOL_SOCKET, plain, bytes),
+        other => other,
+    }
+}
+
+fn set(fd: RawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(size_of::<i32>()).unwrap_or(4);
+    // SAFETY: `value` outlives the call and `length` is its size; the kernel only reads it.
+    let done = unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), length) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

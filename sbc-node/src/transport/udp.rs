@@ -1,0 +1,198 @@
+//! One UDP listener of one shard: sends leave in batches at the end of a wake-up, what a full
+//! socket refuses waits in a bounded queue, ICMP errors find the message that they are about.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use bytes::Bytes;
+use sbc_core::core::{SendError, SendToken};
+use sbc_core::net::{Flow, InterfaceId, Transport};
+use socket2::Socket;
+
+use super::mmsg::{Datagram, RecvBatch, SendBatch};
+use super::{Settings, send_error, sockopt};
+
+/// Sent messages with a token that an ICMP error can still be matched to.
+const RECENT_MAX: usize = 512;
+/// An ICMP error that quotes less of our datagram than this is matched by destination alone.
+const QUOTE_MIN: usize = 128;
+
+struct Outgoing {
+    to: SocketAddr,
+    data: Bytes,
+    token: Option<SendToken>,
+}
+
+/// A failed transmission, by its token.
+pub type Failure = (SendToken, SendError);
+
+/// A UDP socket and what waits to leave by it.
+pub struct UdpListener {
+    socket: Socket,
+    interface: InterfaceId,
+    local: SocketAddr,
+    queue: VecDeque<Outgoing>,
+    queue_max: usize,
+    recent: VecDeque<Outgoing>,
+    /// The kernel's own count of drops; wraps.
+    dropped: u32,
+    /// True while the socket is full and we wait for it to become writable.
+    pub blocked: bool,
+}
+
+/// What a flush did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flushed {
+    pub datagrams: u64,
+    pub bytes: u64,
+    pub errors: u64,
+}
+
+impl UdpListener {
+    /// Binds `local`.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub fn bind(
+        interface: InterfaceId,
+        local: SocketAddr,
+        settings: &Settings,
+    ) -> io::Result<UdpListener> {
+        let socket = sockopt::udp_listener(local, settings)?;
+        // Port 0 (tests) becomes the port that the system chose.
+        let local = socket.local_addr()?.as_socket().unwrap_or(local);
+        Ok(UdpListener {
+            socket,
+            interface,
+            local,
+            queue: VecDeque::new(),
+            queue_max: settings.udp_queue_max,
+            recent: VecDeque::new(),
+            dropped: 0,
+            blocked: false,
+        })
+    }
+
+    pub fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    pub fn interface(&self) -> InterfaceId {
+        self.interface
+    }
+
+    /// Datagrams that wait for the socket.
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// The flow of a datagram from `remote`.
+    pub fn flow(&self, remote: SocketAddr) -> Flow {
+        Flow {
+            interface: self.interface,
+            transport: Transport::Udp,
+            local: self.local,
+            remote,
+            conn: None,
+        }
+    }
+
+    /// Takes one batch; each datagram goes to `each`. Returns the number of datagrams and how
+    /// many more the kernel has dropped since the last batch.
+    pub fn receive(
+        &mut self,
+        batch: &mut RecvBatch,
+        mut each: impl FnMut(Flow, &[u8]),
+    ) -> io::Result<(usize, u32)> {
+        let (fd, mut dropped) = (self.socket.as_raw_fd(), self.dropped);
+        let count = batch.receive(fd, |Datagram { from, data, dropped: so_far }| {
+            dropped = so_far.unwrap_or(dropped);
+            each(self.flow(from), data);
+        })?;
+        let more = dropped.wrapping_sub(self.dropped);
+        self.dropped = dropped;
+        Ok((count, more))
+    }
+
+    /// Queues one datagram for the next flush; false when the queue is full.
+    pub fn send(&mut self, to: SocketAddr, data: Bytes, token: Option<SendToken>) -> bool {
+        if self.queue.len() >= self.queue_max {
+            return false;
+        }
+        self.queue.push_back(Outgoing { to, data, token });
+        true
+    }
+
+    /// Gives the system what is queued, until it is full. Failures land in `failed`.
+    pub fn flush(&mut self, batch: &mut SendBatch, failed: &mut Vec<Failure>) -> Flushed {
+        let mut done = Flushed::default();
+        // A pending ICMP error of another destination makes a send fail once: try again once.
+        let mut retried = false;
+        self.blocked = false;
+        while !self.queue.is_empty() {
+            let items = self.queue.iter().map(|o| (o.to, &o.data));
+            match batch.send(self.socket.as_raw_fd(), items) {
+                Ok(count) => {
+                    retried = false;
+                    for out in self.queue.drain(..count.min(self.queue.len())) {
+                        done.datagrams += 1;
+                        done.bytes += u64::try_from(out.data.len()).unwrap_or(0);
+                        remember(&mut self.recent, out);
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.blocked = true;
+                    break;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) if !retried => retried = true,
+                Err(e) => {
+                    retried = false;
+                    done.errors += 1;
+                    if let Some(Outgoing { token: Some(token), .. }) = self.queue.pop_front() {
+                        failed.push((token, send_error(e.raw_os_error().unwrap_or(0))));
+                    }
+                }
+            }
+        }
+        done
+    }
+
+    /// Empties the error queue; failures that match a message we sent land in `failed`. Returns
+    /// how many errors there were.
+    pub fn drain_errors(&mut self, batch: &mut RecvBatch, failed: &mut Vec<Failure>) -> u64 {
+        let mut count = 0;
+        while let Some((to, errno, quote)) = batch.receive_error(self.socket.as_raw_fd()) {
+            count += 1;
+            let hit = self.recent.iter().rposition(|sent| {
+                sent.to == to && (quote.len() < QUOTE_MIN || sent.data.starts_with(quote))
+            });
+            if let Some(Outgoing { token: Some(token), .. }) =
+                hit.and_then(|i| self.recent.remove(i))
+            {
+                failed.push((token, send_error(errno)));
+            }
+        }
+        // The socket's own pending error would fail the next call: take it off.
+        let _ = self.socket.take_error();
+        count
+    }
+}
+
+fn remember(recent: &mut VecDeque<Outgoing>, out: Outgoing) {
+    if out.token.is_none() {
+        return;
+    }
+    if recent.len() >= RECENT_MAX {
+        recent.pop_front();
+    }
+    recent.push_back(out);
+}
+
+impl AsFd for UdpListener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
