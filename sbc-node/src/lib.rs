@@ -3,4 +3,7 @@
 //! Protocol logic never lives here; it is `sbc-core`, driven by `shard`.
 
 pub mod floating;
+pub mod resolve;
+pub mod shard;
 pub mod store;
+pub mod transport;

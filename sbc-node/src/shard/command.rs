@@ -7,7 +7,6 @@ use sbc_core::core::Input;
 use sbc_core::media::Anchor;
 use sbc_core::net::Interface;
 
-use super::tap::Tap;
 use crate::resolve::Answer;
 
 /// Work done inside the shard on its machine: queries, hang-ups, new configuration.
@@ -23,8 +22,6 @@ pub enum Command<M> {
     Job(Job<M>),
     /// Opens the listeners that are new and closes those that are gone.
     Listeners(Arc<[Interface]>),
-    /// Copies messages of matching calls to a watcher.
-    Tap(Tap),
     /// Leaves the run loop once what is queued has been sent.
     Stop,
 }
@@ -36,7 +33,6 @@ impl<M> std::fmt::Debug for Command<M> {
             Command::Resolved(_) => "Resolved",
             Command::Job(_) => "Job",
             Command::Listeners(_) => "Listeners",
-            Command::Tap(_) => "Tap",
             Command::Stop => "Stop",
         })
     }

@@ -1,13 +1,12 @@
 //! Signalling shards: one thread each, which owns its sockets, its clock and one machine.
 //!
 //! `run.rs` is the loop, `queue.rs` the only way in from other threads, `command.rs` what may be
-//! asked, `stats.rs` what is counted, `tap.rs` the copying of messages to watchers.
+//! asked, `stats.rs` what is counted.
 
 pub mod command;
 pub mod queue;
 pub mod run;
 pub mod stats;
-pub mod tap;
 
 use std::time::{Duration, Instant};
 

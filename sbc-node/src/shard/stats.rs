@@ -98,6 +98,8 @@ cells! {
     Counter resolve_full = "sbc_resolve_refused";
     /// Turns of the run loop.
     Counter turns = "sbc_shard_turns";
-    /// Messages copied to watchers that were too slow.
-    Counter tap_missed = "sbc_trace_missed_messages";
+    /// Replicated writes that the store refused.
+    Counter store_full = "sbc_store_refused_writes";
+    /// Work inside the core in microseconds.
+    Counter busy_us = "sbc_shard_busy_microseconds";
 }

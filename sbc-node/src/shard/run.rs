@@ -1,0 +1,685 @@
+//! The run loop of one shard: wait, take batches, feed the machine, send batches.
+//!
+//! ```text
+//! wait ─► sockets, queues ─► machine.handle ─► outputs ─► machine's timers ─► flush ─► wait
+//! ```
+//!
+//! Everything that arrives in one wake-up is handled before anything is sent, so that sends leave
+//! in batches too. Under load messages are left to gather for a moment: waking up per packet costs
+//! more than handling it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use sbc_core::core::{
+    Destination, Event, Input, Output, Record, ResolveError, ResolveId, ResolveQuery, SendError,
+    SendToken, StoreId,
+};
+use sbc_core::media::Anchor;
+use sbc_core::net::{ConnId, Flow, Interface, InterfaceId, Target, Transport};
+
+use super::command::Command;
+use super::queue::{Handle, Mailbox, Parcel};
+use super::stats::ShardStats;
+use super::{Machine, Settings};
+use crate::resolve::front::{Front, Step};
+use crate::resolve::{Answer, Request, Usable};
+use crate::transport::mmsg::{RecvBatch, SendBatch};
+use crate::transport::poller::{Interest, Poller, Ready};
+use crate::transport::tcp::{self, Tcp, TcpEvent};
+use crate::transport::udp::{Failure, UdpListener};
+use crate::transport::{self};
+
+/// Marks a poller token as a connection; the rest is its id.
+pub const CONN_TOKEN: u64 = 1 << 63;
+const UDP_TOKEN: u64 = 1 << 62;
+const TCP_TOKEN: u64 = 1 << 61;
+const WAKE_TOKEN: u64 = 0;
+/// Batches taken from one socket per wake-up.
+const BATCHES_MAX: usize = 8;
+/// Commands and handed-over messages taken per wake-up.
+const QUEUE_BUDGET: usize = 1_024;
+/// How long a stopping shard may take to send what is queued.
+const STOP_GRACE: Duration = Duration::from_millis(500);
+
+/// Takes what a shard tells the outside. Runs on the shard: it must not wait.
+pub trait Outside: Send {
+    fn event(&mut self, event: Event);
+    /// Starts a replicated write; false when it could not be queued.
+    fn store(&mut self, id: StoreId, wait: Option<Duration>, record: Record) -> bool;
+    /// Starts a lookup; false when it could not be queued.
+    fn resolve(&mut self, request: Request) -> bool;
+}
+
+/// What a shard is made of.
+pub struct Parts<M> {
+    pub index: usize,
+    pub machine: M,
+    pub anchor: Box<dyn Anchor>,
+    pub outside: Box<dyn Outside>,
+    pub mailbox: Mailbox<M>,
+    /// The queues of every shard, this one included.
+    pub shards: Vec<Handle<M>>,
+    pub interfaces: Arc<[Interface]>,
+    pub settings: Settings,
+    pub transport: transport::Settings,
+    pub stats: Arc<ShardStats>,
+    /// Seeds the choice among DNS records.
+    pub seed: u64,
+}
+
+/// A shard and its sockets.
+pub struct Shard<M: Machine> {
+    index: usize,
+    machine: M,
+    anchor: Box<dyn Anchor>,
+    outside: Box<dyn Outside>,
+    mailbox: Mailbox<M>,
+    shards: Vec<Handle<M>>,
+    interfaces: Arc<[Interface]>,
+    settings: Settings,
+    transport: transport::Settings,
+    stats: Arc<ShardStats>,
+    poller: Poller,
+    udp: Vec<Option<UdpListener>>,
+    tcp: Tcp,
+    /// The TCP listeners that are open: address, number in `tcp`.
+    tcp_listeners: Vec<(InterfaceId, SocketAddr, usize)>,
+    front: Front,
+    recv: RecvBatch,
+    send: SendBatch,
+    failures: Vec<Failure>,
+    /// Received in this wake-up and not yet handled.
+    inbox: Vec<(Flow, Bytes)>,
+    /// Shards that were given something in this wake-up.
+    to_wake: u64,
+    pace: Pace,
+    stopping: Option<Instant>,
+}
+
+impl<M: Machine> Shard<M> {
+    /// Opens the sockets.
+    ///
+    /// # Errors
+    /// When an address cannot be bound.
+    pub fn new(parts: Parts<M>) -> io::Result<Shard<M>> {
+        let poller = Poller::new()?;
+        poller.add(&parts.mailbox, WAKE_TOKEN, Interest::READ)?;
+        let mut shard = Shard {
+            index: parts.index,
+            machine: parts.machine,
+            anchor: parts.anchor,
+            outside: parts.outside,
+            mailbox: parts.mailbox,
+            shards: parts.shards,
+            interfaces: Arc::from([]),
+            pace: Pace::new(&parts.settings),
+            settings: parts.settings,
+            tcp: Tcp::new(parts.index, parts.transport.clone()),
+            transport: parts.transport,
+            stats: parts.stats,
+            poller,
+            udp: Vec::new(),
+            tcp_listeners: Vec::new(),
+            front: Front::new(parts.seed),
+            recv: RecvBatch::default(),
+            send: SendBatch::default(),
+            failures: Vec::new(),
+            inbox: Vec::new(),
+            to_wake: 0,
+            stopping: None,
+        };
+        shard.listen(parts.interfaces)?;
+        Ok(shard)
+    }
+
+    /// Where each listener is bound; ports that were 0 are the system's choice.
+    pub fn locals(&self) -> Vec<(InterfaceId, Transport, SocketAddr)> {
+        let udp = self.udp.iter().flatten();
+        let udp = udp.map(|u| (u.interface(), Transport::Udp, u.local()));
+        let tcp = self.tcp_listeners.iter().map(|(id, local, _)| (*id, Transport::Tcp, *local));
+        udp.chain(tcp).collect()
+    }
+
+    /// Runs until [`Command::Stop`].
+    ///
+    /// # Errors
+    /// When the poller itself fails.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut ready = Vec::new();
+        loop {
+            let timeout = self.timeout(Instant::now());
+            self.poller.wait(timeout, &mut ready)?;
+            self.stats.turns.add(1);
+            if let Some(pause) = self.pace.pause(Instant::now(), !ready.is_empty()) {
+                std::thread::sleep(pause);
+            }
+            let now = Instant::now();
+            self.take(&ready, now);
+            self.settle(now);
+            let busy = now.elapsed().as_micros();
+            self.stats.busy_us.add(u64::try_from(busy).unwrap_or(0));
+            if let Some(since) = self.stopping
+                && (self.sent() || now.saturating_duration_since(since) > STOP_GRACE)
+            {
+                self.tcp.close_all(&self.stats);
+                return Ok(());
+            }
+        }
+    }
+
+    fn timeout(&self, now: Instant) -> Option<Duration> {
+        let stop = self.stopping.map(|_| now + Duration::from_millis(10));
+        let next = [self.machine.deadline(), self.tcp.deadline(), stop].into_iter().flatten().min();
+        next.map(|at| at.saturating_duration_since(now))
+    }
+
+    fn sent(&self) -> bool {
+        self.tcp.idle() && self.udp.iter().flatten().all(|u| u.queued() == 0)
+    }
+
+    /// Everything that is ready, once.
+    fn take(&mut self, ready: &[Ready], now: Instant) {
+        for event in ready {
+            let flags = (event.read, event.write, event.error);
+            if event.token & CONN_TOKEN != 0 {
+                let conn = tcp::token_conn(event.token);
+                self.tcp.ready(conn, flags, now, &self.poller, &self.stats);
+                self.take_tcp(now);
+            } else if event.token & UDP_TOKEN != 0 {
+                let index = usize::try_from(event.token & !UDP_TOKEN).unwrap_or(usize::MAX);
+                self.take_udp(index, *event, now);
+            } else if event.token & TCP_TOKEN != 0 {
+                let index = usize::try_from(event.token & !TCP_TOKEN).unwrap_or(usize::MAX);
+                self.tcp.accept(index, now, &self.poller, &self.stats);
+            } else {
+                self.take_queues(now);
+            }
+        }
+    }
+
+    fn take_udp(&mut self, index: usize, event: Ready, now: Instant) {
+        let Some(socket) = self.udp.get_mut(index).and_then(Option::as_mut) else { return };
+        if event.error {
+            let count = socket.drain_errors(&mut self.recv, &mut self.failures);
+            self.stats.icmp_errors.add(count);
+        }
+        if event.write && socket.blocked {
+            socket.blocked = false;
+            watch_udp(&self.poller, socket, index);
+        }
+        let (stats, inbox) = (&self.stats, &mut self.inbox);
+        for _ in 0..BATCHES_MAX {
+            let taken = socket.receive(&mut self.recv, |flow, data| {
+                stats.udp_in_bytes.add(u64::try_from(data.len()).unwrap_or(0));
+                if is_keepalive(data) {
+                    stats.keepalives.add(1);
+                } else {
+                    inbox.push((flow, Bytes::copy_from_slice(data)));
+                }
+            });
+            match taken {
+                Ok((count, dropped)) => {
+                    stats.udp_in.add(u64::try_from(count).unwrap_or(0));
+                    stats.udp_kernel_drops.add(u64::from(dropped));
+                    if count < crate::transport::mmsg::BATCH {
+                        break;
+                    }
+                }
+                // An ICMP error that is pending on the socket; its details are on the queue.
+                Err(_) => {
+                    let count = socket.drain_errors(&mut self.recv, &mut self.failures);
+                    stats.icmp_errors.add(count);
+                }
+            }
+        }
+        let mut inbox = std::mem::take(&mut self.inbox);
+        for (flow, data) in inbox.drain(..) {
+            self.received(flow, data, now);
+        }
+        self.inbox = inbox;
+    }
+
+    fn take_tcp(&mut self, now: Instant) {
+        while let Some(event) = self.tcp.next_event() {
+            match event {
+                TcpEvent::Message { flow, data } => self.received(flow, data, now),
+                TcpEvent::SendFailed { token, error } => self.send_failed(token, error, now),
+                TcpEvent::Closed { conn, users } => self.conn_closed(conn, users, now),
+            }
+        }
+    }
+
+    fn take_queues(&mut self, now: Instant) {
+        self.mailbox.open();
+        for _ in 0..QUEUE_BUDGET {
+            let Some(command) = self.mailbox.next_command() else { break };
+            self.command(command, now);
+        }
+        let mut left = QUEUE_BUDGET;
+        while left > 0
+            && let Some(parcel) = self.mailbox.next_parcel()
+        {
+            left -= 1;
+            match parcel {
+                Parcel::Received { flow, data } => {
+                    self.feed(Input::Message { flow, data }, now);
+                }
+                Parcel::Transmit { flow, data, token, from } => {
+                    self.transmit_for(flow, data, token, usize::from(from));
+                }
+            }
+        }
+        if left == 0 {
+            self.mailbox.again();
+        }
+    }
+
+    fn command(&mut self, command: Command<M>, now: Instant) {
+        match command {
+            Command::Input(input) => self.feed(input, now),
+            Command::Resolved(answer) => self.resolved(answer, now),
+            Command::Job(job) => {
+                job(&mut self.machine, now, &mut *self.anchor);
+                self.drain(now);
+            }
+            Command::Listeners(interfaces) => {
+                if let Err(error) = self.listen(interfaces) {
+                    tracing::error!(shard = self.index, %error, "cannot open a listener");
+                }
+            }
+            Command::Stop => self.stopping = Some(now),
+        }
+    }
+
+    /// A message off the wire: to its own shard.
+    fn received(&mut self, flow: Flow, data: Bytes, now: Instant) {
+        let owner = match self.shards.len() {
+            0 | 1 => self.index,
+            count => M::owner(&data, count).unwrap_or(self.index),
+        };
+        if owner == self.index {
+            return self.feed(Input::Message { flow, data }, now);
+        }
+        if let Some(conn) = flow.conn {
+            self.tcp.used_by(conn, owner);
+        }
+        let Some(handle) = self.shards.get(owner) else { return };
+        match handle.parcel(Parcel::Received { flow, data }) {
+            Ok(()) => {
+                self.stats.handed_over.add(1);
+                self.to_wake |= 1 << owner;
+            }
+            Err(Parcel::Received { flow, data }) => {
+                self.stats.handover_full.add(1);
+                if let Some(answer) = M::overloaded(&data) {
+                    self.transmit(Destination::Flow(flow), answer, None, now);
+                }
+            }
+            Err(Parcel::Transmit { .. }) => {}
+        }
+    }
+
+    fn feed(&mut self, input: Input, now: Instant) {
+        self.machine.handle(now, input, &mut *self.anchor);
+        self.drain(now);
+    }
+
+    fn drain(&mut self, now: Instant) {
+        while let Some(output) = self.machine.poll() {
+            match output {
+                Output::Transmit { dest, data, token } => self.transmit(dest, data, token, now),
+                Output::Resolve { id, query } => self.resolve(id, &query, now),
+                Output::Store { id, wait, record } => {
+                    if !self.outside.store(id, wait, record) {
+                        self.stats.store_full.add(1);
+                        if wait.is_some() {
+                            let input = Input::Stored { id, protected: false };
+                            self.machine.handle(now, input, &mut *self.anchor);
+                        }
+                    }
+                }
+                Output::Event(event) => self.outside.event(event),
+            }
+        }
+    }
+
+    fn transmit(
+        &mut self,
+        dest: Destination,
+        data: Bytes,
+        token: Option<SendToken>,
+        now: Instant,
+    ) {
+        let result = match dest {
+            Destination::Flow(flow) => match flow.conn {
+                None => self.send_udp(flow.interface, flow.local, flow.remote, data, token),
+                Some(conn) => self.send_conn(conn, flow, data, token),
+            },
+            Destination::Target { interface, target } => {
+                self.send_target(interface, target, data, token, now)
+            }
+        };
+        if let Err(error) = result {
+            self.stats.unroutable.add(1);
+            if let Some(token) = token {
+                // Heard after what is being handled now, as if the network had said it.
+                self.failures.push((token, error));
+            }
+        }
+    }
+
+    fn send_udp(
+        &mut self,
+        interface: InterfaceId,
+        local: SocketAddr,
+        remote: SocketAddr,
+        data: Bytes,
+        token: Option<SendToken>,
+    ) -> Result<(), SendError> {
+        let listeners = self.udp.iter_mut().flatten();
+        let mut ours = listeners.filter(|u| u.interface() == interface && u.local() == local);
+        let socket = ours.next().ok_or(SendError::Unreachable)?;
+        if socket.send(remote, data, token) {
+            Ok(())
+        } else {
+            self.stats.udp_queue_full.add(1);
+            Err(SendError::Full)
+        }
+    }
+
+    fn send_conn(
+        &mut self,
+        conn: ConnId,
+        flow: Flow,
+        data: Bytes,
+        token: Option<SendToken>,
+    ) -> Result<(), SendError> {
+        let owner = tcp::owner(conn);
+        if owner == self.index {
+            return self.tcp.send(conn, data, token, owner);
+        }
+        let handle = self.shards.get(owner).ok_or(SendError::Closed)?;
+        let from = u8::try_from(self.index).unwrap_or(u8::MAX);
+        match handle.parcel(Parcel::Transmit { flow, data, token, from }) {
+            Ok(()) => {
+                self.to_wake |= 1 << owner;
+                Ok(())
+            }
+            Err(_) => {
+                self.stats.handover_full.add(1);
+                Err(SendError::Full)
+            }
+        }
+    }
+
+    fn send_target(
+        &mut self,
+        interface: InterfaceId,
+        target: Target,
+        data: Bytes,
+        token: Option<SendToken>,
+        now: Instant,
+    ) -> Result<(), SendError> {
+        let remote = target.addr;
+        match target.transport {
+            Transport::Udp => {
+                let mut listeners = self.udp.iter().flatten();
+                let fits = |u: &&UdpListener| {
+                    u.interface() == interface && u.local().is_ipv4() == remote.is_ipv4()
+                };
+                let local = listeners.find(fits).map(UdpListener::local);
+                let local = local.ok_or(SendError::Unreachable)?;
+                self.send_udp(interface, local, remote, data, token)
+            }
+            Transport::Tcp => {
+                let conn = match self.tcp.find(interface, remote) {
+                    Some(conn) => conn,
+                    None => {
+                        let fits = |(id, local, _): &&(InterfaceId, SocketAddr, usize)| {
+                            *id == interface && local.is_ipv4() == remote.is_ipv4()
+                        };
+                        let local = self.tcp_listeners.iter().find(fits).map(|(_, l, _)| *l);
+                        let local = local.ok_or(SendError::Unreachable)?;
+                        let conn =
+                            self.tcp.open(interface, local, remote, now, &self.poller, &self.stats)?;
+                        self.stats.opened.add(1);
+                        conn
+                    }
+                };
+                self.tcp.send(conn, data, token, self.index)
+            }
+            Transport::Tls | Transport::Ws | Transport::Wss => Err(SendError::Unreachable),
+        }
+    }
+
+    /// Another shard sends on a connection of ours.
+    fn transmit_for(&mut self, flow: Flow, data: Bytes, token: Option<SendToken>, from: usize) {
+        let Some(conn) = flow.conn else { return };
+        if let Err(error) = self.tcp.send(conn, data, token, from) {
+            self.stats.unroutable.add(1);
+            if let (Some(token), Some(handle)) = (token, self.shards.get(from)) {
+                // A shard whose control queue is full lets its transaction time out instead.
+                let _ = handle.command(Command::Input(Input::SendFailed { token, error }));
+            }
+        }
+    }
+
+    fn send_failed(&mut self, token: SendToken, error: SendError, now: Instant) {
+        self.feed(Input::SendFailed { token, error }, now);
+    }
+
+    fn conn_closed(&mut self, conn: ConnId, users: u64, now: Instant) {
+        for (index, handle) in self.shards.iter().enumerate() {
+            if index != self.index && users & (1 << (index & 63)) != 0 {
+                // As above: without the news its transactions time out.
+                let _ = handle.command(Command::Input(Input::ConnClosed { conn }));
+            }
+        }
+        self.feed(Input::ConnClosed { conn }, now);
+    }
+
+    fn resolve(&mut self, id: ResolveId, query: &ResolveQuery, now: Instant) {
+        let interface = self.interfaces.iter().find(|i| i.id == query.interface);
+        let usable = interface.map(Usable::of).unwrap_or_default();
+        match self.front.query(now, id, query, usable) {
+            Step::Ready(result) => {
+                self.stats.resolve_hits.add(1);
+                // drain() is running: the outputs of this input are polled by the same loop.
+                self.machine.handle(now, Input::Resolved { id, result }, &mut *self.anchor);
+            }
+            Step::Wait => {}
+            Step::Ask(key) => {
+                self.stats.resolve_misses.add(1);
+                let request = Request { shard: self.index, key };
+                if !self.outside.resolve(request.clone()) {
+                    for id in self.front.refused(&request.key) {
+                        self.refuse_resolution(id, now);
+                    }
+                }
+            }
+            Step::Full => self.refuse_resolution(id, now),
+        }
+    }
+
+    fn refuse_resolution(&mut self, id: ResolveId, now: Instant) {
+        self.stats.resolve_full.add(1);
+        let input = Input::Resolved { id, result: Err(ResolveError::Timeout) };
+        self.machine.handle(now, input, &mut *self.anchor);
+    }
+
+    fn resolved(&mut self, answer: Answer, now: Instant) {
+        for (id, result) in self.front.answered(now, answer) {
+            self.feed(Input::Resolved { id, result }, now);
+        }
+    }
+
+    /// Timers, time-outs and everything queued: the end of a wake-up.
+    fn settle(&mut self, now: Instant) {
+        self.tcp.sweep(now, &self.stats);
+        if self.machine.deadline().is_some_and(|at| at <= now) {
+            self.feed(Input::Tick, now);
+        }
+        // What a failed send makes the machine send is flushed as well, a bounded number of times.
+        for _ in 0..4 {
+            self.flush(now);
+            self.take_tcp(now);
+            if self.failures.is_empty() {
+                break;
+            }
+            for (token, error) in std::mem::take(&mut self.failures) {
+                self.send_failed(token, error, now);
+            }
+        }
+        while self.to_wake != 0 {
+            let index = self.to_wake.trailing_zeros();
+            self.to_wake &= self.to_wake - 1;
+            if let Some(handle) = self.shards.get(usize::try_from(index).unwrap_or(usize::MAX)) {
+                handle.wake();
+            }
+        }
+    }
+
+    fn flush(&mut self, now: Instant) {
+        for (index, slot) in self.udp.iter_mut().enumerate() {
+            let Some(socket) = slot else { continue };
+            if socket.queued() == 0 {
+                continue;
+            }
+            let was_blocked = socket.blocked;
+            let done = socket.flush(&mut self.send, &mut self.failures);
+            self.stats.udp_out.add(done.datagrams);
+            self.stats.udp_out_bytes.add(done.bytes);
+            self.stats.udp_errors.add(done.errors);
+            if was_blocked != socket.blocked {
+                watch_udp(&self.poller, socket, index);
+            }
+        }
+        self.tcp.flush(now, &self.poller, &self.stats);
+    }
+
+    /// Opens listeners that are new in `interfaces`, closes those that are gone.
+    fn listen(&mut self, interfaces: Arc<[Interface]>) -> io::Result<()> {
+        let wanted = |id: InterfaceId, transport: Transport, local: SocketAddr| {
+            let interface = interfaces.iter().find(|i| i.id == id);
+            interface.is_some_and(|i| {
+                i.listeners.iter().any(|l| l.transport == transport && same(l.local, local))
+            })
+        };
+        for slot in &mut self.udp {
+            if slot.as_ref().is_some_and(|u| !wanted(u.interface(), Transport::Udp, u.local())) {
+                *slot = None;
+            }
+        }
+        let (keep, close): (Vec<_>, Vec<_>) = std::mem::take(&mut self.tcp_listeners)
+            .into_iter()
+            .partition(|(id, local, _)| wanted(*id, Transport::Tcp, *local));
+        self.tcp_listeners = keep;
+        for (_, _, index) in close {
+            self.tcp.unlisten(index);
+        }
+        for interface in interfaces.iter() {
+            for listener in &interface.listeners {
+                self.open(interface.id, listener.transport, listener.local)?;
+            }
+        }
+        self.interfaces = interfaces;
+        Ok(())
+    }
+
+    fn open(&mut self, id: InterfaceId, transport: Transport, local: SocketAddr) -> io::Result<()> {
+        match transport {
+            Transport::Udp => {
+                let mut open = self.udp.iter().flatten();
+                if open.any(|u| u.interface() == id && same(local, u.local())) {
+                    return Ok(());
+                }
+                let socket = UdpListener::bind(id, local, &self.transport)?;
+                let index = self.udp.len();
+                self.poller.add(&socket, udp_token(index), Interest::READ)?;
+                self.udp.push(Some(socket));
+            }
+            Transport::Tcp => {
+                let mut open = self.tcp_listeners.iter();
+                if open.any(|(i, bound, _)| *i == id && same(local, *bound)) {
+                    return Ok(());
+                }
+                let (bound, index) = self.tcp.listen(id, local)?;
+                let token = TCP_TOKEN | u64::try_from(index).unwrap_or(0);
+                self.tcp.watch(index, &self.poller, token)?;
+                self.tcp_listeners.push((id, bound, index));
+            }
+            Transport::Tls | Transport::Ws | Transport::Wss => {
+                return Err(io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    format!("no listener for {transport} yet"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// How the loop runs, for tests and status.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+}
+
+/// Whether `bound` is what `configured` became; port 0 matches any.
+fn same(configured: SocketAddr, bound: SocketAddr) -> bool {
+    configured == bound || (configured.port() == 0 && configured.ip() == bound.ip())
+}
+
+fn udp_token(index: usize) -> u64 {
+    UDP_TOKEN | u64::try_from(index).unwrap_or(0)
+}
+
+fn watch_udp(poller: &Poller, socket: &UdpListener, index: usize) {
+    let interest = Interest { read: true, write: socket.blocked };
+    if let Err(error) = poller.modify(socket, udp_token(index), interest) {
+        tracing::error!(%error, "cannot watch a socket");
+    }
+}
+
+/// A datagram of nothing but CR, LF, NUL or blanks: how clients keep a NAT binding open.
+fn is_keepalive(data: &[u8]) -> bool {
+    data.len() <= 16 && data.iter().all(|b| matches!(b, b'\r' | b'\n' | 0 | b' '))
+}
+
+/// Decides when arriving messages may gather.
+struct Pace {
+    gather: Duration,
+    /// Wake-ups closer together than this are load.
+    close: Duration,
+    last: Option<Instant>,
+    /// Moving average of the time between wake-ups, in nanoseconds.
+    between_ns: u64,
+}
+
+impl Pace {
+    fn new(settings: &Settings) -> Pace {
+        let per_second = settings.gather_above.max(1);
+        Pace {
+            gather: settings.gather,
+            close: Duration::from_secs(1) / per_second,
+            last: None,
+            between_ns: 1_000_000_000,
+        }
+    }
+
+    /// How long to wait before taking what woke us up.
+    fn pause(&mut self, now: Instant, woken: bool) -> Option<Duration> {
+        if self.gather.is_zero() || !woken {
+            return None;
+        }
+        let since = self.last.map_or(Duration::from_secs(1), |at| now.duration_since(at));
+        let since_ns = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX).min(1_000_000_000);
+        self.between_ns = self.between_ns - self.between_ns / 16 + since_ns / 16;
+        self.last = Some(now);
+        let busy = u128::from(self.between_ns) < self.close.as_nanos();
+        busy.then_some(self.gather)
+    }
+}
