@@ -6,4 +6,5 @@ pub mod floating;
 pub mod resolve;
 pub mod shard;
 pub mod store;
+pub mod telemetry;
 pub mod transport;

@@ -101,8 +101,7 @@ pub async fn lookup(client: &TokioResolver, key: Key) -> Answer {
     let mut search = Search { client, key: &key, ttl: Duration::MAX, timed_out: false };
     let candidates = search.run().await;
     let (result, ttl) = if candidates.is_empty() {
-        let error =
-            if search.timed_out { ResolveError::Timeout } else { ResolveError::NotFound };
+        let error = if search.timed_out { ResolveError::Timeout } else { ResolveError::NotFound };
         let most = if search.timed_out { TIMEOUT_TTL } else { NEGATIVE_TTL };
         (Err(error), search.ttl.min(most))
     } else {

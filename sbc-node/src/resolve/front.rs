@@ -221,7 +221,8 @@ mod tests {
         let mut front = Front::new(1);
         let usable = UDP4.with(Transport::Udp, false);
         let now = Instant::now();
-        for (host, addr) in [("192.0.2.1", "192.0.2.1:5060"), ("[2001:db8::1]", "[2001:db8::1]:5060")]
+        for (host, addr) in
+            [("192.0.2.1", "192.0.2.1:5060"), ("[2001:db8::1]", "[2001:db8::1]:5060")]
         {
             let target = Target { transport: Transport::Udp, addr: addr.parse().unwrap() };
             let step = front.query(now, ResolveId(1), &query(host), usable);

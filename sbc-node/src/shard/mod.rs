@@ -4,6 +4,7 @@
 //! asked, `stats.rs` what is counted.
 
 pub mod command;
+pub mod commit;
 pub mod queue;
 pub mod run;
 pub mod stats;

@@ -72,8 +72,7 @@ pub fn mailbox_with<M>(control: usize, messages: usize) -> io::Result<(Handle<M>
     let shared = Arc::new(Shared { waker: Waker::new()?, awake: AtomicBool::new(false) });
     let (control_tx, control_rx) = sync_channel(control);
     let (messages_tx, messages_rx) = sync_channel(messages);
-    let handle =
-        Handle { control: control_tx, messages: messages_tx, shared: Arc::clone(&shared) };
+    let handle = Handle { control: control_tx, messages: messages_tx, shared: Arc::clone(&shared) };
     Ok((handle, Mailbox { control: control_rx, messages: messages_rx, shared }))
 }
 

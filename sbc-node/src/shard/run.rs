@@ -58,7 +58,7 @@ pub trait Outside: Send {
 pub struct Parts<M> {
     pub index: usize,
     pub machine: M,
-    pub anchor: Box<dyn Anchor>,
+    pub anchor: Box<dyn Anchor + Send>,
     pub outside: Box<dyn Outside>,
     pub mailbox: Mailbox<M>,
     /// The queues of every shard, this one included.
@@ -75,7 +75,7 @@ pub struct Parts<M> {
 pub struct Shard<M: Machine> {
     index: usize,
     machine: M,
-    anchor: Box<dyn Anchor>,
+    anchor: Box<dyn Anchor + Send>,
     outside: Box<dyn Outside>,
     mailbox: Mailbox<M>,
     shards: Vec<Handle<M>>,
@@ -335,7 +335,7 @@ impl<M: Machine> Shard<M> {
                 Output::Resolve { id, query } => self.resolve(id, &query, now),
                 Output::Store { id, wait, record } => {
                     if !self.outside.store(id, wait, record) {
-                        self.stats.store_full.add(1);
+                        self.stats.unstored.add(1);
                         if wait.is_some() {
                             let input = Input::Stored { id, protected: false };
                             self.machine.handle(now, input, &mut *self.anchor);
@@ -347,13 +347,7 @@ impl<M: Machine> Shard<M> {
         }
     }
 
-    fn transmit(
-        &mut self,
-        dest: Destination,
-        data: Bytes,
-        token: Option<SendToken>,
-        now: Instant,
-    ) {
+    fn transmit(&mut self, dest: Destination, data: Bytes, token: Option<SendToken>, now: Instant) {
         let result = match dest {
             Destination::Flow(flow) => match flow.conn {
                 None => self.send_udp(flow.interface, flow.local, flow.remote, data, token),
@@ -444,8 +438,14 @@ impl<M: Machine> Shard<M> {
                         };
                         let local = self.tcp_listeners.iter().find(fits).map(|(_, l, _)| *l);
                         let local = local.ok_or(SendError::Unreachable)?;
-                        let conn =
-                            self.tcp.open(interface, local, remote, now, &self.poller, &self.stats)?;
+                        let conn = self.tcp.open(
+                            interface,
+                            local,
+                            remote,
+                            now,
+                            &self.poller,
+                            &self.stats,
+                        )?;
                         self.stats.opened.add(1);
                         conn
                     }

@@ -98,8 +98,8 @@ cells! {
     Counter resolve_full = "sbc_resolve_refused";
     /// Turns of the run loop.
     Counter turns = "sbc_shard_turns";
-    /// Replicated writes that the store refused.
-    Counter store_full = "sbc_store_refused_writes";
+    /// Replicated writes that no store took.
+    Counter unstored = "sbc_store_refused_writes";
     /// Work inside the core in microseconds.
     Counter busy_us = "sbc_shard_busy_microseconds";
 }

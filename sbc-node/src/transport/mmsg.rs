@@ -29,6 +29,10 @@ pub struct RecvBatch {
     headers: Box<[libc::mmsghdr]>,
 }
 
+// SAFETY: the raw pointers in `headers` and `iovecs` are written by `aim` right before each system
+// call and never used outside of it; nothing is tied to a thread.
+unsafe impl Send for RecvBatch {}
+
 /// One datagram of a batch.
 #[derive(Debug)]
 pub struct Datagram<'a> {
@@ -60,11 +64,7 @@ impl RecvBatch {
     ///
     /// # Errors
     /// What the system says, except that it would block.
-    pub fn receive(
-        &mut self,
-        fd: RawFd,
-        mut each: impl FnMut(Datagram<'_>),
-    ) -> io::Result<usize> {
+    pub fn receive(&mut self, fd: RawFd, mut each: impl FnMut(Datagram<'_>)) -> io::Result<usize> {
         self.aim();
         // SAFETY: every header points into buffers of `self` that live through the call.
         let count = unsafe {
@@ -124,8 +124,7 @@ impl RecvBatch {
         self.aim();
         let header = &mut self.headers.first_mut()?.msg_hdr;
         // SAFETY: the header points into buffers of `self` that live through the call.
-        let length =
-            unsafe { libc::recvmsg(fd, header, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT) };
+        let length = unsafe { libc::recvmsg(fd, header, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT) };
         let length = usize::try_from(length).ok()?;
         let errno = extended_error(header).unwrap_or(libc::EHOSTUNREACH);
         let to = from_storage(self.names.first()?)?;
@@ -139,6 +138,9 @@ pub struct SendBatch {
     iovecs: Box<[libc::iovec]>,
     headers: Box<[libc::mmsghdr]>,
 }
+
+// SAFETY: as for `RecvBatch`: `send` writes every pointer that its system call follows.
+unsafe impl Send for SendBatch {}
 
 impl Default for SendBatch {
     fn default() -> Self {
@@ -268,8 +270,7 @@ fn overflow(header: &libc::msghdr) -> Option<u32> {
 }
 
 fn extended_error(header: &libc::msghdr) -> Option<i32> {
-    let kinds =
-        [(libc::IPPROTO_IP, libc::IP_RECVERR), (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)];
+    let kinds = [(libc::IPPROTO_IP, libc::IP_RECVERR), (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)];
     let error: libc::sock_extended_err = control(header, &kinds)?;
     i32::try_from(error.ee_errno).ok()
 }

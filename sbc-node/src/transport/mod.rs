@@ -12,6 +12,7 @@ pub mod udp;
 use std::time::Duration;
 
 use sbc_core::core::SendError;
+use sbc_core::sip::Limits;
 
 /// Limits and options of the sockets of one shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,8 +37,8 @@ pub struct Settings {
     pub connections_per_source_max: usize,
     /// Bytes that may wait on one connection.
     pub write_queue_bytes_max: usize,
-    /// Largest SIP message on a stream, header and body.
-    pub message_bytes_max: usize,
+    /// Largest SIP message on a stream.
+    pub limits: Limits,
 }
 
 impl Default for Settings {
@@ -52,7 +53,7 @@ impl Default for Settings {
             connections_max: 20_000,
             connections_per_source_max: 256,
             write_queue_bytes_max: 1 << 20,
-            message_bytes_max: 65_535,
+            limits: Limits::default(),
         }
     }
 }

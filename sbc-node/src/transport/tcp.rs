@@ -13,7 +13,8 @@ use bytes::Bytes;
 use hashbrown::HashMap;
 use sbc_core::core::{SendError, SendToken};
 use sbc_core::net::{ConnId, Flow, InterfaceId, Transport};
-use sbc_core::sip::{Frame, Framer};
+
+use sbc_core::sip::{self, Frame, Framer, Limits, Message};
 use socket2::Socket;
 
 use super::poller::{Interest, Poller};
@@ -41,10 +42,19 @@ pub fn owner(conn: ConnId) -> usize {
 /// What the shard must hear of.
 #[derive(Debug)]
 pub enum TcpEvent {
-    Message { flow: Flow, data: Bytes },
-    SendFailed { token: SendToken, error: SendError },
+    Message {
+        flow: Flow,
+        data: Bytes,
+    },
+    SendFailed {
+        token: SendToken,
+        error: SendError,
+    },
     /// Also says which shards have used the connection (a bit each).
-    Closed { conn: ConnId, users: u64 },
+    Closed {
+        conn: ConnId,
+        users: u64,
+    },
 }
 
 struct Listener {
@@ -251,7 +261,7 @@ impl Tcp {
             socket,
             flow,
             state,
-            framer: Framer::new(self.settings.message_bytes_max),
+            framer: Framer::new(self.settings.limits),
             queue: VecDeque::new(),
             written: 0,
             queued_bytes: 0,
@@ -375,7 +385,7 @@ impl Tcp {
             conn.framer.push(self.buffer.get(..count).unwrap_or_default());
             let mut pongs = 0;
             loop {
-                match conn.framer.next_frame() {
+                match conn.framer.poll() {
                     Ok(Some(Frame::Message(data))) => {
                         stats.stream_in.add(1);
                         conn.half_since = None;
@@ -387,11 +397,15 @@ impl Tcp {
                     Err(error) => {
                         tracing::debug!(remote = %conn.flow.remote, %error, "bad framing");
                         stats.framing_errors.add(1);
+                        if let Some(answer) = refusal(conn, &self.settings.limits) {
+                            // The last word on this connection, if the peer still listens.
+                            let _ = conn.socket.write(&answer);
+                        }
                         return self.close(id, SendError::Closed, stats);
                     }
                 }
             }
-            let partial = conn.framer.buffered() > 0;
+            let partial = conn.framer.pending() > 0;
             conn.half_since = if partial { conn.half_since.or(Some(now)) } else { None };
             // Many pings at once are answered once: nothing that a peer sends is amplified.
             if pongs > 0 {
@@ -506,6 +520,16 @@ impl Conn {
             stats.stream_out.add(1);
         }
     }
+}
+
+/// What a peer hears before its connection is closed for bad framing: 400 or 513, when what came
+/// has enough of a Via to answer.
+fn refusal(conn: &mut Conn, limits: &Limits) -> Option<Bytes> {
+    let rest = conn.framer.rest();
+    let large = rest.len() > limits.head_bytes_max;
+    let request = sip::salvage(rest, limits).filter(Message::is_request)?;
+    let (status, reason) = if large { (513, "") } else { (400, "Bad Content-Length or framing") };
+    Some(sip::response(&request, status, reason, Some("framing"), Some(conn.flow.remote)).finish())
 }
 
 fn user_bit(shard: usize) -> u64 {

@@ -1,0 +1,25 @@
+//! The seam between a shard and the replicated state.
+//!
+//! A node without a cluster holds its calls in memory alone; what it would write is dropped, and
+//! who waits for a commit is told at once that there is none.
+
+use std::time::Duration;
+
+use sbc_core::core::{Record, StoreId};
+
+/// Takes replicated writes off the shards' hands. Called on a shard: it must not wait.
+pub trait Store: Send + Sync {
+    /// Starts a write; the outcome goes to shard `shard` as `Input::Stored` when `wait` is set.
+    /// False means that there will be none: the call goes on unprotected.
+    fn write(&self, shard: usize, id: StoreId, wait: Option<Duration>, record: Record) -> bool;
+}
+
+/// A node by itself: nothing is replicated.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Alone;
+
+impl Store for Alone {
+    fn write(&self, _: usize, _: StoreId, _: Option<Duration>, _: Record) -> bool {
+        false
+    }
+}

@@ -1,0 +1,11 @@
+//! What the node tells the outside: logs, metrics, call detail records, live traces.
+//!
+//! Nothing here is needed for a call to work, and nothing here makes a shard wait.
+
+pub mod cdr;
+pub mod http;
+pub mod log;
+pub mod metrics;
+pub mod outside;
+pub mod time;
+pub mod trace;

@@ -1,0 +1,49 @@
+//! The edge's side of what a shard tells: CDRs to the writer, ladders to the watchers, lookups to
+//! the resolver, records to the store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sbc_core::core::{Event, Record, StoreId};
+use tokio::sync::mpsc;
+
+use super::cdr::CdrSink;
+use super::metrics::CallMetrics;
+use super::trace::{TraceHub, Watched};
+use crate::resolve::Request;
+use crate::shard::run::Outside;
+use crate::shard::commit::Store;
+
+/// What one shard holds of the outside.
+pub struct ShardOutside {
+    pub shard: usize,
+    pub cdrs: CdrSink,
+    pub traces: TraceHub,
+    pub calls: Arc<CallMetrics>,
+    pub resolver: mpsc::Sender<Request>,
+    pub store: Arc<dyn Store>,
+}
+
+impl Outside for ShardOutside {
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Cdr(cdr) => {
+                self.calls.ended(&cdr);
+                if self.traces.watched() {
+                    self.traces.publish(Watched::Ended(cdr.call));
+                }
+                self.cdrs.push(cdr);
+            }
+            Event::Trace(trace) => self.traces.publish(Watched::Message(Arc::from(trace))),
+            Event::Drained => tracing::info!(shard = self.shard, "drained"),
+        }
+    }
+
+    fn store(&mut self, id: StoreId, wait: Option<Duration>, record: Record) -> bool {
+        self.store.write(self.shard, id, wait, record)
+    }
+
+    fn resolve(&mut self, request: Request) -> bool {
+        self.resolver.try_send(request).is_ok()
+    }
+}
