@@ -3,9 +3,10 @@
 use std::borrow::Cow;
 
 use super::message::{HeaderError, Message};
+use super::method::reason_phrase;
 use super::name::{HeaderName, Repeat};
-use super::uri::UriRef;
-use super::value::ValueError;
+use super::uri::Scheme;
+use super::value::{Contact, NameAddr, ValueError, Via};
 
 /// A refusal: the status and reason phrase to answer a request with. A response is dropped.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,43 +30,75 @@ impl From<HeaderError> for Reject {
 }
 
 /// Checks what every element must check (RFC 3261 §8.1.1, §8.2, §16.3): mandatory headers once
-/// and in their grammar, CSeq against the method, Request-URI, Content-Length against the body.
+/// and in their grammar, CSeq against the method, Request-URI, Content-Length against the body,
+/// addresses and numbers that a B2BUA acts on.
 ///
 /// # Errors
-/// [`Reject`] with 400, 416 or what the defect calls for.
+/// [`Reject`] with 400, or 416 for a Request-URI of a scheme that cannot be routed.
 pub fn validate(message: &Message) -> Result<(), Reject> {
+    for via in message.all::<Via<'_>>(HeaderName::Via) {
+        via?;
+    }
     message.via()?;
-    message.from()?.uri().map_err(|e| HeaderError::Bad(HeaderName::From, e))?;
-    message.to()?.uri().map_err(|e| HeaderError::Bad(HeaderName::To, e))?;
+    no_repeats(message)?;
+    address(HeaderName::From, &message.from()?)?;
+    address(HeaderName::To, &message.to()?)?;
     message.call_id()?;
     let cseq = message.cseq()?;
     if cseq.number >= 1 << 31 {
         return Err(HeaderError::Bad(HeaderName::CSeq, ValueError::Number).into());
     }
     message.max_forwards()?;
-    no_repeats(message)?;
-    match message.content_length()? {
-        Some(length) if length > message.bytes_after_head() as u64 => {
-            return Err(Reject::new(400, "Bad Request: body shorter than Content-Length"));
-        }
-        _ => {}
+    for name in NUMBERS {
+        message.number(name)?;
     }
-    if let Some(method) = message.method() {
-        if cseq.method != method.as_str() {
-            return Err(Reject::new(400, "Bad Request: CSeq method differs from request method"));
-        }
-        request_line(message)?;
+    if message.content_length()?.is_some_and(|length| length > message.bytes_after_head() as u64) {
+        return Err(Reject::new(400, "Bad Request: body shorter than Content-Length"));
     }
-    Ok(())
+    for name in ADDRESSES {
+        for value in message.all::<Contact<'_>>(name) {
+            match value? {
+                Contact::Addr(value) => address(name, &value)?,
+                Contact::Star => {}
+            }
+        }
+    }
+    match message.method() {
+        Some(method) if cseq.method != method.as_str() => {
+            Err(Reject::new(400, "Bad Request: CSeq method differs from request method"))
+        }
+        Some(_) => request_line(message),
+        None => Ok(()),
+    }
+}
+
+/// Headers of addresses that are followed: a bad one must not be found out in mid-call.
+const ADDRESSES: [HeaderName; 3] =
+    [HeaderName::Contact, HeaderName::RecordRoute, HeaderName::Route];
+
+/// Headers that are one number (RFC 3261 §25.1 `delta-seconds`).
+const NUMBERS: [HeaderName; 2] = [HeaderName::Expires, HeaderName::MinExpires];
+
+fn address(name: HeaderName, value: &NameAddr<'_>) -> Result<(), HeaderError> {
+    value.uri().map(|_| ()).map_err(|e| HeaderError::Bad(name, e))
 }
 
 fn request_line(message: &Message) -> Result<(), Reject> {
     if !message.start_is_well_formed() {
         return Err(Reject::new(400, "Bad Request: malformed request line"));
     }
-    UriRef::parse(message.request_uri_str())
-        .map(|_| ())
-        .map_err(|_| Reject::new(400, "Bad Request: malformed Request-URI"))
+    let Ok(uri) = message.request_uri() else {
+        return Err(Reject::new(400, "Bad Request: malformed Request-URI"));
+    };
+    if !uri.headers_str().is_empty() {
+        return Err(Reject::new(400, "Bad Request: headers in Request-URI"));
+    }
+    match uri.scheme() {
+        Scheme::Sip | Scheme::Sips | Scheme::Tel => Ok(()),
+        // Emergency and other services (RFC 5031).
+        Scheme::Other if uri.scheme_str().eq_ignore_ascii_case("urn") => Ok(()),
+        Scheme::Other => Err(Reject::new(416, reason_phrase(416))),
+    }
 }
 
 /// Headers that may stand only once: a second one is how values are smuggled past a check.

@@ -62,8 +62,19 @@ impl<'a> Via<'a> {
 /// An IPv4 address, or an IPv6 address with or without brackets.
 pub(crate) fn parse_ip(host: &str) -> Option<IpAddr> {
     match host.strip_prefix('[') {
-        Some(inner) => inner.strip_suffix(']')?.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
+        Some(inner) => parse_ipv6(inner.strip_suffix(']')?).map(IpAddr::V6),
         None => host.parse().ok(),
+    }
+}
+
+/// An IPv6 address; `:::` before an embedded IPv4 address is taken as `::`, since the grammar of
+/// RFC 3261 asks for it (RFC 5118 §4.10).
+fn parse_ipv6(text: &str) -> Option<Ipv6Addr> {
+    match text.split_once(":::") {
+        Some((head, tail)) if tail.contains('.') && !tail.contains(':') => {
+            format!("{head}::{tail}").parse().ok()
+        }
+        _ => text.parse().ok(),
     }
 }
 
@@ -83,7 +94,7 @@ impl<'a> Host<'a> {
             let close = memchr::memchr(b']', text.as_bytes()).ok_or(ValueError::Unclosed)?;
             let (host, rest) = text.split_at_checked(close + 1).ok_or(ValueError::Host)?;
             let inner = host.get(1..close).unwrap_or("");
-            inner.parse::<Ipv6Addr>().map_err(|_| ValueError::Host)?;
+            parse_ipv6(inner).ok_or(ValueError::Host)?;
             (host, trim(rest))
         } else {
             let end = memchr::memchr(b':', text.as_bytes()).unwrap_or(text.len());
@@ -131,7 +142,9 @@ impl<'a> FromValue<'a> for Via<'a> {
 fn spaced_protocol(text: &str) -> Result<&str, ValueError> {
     let (name, rest) = text.split_once('/').ok_or(ValueError::Syntax)?;
     let (version, rest) = rest.split_once('/').ok_or(ValueError::Syntax)?;
-    if trim(name).eq_ignore_ascii_case("SIP") && trim(version) == "2.0" {
+    // Another version is for the start line to refuse: a 505 must find its way back.
+    let version = trim(version).bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    if trim(name).eq_ignore_ascii_case("SIP") && version {
         Ok(rest.trim_ascii_start())
     } else {
         Err(ValueError::Syntax)
@@ -190,7 +203,7 @@ mod tests {
         for text in [
             "",
             "SIP/2.0/UDP",
-            "SIP/3.0/UDP h",
+            "SIP/x/UDP h",
             "HTTP/2.0/UDP h",
             "SIP/2.0/UDP h:70000",
             "SIP/2.0/UDP h:0",
