@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Every benchmark, each printing its own table with its method. Usage: bench.sh DIRECTORY-OF-THE-BINARIES
+# Peers (Kamailio, rtpengine) are measured in the same run where they are installed.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+DEPS_BENCH=1 tests/scripts/deps.sh
+export SBC_BIN
+SBC_BIN=$(realpath "$1")
+for bench in ${BENCHES:-sbc-core:message sbc-core:transaction sbc-core:routing sbc-core:guard \
+    media-anchor:relay media-anchor:kernel sbc-cluster:replication sbc-tests:signalling}; do
+    echo
+    echo "== $bench"
+    cargo bench -q -p "${bench%%:*}" --bench "${bench##*:}"
+done
