@@ -5,7 +5,7 @@ PROFILE ?= dist
 BIN := target/$(PROFILE)
 SEED ?=
 
-.PHONY: help deps build run test verify fix sim e2e fuzz bench install clean
+.PHONY: help deps build run test verify fix sim e2e soak fuzz bench install clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,10 @@ sim: deps ## many seeds of the cluster simulation (SEED=n replays one)
 
 e2e: deps ## only the end-to-end tests
 	@tests/scripts/test.sh e2e
+
+soak: deps ## 100,000 calls with losses, abandoned calls and malformed requests
+	cargo build --release -p sbc-node --bins
+	SBC_BIN=$(CURDIR)/target/release SOAK_CALLS=100000 SOAK_RATE=400 cargo test -p sbc-tests --test e2e soak -- --nocapture
 
 fuzz: deps ## a minute of each fuzz target (needs cargo-fuzz and a nightly toolchain)
 	@tests/scripts/fuzz.sh

@@ -9,10 +9,11 @@
 //! Prints one table. `ROUNDS`, `BENCH_SECONDS`, `RATES` in the environment change the run.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use sbc_tests::load::{cpu, delays, end, env, find, median, outcome, pinned, udp_bound};
 use sbc_tests::{binary, root, wait_for};
 
 struct Sut {
@@ -27,10 +28,6 @@ struct Row {
     failed: u64,
     p50_ms: f64,
     p99_ms: f64,
-}
-
-fn env(name: &str, default: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| default.to_owned())
 }
 
 fn main() {
@@ -72,24 +69,6 @@ fn main() {
             median(rows.iter().map(|r| r.p99_ms)),
         );
     }
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-fn pinned(core: u32, program: &str, args: &[&str], dir: &Path) -> Child {
-    Command::new("taskset")
-        .args(["-c", &core.to_string(), program])
-        .args(args)
-        .current_dir(dir)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap_or_else(|e| panic!("{program}: {e}"))
 }
 
 fn installed(program: &str) -> bool {
@@ -179,7 +158,7 @@ fn load(sut: &Sut, rate: u64, seconds: u64, dir: &Path) -> Row {
     let calls = rate * seconds;
     let uac_file = scenarios.join("uac-load.xml");
     let remote = format!("127.0.0.1:{}", sut.port);
-    let before = cpu(sut);
+    let before = cpu(&sut.processes);
     let begin = Instant::now();
     let mut uac = pinned(
         1,
@@ -222,7 +201,7 @@ fn load(sut: &Sut, rate: u64, seconds: u64, dir: &Path) -> Row {
     );
     let pid = uac.id();
     uac.wait().expect("sipp");
-    let spent = cpu(sut) - before;
+    let spent = cpu(&sut.processes) - before;
     eprintln!("  ({} calls in {:.1} s)", calls, begin.elapsed().as_secs_f64());
     end(&mut uas);
     let (done, failed) = outcome(&dir.join("stat.csv"));
@@ -230,85 +209,4 @@ fn load(sut: &Sut, rate: u64, seconds: u64, dir: &Path) -> Row {
     let (p50_ms, p99_ms) = delays(&find(dir, &rtt).unwrap_or_else(|| dir.join(rtt)));
     drop(std::fs::remove_file(dir.join("stat.csv")));
     Row { cpu_us: spent * 1e6 / done.max(1) as f64, done, failed, p50_ms, p99_ms }
-}
-
-/// SIPp puts its traces beside the scenario's base name.
-fn find(dir: &Path, suffix: &str) -> Option<PathBuf> {
-    for place in [dir.to_path_buf(), root().join("tests/scenarios")] {
-        let path = place.join(suffix);
-        if path.exists() {
-            return Some(path);
-        }
-    }
-    None
-}
-
-fn udp_bound(port: u16) -> bool {
-    let needle = format!(":{port:04X} ");
-    std::fs::read_to_string("/proc/net/udp").unwrap_or_default().contains(&needle)
-}
-
-fn end(child: &mut Child) {
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).expect("pid"));
-    // It may have ended by itself.
-    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
-    let limit = Instant::now() + Duration::from_secs(5);
-    while child.try_wait().expect("wait").is_none() {
-        if Instant::now() > limit {
-            drop(child.kill());
-            drop(child.wait());
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// Seconds of CPU of the process trees so far, ended children included.
-fn cpu(sut: &Sut) -> f64 {
-    let roots: Vec<u32> = sut.processes.iter().map(Child::id).collect();
-    let mut parents: BTreeMap<u32, (u32, u64)> = BTreeMap::new();
-    for entry in std::fs::read_dir("/proc").expect("proc").flatten() {
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
-        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
-        let Some((_, rest)) = stat.rsplit_once(')') else { continue };
-        let field: Vec<u64> = rest.split_whitespace().map(|f| f.parse().unwrap_or(0)).collect();
-        let ticks = field[11] + field[12] + field[13] + field[14];
-        parents.insert(pid, (u32::try_from(field[1]).unwrap_or(0), ticks));
-    }
-    let mut sum = 0;
-    for (&pid, &(_, ticks)) in &parents {
-        let mut at = pid;
-        while at > 1 && !roots.contains(&at) {
-            at = parents.get(&at).map_or(0, |p| p.0);
-        }
-        if roots.contains(&at) {
-            sum += ticks;
-        }
-    }
-    sum as f64 / 100.0
-}
-
-/// Successful and failed calls from SIPp's statistics.
-fn outcome(file: &Path) -> (u64, u64) {
-    let text = std::fs::read_to_string(file).unwrap_or_default();
-    let mut lines = text.lines();
-    let (Some(head), Some(last)) = (lines.next(), lines.last()) else { return (0, 0) };
-    let column = |name: &str| {
-        head.split(';')
-            .position(|h| h == name)
-            .and_then(|i| last.split(';').nth(i)?.parse().ok())
-            .unwrap_or(0)
-    };
-    (column("SuccessfulCall(C)"), column("FailedCall(C)"))
-}
-
-/// Median and 99th percentile of INVITE to 200, in milliseconds.
-fn delays(file: &Path) -> (f64, f64) {
-    let text = std::fs::read_to_string(file).unwrap_or_default();
-    drop(std::fs::remove_file(file));
-    let mut values: Vec<f64> =
-        text.lines().skip(1).filter_map(|l| l.split(';').nth(1)?.parse().ok()).collect();
-    values.sort_by(f64::total_cmp);
-    let at = |q: usize| values.get(values.len() * q / 100).copied().unwrap_or(f64::NAN);
-    (at(50), at(99))
 }

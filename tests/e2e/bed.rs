@@ -125,10 +125,23 @@ impl Bed {
 
     /// A SIPp caller on the outside, calling 1234 at the advertised address.
     pub(crate) fn caller(&self, scenario: &str, args: &str) -> Sipp {
+        self.caller_at(5060, "caller", scenario, args)
+    }
+
+    pub(crate) fn caller_at(&self, port: u16, name: &str, scenario: &str, args: &str) -> Sipp {
         let host = self.plan.host(self.plan.out);
         let to = self.plan.host(self.plan.advertised);
-        let args = format!("-i {host} -mi {host} -p 5060 -s 1234 {args} {to}:5060");
-        Sipp::start(&self.net.ns("out"), self.dir.path(), "caller", scenario, &args)
+        let args = format!("-i {host} -mi {host} -p {port} -s 1234 {args} {to}:5060");
+        Sipp::start(&self.net.ns("out"), self.dir.path(), name, scenario, &args)
+    }
+
+    /// Waits until no call and no media session is left.
+    pub(crate) fn wait_idle(&self, limit: Duration) {
+        sbc_tests::wait_for("the tables to be empty", limit, || {
+            let idle =
+                empty(&self.node().ctl("calls list")) && empty(&self.node().ctl("media list"));
+            idle.then_some(())
+        });
     }
 
     /// As [`Bed::callee`], with `@STATUS@` in the scenario replaced.
@@ -165,12 +178,8 @@ impl Bed {
 
     /// After all calls: no call, no media session is left. Then the node ends by itself.
     pub(crate) fn finish(mut self) {
+        self.wait_idle(Duration::from_secs(10));
         let node = self.node.take().expect("the node was stopped");
-        sbc_tests::wait_for("the tables to be empty", Duration::from_secs(10), || {
-            let calls = node.ctl("calls list");
-            let media = node.ctl("media list");
-            (empty(&calls) && empty(&media)).then_some(())
-        });
         node.stop();
     }
 }

@@ -5,3 +5,4 @@ mod basic;
 mod bed;
 mod features;
 mod phones;
+mod soak;

@@ -5,6 +5,7 @@
 
 pub mod baresip;
 pub mod capture;
+pub mod load;
 pub mod net;
 pub mod node;
 pub mod proc;
