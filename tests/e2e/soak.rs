@@ -54,8 +54,8 @@ fn soak_with_loss_abandoned_calls_and_malformed_requests() {
             move || malformed(&ns, &from, &to, share / 20)
         });
         // Under 5 % loss SIPp gives up on a few calls by itself; what matters is what stays behind.
-        drop(whole.end(limit));
-        drop(gone.end(limit));
+        whole.end(limit);
+        gone.end(limit);
         junk.join().expect("malformed requests");
         bed.wait_idle(Duration::from_secs(90));
         drop(callee);
