@@ -198,7 +198,8 @@ impl TransactionLayer {
             _ => {
                 self.stats.stray_responses += 1;
                 let ok = message.status().is_some_and(|s| s / 100 == 2);
-                if ok && method == "INVITE" && branch.is_some() && !misrouted {
+                let ours = method == "INVITE" && branch.is_some() && !misrouted;
+                if ok && ours && self.admit_stray_ok(now) {
                     self.tell(Event::StrayOk { flow, message });
                 }
             }

@@ -84,6 +84,9 @@ pub struct Config {
     pub max_servers: usize,
     /// Value of `Retry-After` in that 503, in seconds.
     pub retry_after_secs: u32,
+    /// Late 2xx told to the TU per second. Each costs an ACK and a BYE to wherever it says, so a
+    /// forger must not get many out of us.
+    pub stray_ok_per_sec: u32,
 }
 
 impl Default for Config {
@@ -93,6 +96,7 @@ impl Default for Config {
             max_clients: 200_000,
             max_servers: 200_000,
             retry_after_secs: 5,
+            stray_ok_per_sec: 20,
         }
     }
 }

@@ -3,7 +3,7 @@
 //! What a client transaction does is in `client.rs`, a server transaction in `server.rs`.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hashbrown::HashMap;
@@ -45,6 +45,8 @@ pub struct TransactionLayer {
     /// Requests outside dialogs that a merged one would equal.
     pub(super) originals: HashMap<Fingerprint, u32>,
     pub(super) stats: Stats,
+    /// Since when, and how many, late 2xx were told to the TU.
+    stray_ok: (Instant, u32),
     events: VecDeque<Event>,
     outputs: VecDeque<Output>,
 }
@@ -64,6 +66,7 @@ impl TransactionLayer {
             by_fingerprint: HashMap::new(),
             originals: HashMap::new(),
             stats: Stats::default(),
+            stray_ok: (now, 0),
             events: VecDeque::new(),
             outputs: VecDeque::new(),
         }
@@ -149,6 +152,16 @@ impl TransactionLayer {
             && self.wheel.is_empty()
             && self.events.is_empty()
             && self.outputs.is_empty()
+    }
+
+    /// Whether one more late 2xx may be told within this second.
+    pub(super) fn admit_stray_ok(&mut self, now: Instant) -> bool {
+        let (since, told) = &mut self.stray_ok;
+        if now.saturating_duration_since(*since) >= Duration::from_secs(1) {
+            (*since, *told) = (now, 0);
+        }
+        *told += 1;
+        *told <= self.config.stray_ok_per_sec
     }
 
     pub(super) fn tell(&mut self, event: Event) {

@@ -91,7 +91,8 @@ pub enum Event {
     /// A response of a client transaction: every provisional, the final one once, of an INVITE
     /// every 2xx (RFC 6026 §8.4). For non-2xx the ACK has been sent.
     Response { id: ClientId, owner: Owner, message: Message },
-    /// A 2xx to an INVITE of ours whose transaction has ended: ACK and BYE it.
+    /// A 2xx to an INVITE of ours whose transaction has ended: ACK and BYE it. A few per second
+    /// ([`Config::stray_ok_per_sec`](super::Config)), the rest is only counted.
     StrayOk { flow: Flow, message: Message },
     /// No final response came in time (timers B, F, or §9.1 after CANCEL). No other event follows.
     ClientTimeout { id: ClientId, owner: Owner },

@@ -372,3 +372,19 @@ fn a_shorter_timeout_fails_over_sooner() {
     assert!(matches!(last, Event::ClientTimeout { id: dead, .. } if *dead == id));
     assert!(!b.layer.is_client_alive(id));
 }
+
+#[test]
+fn a_flood_of_late_2xx_is_told_a_few_times_per_second() {
+    let mut b = Bench::with(Udp, Config { stray_ok_per_sec: 3, ..Config::default() });
+    b.request(Method::Invite, 0, Large::Udp);
+    b.run_dry();
+    b.ladder();
+    for _ in 0..10 {
+        b.answer(0, 200);
+    }
+    b.run_to(33_000);
+    b.answer(0, 200);
+    let told = ["32000 ! stray ok", "32000 ! stray ok", "32000 ! stray ok", "33000 ! stray ok"];
+    assert_eq!(b.ladder(), told);
+    assert_eq!(b.layer.stats().stray_responses, 11);
+}
