@@ -24,5 +24,17 @@ pub mod record {
     }
 }
 
+/// What cluster nodes say to each other and keep (`proto/cluster.proto`).
+pub mod cluster {
+    pub mod v1 {
+        #![expect(
+            clippy::allow_attributes,
+            clippy::allow_attributes_without_reason,
+            reason = "generated code"
+        )]
+        tonic::include_proto!("sbc.cluster.v1");
+    }
+}
+
 /// Descriptors of every service, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
