@@ -1,0 +1,208 @@
+//! What only a leader does: judging who lives, bringing the Raft membership in line with the nodes
+//! table, and moving the cluster's clock on. It judges; the log decides.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2};
+use sbc_proto::cluster::v1 as pb;
+use sbc_proto::cluster::v1::command::Op;
+
+use super::{Core, Time};
+use crate::event::Event;
+use crate::state::NodeState;
+use crate::types::NodeId;
+
+const CLOCK_EVERY: Duration = Duration::from_secs(1);
+/// A verdict that was not applied by then is proposed again.
+const VERDICT_AGAIN: Duration = Duration::from_secs(1);
+/// A learner this few entries behind may vote.
+const CAUGHT_UP: u64 = 256;
+
+#[derive(Default)]
+pub(super) struct Govern {
+    since: Time,
+    heard: BTreeMap<NodeId, Time>,
+    /// Proposed as down, with the epoch, and not applied yet.
+    condemned: BTreeMap<NodeId, u64>,
+    welcomed: BTreeMap<NodeId, Time>,
+    clock_base_ms: u64,
+    clock_at: Time,
+    change_at: Time,
+    draining_told: bool,
+}
+
+impl Govern {
+    pub(super) fn is_condemned(&self, node: NodeId) -> bool {
+        self.condemned.contains_key(&node)
+    }
+}
+
+impl Core {
+    pub(super) fn begin_reign(&mut self) {
+        let clock_ms = self.tables.read().unwrap_or_else(|e| e.into_inner()).clock_ms();
+        let told = self.govern.draining_told;
+        self.govern = Govern {
+            since: self.now,
+            // The wall clock is looked at once per reign and only ever moves the cluster's forward.
+            clock_base_ms: clock_ms.max(self.wall_ms()),
+            clock_at: self.now,
+            draining_told: told,
+            ..Govern::default()
+        };
+    }
+
+    fn wall_ms(&self) -> u64 {
+        let elapsed = u64::try_from(self.now.as_millis()).unwrap_or(u64::MAX);
+        self.config.wall_ms_at_zero.saturating_add(elapsed)
+    }
+
+    pub(super) fn heard(&mut self, node: NodeId) {
+        self.govern.heard.insert(node, self.now);
+    }
+
+    pub(super) fn govern(&mut self) {
+        if !self.is_leader() || !self.raft.raft.commit_to_current_term() {
+            return;
+        }
+        self.judge();
+        self.move_clock();
+        self.align_members();
+    }
+
+    /// Declares down who was not heard of for the hand-over delay, and up who was.
+    fn judge(&mut self) {
+        let nodes: Vec<(NodeId, NodeState, u64)> = {
+            let tables = self.tables.read().unwrap_or_else(|e| e.into_inner());
+            tables.nodes().map(|(id, node)| (id, node.state, node.epoch)).collect()
+        };
+        for (id, state, epoch) in nodes {
+            let heard = self.govern.heard.get(&id).copied();
+            if state.is_live() {
+                let last = heard.unwrap_or(self.govern.since).max(self.govern.since);
+                let silent = self.now.saturating_sub(last);
+                let known = self.govern.condemned.get(&id) == Some(&epoch);
+                if silent >= self.config.handover && !known && id != self.config.id {
+                    let down = pb::NodeDown { id: id.0, epoch };
+                    if self.propose_system(Op::NodeDown(down)) {
+                        self.govern.condemned.insert(id, epoch);
+                    }
+                }
+            } else {
+                let fresh = heard.is_some_and(|at| self.now.saturating_sub(at) < self.config.lease);
+                let again = self.govern.welcomed.get(&id).copied();
+                let due = again.is_none_or(|at| self.now.saturating_sub(at) > VERDICT_AGAIN);
+                if fresh && due {
+                    self.govern.welcomed.insert(id, self.now);
+                    let up = pb::NodeUp { id: id.0, epoch };
+                    self.propose_system(Op::NodeUp(up));
+                }
+            }
+        }
+    }
+
+    /// Verdicts that were applied, or overtaken, are forgotten. Tells the edge of its own drain.
+    pub(super) fn note_nodes(&mut self) {
+        let tables = std::sync::Arc::clone(&self.tables);
+        let tables = tables.read().unwrap_or_else(|e| e.into_inner());
+        self.govern.condemned.retain(|id, epoch| {
+            tables.node(*id).is_some_and(|node| node.state.is_live() && node.epoch == *epoch)
+        });
+        self.govern
+            .welcomed
+            .retain(|id, _| tables.node(*id).is_some_and(|node| !node.state.is_live()));
+        let state = tables.node(self.config.id).map(|node| node.state);
+        drop(tables);
+        let draining = state == Some(NodeState::Draining);
+        if draining && !self.govern.draining_told {
+            self.event(Event::DrainRequested);
+        }
+        self.govern.draining_told = draining;
+    }
+
+    fn move_clock(&mut self) {
+        if self.now < self.govern.clock_at {
+            return;
+        }
+        self.govern.clock_at = self.now + CLOCK_EVERY;
+        let elapsed = self.now.saturating_sub(self.govern.since).as_millis();
+        let elapsed = u64::try_from(elapsed).unwrap_or(u64::MAX);
+        let now_ms = self.govern.clock_base_ms.saturating_add(elapsed);
+        self.propose_system(Op::Clock(pb::Clock { now_ms }));
+    }
+
+    /// The nodes table says who should be a member; Raft follows, one change at a time.
+    fn align_members(&mut self) {
+        let joint = !self.conf.voters_outgoing.is_empty();
+        if joint || self.raft.raft.has_pending_conf() || self.now < self.govern.change_at {
+            return;
+        }
+        let changes = self.member_changes();
+        if changes.is_empty() {
+            return;
+        }
+        self.govern.change_at = self.now + VERDICT_AGAIN;
+        let mut change = ConfChangeV2::default();
+        change.set_transition(ConfChangeTransition::Auto);
+        change.set_changes(changes.into());
+        // Refused when another change is under way: looked at again at the next tick.
+        if self.raft.propose_conf_change(Vec::new(), change).is_err() {
+            self.counters.refused += 1;
+        }
+    }
+
+    fn member_changes(&mut self) -> Vec<ConfChangeSingle> {
+        let tables = std::sync::Arc::clone(&self.tables);
+        let tables = tables.read().unwrap_or_else(|e| e.into_inner());
+        let mut changes = Vec::new();
+        for (id, node) in tables.nodes() {
+            let is_voter = self.conf.voters.contains(&id.0);
+            let is_learner = self.conf.learners.contains(&id.0);
+            if !is_voter && !is_learner {
+                changes.push(single(ConfChangeType::AddLearnerNode, id));
+            } else if is_learner && node.voter && self.caught_up(id) {
+                changes.push(single(ConfChangeType::AddNode, id));
+            }
+        }
+        let members = self.conf.voters.iter().chain(&self.conf.learners);
+        let gone: Vec<NodeId> =
+            members.map(|id| NodeId(*id)).filter(|id| tables.node(*id).is_none()).collect();
+        drop(tables);
+        for id in gone {
+            if id == self.config.id {
+                self.abdicate();
+            } else {
+                changes.push(single(ConfChangeType::RemoveNode, id));
+            }
+        }
+        changes
+    }
+
+    fn caught_up(&self, id: NodeId) -> bool {
+        let last = self.raft.raft.raft_log.last_index();
+        self.raft
+            .raft
+            .prs()
+            .get(id.0)
+            .is_some_and(|progress| progress.recent_active && progress.matched + CAUGHT_UP >= last)
+    }
+
+    /// A leader that was removed hands on to whoever is furthest.
+    fn abdicate(&mut self) {
+        let raft = &self.raft.raft;
+        let best = self
+            .conf
+            .voters
+            .iter()
+            .filter(|id| **id != self.config.id.0)
+            .filter_map(|id| raft.prs().get(*id).map(|progress| (progress.matched, *id)))
+            .max();
+        if let Some((_, id)) = best {
+            self.raft.transfer_leader(id);
+        }
+    }
+}
+
+fn single(kind: ConfChangeType, id: NodeId) -> ConfChangeSingle {
+    ConfChangeSingle { change_type: kind, node_id: id.0, ..ConfChangeSingle::default() }
+}

@@ -1,0 +1,289 @@
+//! What each command does to dialogs, bindings, bans, counts, settings and tokens. Every command
+//! may come twice and still means the same. Who holds what is `ownership.rs`.
+
+use std::sync::Arc;
+
+use sbc_proto::cluster::v1 as pb;
+use sbc_proto::cluster::v1::command::Op;
+
+use super::cow::CHUNKS;
+use super::record::{Ban, BanKey, Binding, BindingKey, Dialog};
+use super::tables::Tables;
+use super::{Effect, Writer};
+use crate::types::{AorKey, DialogKey, Outcome, Rejection, Table};
+
+/// Settings of the cluster itself; not shown to readers.
+pub(super) const RESERVED: &str = "cluster/";
+
+const VALUE_BYTES_MAX: usize = 256 * 1024;
+const BAN_KEY_BYTES_MAX: usize = 256;
+const NAME_BYTES_MAX: usize = 256;
+const LOOKUPS_MAX: usize = 8;
+const COUNTS_MAX: usize = 1_024;
+
+/// Chunks looked at per clock command: the whole table in sixteen.
+const SWEEP_CHUNKS: usize = CHUNKS / 16;
+
+type Result<T = Outcome> = std::result::Result<T, Rejection>;
+
+const CHANGED: Outcome = Outcome::Done { changed: true };
+
+fn done(changed: bool) -> Outcome {
+    Outcome::Done { changed }
+}
+
+fn key16(bytes: &[u8]) -> Result<[u8; 16]> {
+    bytes.try_into().map_err(|_| Rejection::Malformed)
+}
+
+fn value(bytes: &[u8]) -> Result<Arc<[u8]>> {
+    if bytes.len() > VALUE_BYTES_MAX {
+        return Err(Rejection::Malformed);
+    }
+    Ok(bytes.into())
+}
+
+pub(super) fn name(text: &str) -> Result<&str> {
+    if text.is_empty() || text.len() > NAME_BYTES_MAX {
+        return Err(Rejection::Malformed);
+    }
+    Ok(text)
+}
+
+impl Tables {
+    pub(super) fn execute(&mut self, writer: Writer, op: Op, effects: &mut Vec<Effect>) -> Result {
+        match op {
+            Op::PutDialog(op) => self.exec_put_dialog(writer, op),
+            Op::DeleteDialog(op) => self.exec_delete_dialog(writer, &op),
+            Op::PutBinding(op) => self.exec_put_binding(writer, &op),
+            Op::DeleteBinding(op) => self.exec_delete_binding(&op),
+            Op::PutBan(op) => self.exec_put_ban(&op, effects),
+            Op::DeleteBan(op) => Ok(done(self.exec_delete_ban(&op, effects))),
+            Op::SetCounts(op) => self.exec_set_counts(writer, &op),
+            Op::PutSetting(op) => self.exec_put_setting(op, effects),
+            Op::DeleteSetting(op) => Ok(done(self.exec_delete_setting(op, effects))),
+            Op::PutToken(op) => self.exec_put_token(&op),
+            Op::TakeToken(op) => self.exec_take_token(&op),
+            Op::Clock(op) => Ok(self.exec_clock(&op, effects)),
+            Op::PutAddress(op) => self.exec_put_address(op, effects),
+            Op::DeleteAddress(op) => self.exec_delete_address(&op, effects),
+            Op::MoveAddresses(op) => self.exec_move_addresses(&op, effects),
+            Op::ReleaseAddresses(op) => self.exec_release_addresses(&op, effects),
+            Op::AddNode(op) => self.exec_add_node(op, effects),
+            Op::RemoveNode(op) => self.exec_remove_node(&op, effects),
+            Op::NodeUp(op) => self.exec_node_up(&op, effects),
+            Op::NodeDown(op) => self.exec_node_down(&op, effects),
+            Op::UpdateNode(op) => self.exec_update_node(op, effects),
+            Op::Drain(op) => self.exec_drain(&op, effects),
+            Op::HandOver(op) => self.exec_hand_over(&op, effects),
+        }
+    }
+
+    /// A writer that was declared down since it wrote is refused: its calls are another's.
+    fn fence(&self, writer: Writer) -> Result<()> {
+        match self.node(writer.node) {
+            Some(node) if node.state.is_live() && node.epoch == writer.epoch => Ok(()),
+            Some(_) | None => Err(Rejection::Fenced),
+        }
+    }
+
+    fn exec_put_dialog(&mut self, writer: Writer, op: pb::PutDialog) -> Result {
+        let key = DialogKey(key16(&op.id)?);
+        let value = value(&op.value)?;
+        if op.lookups.len() > LOOKUPS_MAX {
+            return Err(Rejection::Malformed);
+        }
+        self.fence(writer)?;
+        match self.dialog(&key) {
+            Some(old) if old.owner != writer.node => return Err(Rejection::Fenced),
+            Some(_) => {}
+            None if self.len(Table::Dialogs) >= Table::Dialogs.rows_max() => {
+                return Err(Rejection::Full);
+            }
+            None => {}
+        }
+        let dialog = Dialog {
+            owner: writer.node,
+            index: writer.index,
+            group: op.group,
+            lookups: op.lookups.into_boxed_slice(),
+            value,
+        };
+        self.put_dialog(key, dialog);
+        Ok(CHANGED)
+    }
+
+    fn exec_delete_dialog(&mut self, writer: Writer, op: &pb::DeleteDialog) -> Result {
+        let key = DialogKey(key16(&op.id)?);
+        self.fence(writer)?;
+        match self.dialog(&key) {
+            Some(old) if old.owner != writer.node => Err(Rejection::Fenced),
+            Some(_) => Ok(done(self.remove_dialog(&key))),
+            None => Ok(done(false)),
+        }
+    }
+
+    fn exec_put_binding(&mut self, writer: Writer, op: &pb::PutBinding) -> Result {
+        let key = BindingKey { aor: AorKey(key16(&op.aor)?), contact: op.contact };
+        let value = value(&op.value)?;
+        let new = self.rows.bindings.get(&key).is_none();
+        if new && self.len(Table::Bindings) >= Table::Bindings.rows_max() {
+            return Err(Rejection::Full);
+        }
+        let binding = Binding {
+            expires_ms: self.rows.clock_ms.saturating_add(op.ttl_ms),
+            index: writer.index,
+            value,
+        };
+        self.put_binding(key, binding);
+        Ok(CHANGED)
+    }
+
+    fn exec_delete_binding(&mut self, op: &pb::DeleteBinding) -> Result {
+        let aor = AorKey(key16(&op.aor)?);
+        if !op.all {
+            let contact = op.contact;
+            return Ok(done(self.remove_binding(&BindingKey { aor, contact })));
+        }
+        let first = BindingKey { aor, contact: 0 };
+        let keys: Vec<BindingKey> = self
+            .rows
+            .bindings
+            .range_from(first)
+            .map(|(key, _)| *key)
+            .take_while(|key| key.aor == aor)
+            .collect();
+        for key in &keys {
+            self.remove_binding(key);
+        }
+        Ok(done(!keys.is_empty()))
+    }
+
+    fn exec_put_ban(&mut self, op: &pb::PutBan, effects: &mut Vec<Effect>) -> Result {
+        if op.key.is_empty() || op.key.len() > BAN_KEY_BYTES_MAX {
+            return Err(Rejection::Malformed);
+        }
+        let key: BanKey = (&*op.key).into();
+        let value = value(&op.value)?;
+        let new = self.rows.bans.get(&key).is_none();
+        if new && self.len(Table::Bans) >= Table::Bans.rows_max() {
+            return Err(Rejection::Full);
+        }
+        let expires_ms = self.rows.clock_ms.saturating_add(op.ttl_ms);
+        self.put_ban(Arc::clone(&key), Ban { expires_ms, value });
+        effects.push(Effect::Ban { key, added: true });
+        Ok(CHANGED)
+    }
+
+    fn exec_delete_ban(&mut self, op: &pb::DeleteBan, effects: &mut Vec<Effect>) -> bool {
+        let key: BanKey = (&*op.key).into();
+        let changed = self.remove_ban(&key);
+        if changed {
+            effects.push(Effect::Ban { key, added: false });
+        }
+        changed
+    }
+
+    fn exec_set_counts(&mut self, writer: Writer, op: &pb::SetCounts) -> Result {
+        if op.counts.len() > COUNTS_MAX {
+            return Err(Rejection::Malformed);
+        }
+        self.fence(writer)?;
+        let counts = Arc::make_mut(&mut self.rows.counts);
+        for count in &op.counts {
+            let key = (count.trunk, writer.node);
+            if count.calls == 0 {
+                counts.remove(&key);
+            } else if counts.len() < Table::Counts.rows_max() || counts.contains_key(&key) {
+                counts.insert(key, count.calls);
+            } else {
+                return Err(Rejection::Full);
+            }
+        }
+        Ok(CHANGED)
+    }
+
+    fn exec_put_setting(&mut self, op: pb::PutSetting, effects: &mut Vec<Effect>) -> Result {
+        name(&op.key)?;
+        let value = value(&op.value)?;
+        let full = self.len(Table::Settings) >= Table::Settings.rows_max();
+        let settings = Arc::make_mut(&mut self.rows.settings);
+        match settings.get(&op.key) {
+            Some(old) if *old == value => return Ok(done(false)),
+            Some(_) => {}
+            None if full => return Err(Rejection::Full),
+            None => {}
+        }
+        settings.insert(op.key.clone(), value);
+        effects.push(Effect::Setting(op.key));
+        Ok(CHANGED)
+    }
+
+    fn exec_delete_setting(&mut self, op: pb::DeleteSetting, effects: &mut Vec<Effect>) -> bool {
+        let changed = Arc::make_mut(&mut self.rows.settings).remove(&op.key).is_some();
+        if changed {
+            effects.push(Effect::Setting(op.key));
+        }
+        changed
+    }
+
+    fn exec_put_token(&mut self, op: &pb::PutToken) -> Result {
+        let hash: [u8; 32] = (&*op.hash).try_into().map_err(|_| Rejection::Malformed)?;
+        if self.len(Table::Tokens) >= Table::Tokens.rows_max() {
+            return Err(Rejection::Full);
+        }
+        let expires_ms = self.rows.clock_ms.saturating_add(op.ttl_ms);
+        Arc::make_mut(&mut self.rows.tokens).insert(hash, expires_ms);
+        Ok(CHANGED)
+    }
+
+    fn exec_take_token(&mut self, op: &pb::TakeToken) -> Result {
+        let hash: [u8; 32] = (&*op.hash).try_into().map_err(|_| Rejection::Malformed)?;
+        let clock_ms = self.rows.clock_ms;
+        match Arc::make_mut(&mut self.rows.tokens).remove(&hash) {
+            Some(expires_ms) if expires_ms > clock_ms => Ok(CHANGED),
+            Some(_) | None => Err(Rejection::Token),
+        }
+    }
+
+    fn exec_clock(&mut self, op: &pb::Clock, effects: &mut Vec<Effect>) -> Outcome {
+        if op.now_ms <= self.rows.clock_ms {
+            return done(false);
+        }
+        let now_ms = op.now_ms;
+        self.rows.clock_ms = now_ms;
+        let first = usize::try_from(self.rows.sweep).unwrap_or(0) % CHUNKS;
+        for n in (first..first + SWEEP_CHUNKS).map(|n| n % CHUNKS) {
+            self.expire_chunk(n, now_ms, effects);
+        }
+        self.rows.sweep = u32::try_from((first + SWEEP_CHUNKS) % CHUNKS).unwrap_or(0);
+        if self.rows.tokens.values().any(|expires_ms| *expires_ms <= now_ms) {
+            Arc::make_mut(&mut self.rows.tokens).retain(|_, expires_ms| *expires_ms > now_ms);
+        }
+        CHANGED
+    }
+
+    fn expire_chunk(&mut self, n: usize, now_ms: u64, effects: &mut Vec<Effect>) {
+        let bindings: Vec<BindingKey> = self
+            .rows
+            .bindings
+            .chunk(n)
+            .filter(|(_, binding)| binding.expires_ms <= now_ms)
+            .map(|(key, _)| *key)
+            .collect();
+        for key in &bindings {
+            self.remove_binding(key);
+        }
+        let bans: Vec<BanKey> = self
+            .rows
+            .bans
+            .chunk(n)
+            .filter(|(_, ban)| ban.expires_ms <= now_ms)
+            .map(|(key, _)| Arc::clone(key))
+            .collect();
+        for key in bans {
+            self.remove_ban(&key);
+            effects.push(Effect::Ban { key, added: false });
+        }
+    }
+}

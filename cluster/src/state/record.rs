@@ -1,0 +1,272 @@
+//! The rows of the replicated tables as they lie in memory, and their forms on the wire.
+
+use std::sync::Arc;
+
+use sbc_proto::cluster::v1 as pb;
+
+use super::cow::ChunkKey;
+use super::digest::{Hasher, spread};
+use crate::types::{AorKey, DialogKey, NodeId};
+
+/// A call that another node could carry on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dialog {
+    /// Who carries it. Changed only by the log.
+    pub owner: NodeId,
+    /// The log index of the last write.
+    pub index: u64,
+    /// The address group it is anchored on; 0 when it goes wherever there is room.
+    pub group: u32,
+    /// Hashes by which an in-dialog request finds it.
+    pub lookups: Box<[u64]>,
+    /// The caller's record, opaque here.
+    pub value: Arc<[u8]>,
+}
+
+/// One contact of an address of record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// On the cluster's clock ([`Tables::clock_ms`](super::Tables::clock_ms)).
+    pub expires_ms: u64,
+    pub index: u64,
+    pub value: Arc<[u8]>,
+}
+
+/// A banned source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ban {
+    pub expires_ms: u64,
+    pub value: Arc<[u8]>,
+}
+
+/// The state of a member, as the log knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NodeState {
+    /// Admitted, has not been heard of yet.
+    Joining,
+    /// Holds its lease.
+    Up,
+    /// Lives, takes no new work, is moving its calls away.
+    Draining,
+    /// Lives and carries nothing: safe to stop.
+    Drained,
+    /// Lost its lease.
+    Down,
+}
+
+/// A member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// The name it was given (host name, StatefulSet ordinal).
+    pub name: String,
+    /// Where its channel listens, `host:port`.
+    pub address: String,
+    pub state: NodeState,
+    /// Raised each time it loses what it held; writes of an older epoch are refused.
+    pub epoch: u64,
+    /// Whether it is to vote once it has caught up.
+    pub voter: bool,
+    pub software: String,
+}
+
+/// A floating address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    pub group: u32,
+    pub holder: Option<NodeId>,
+    pub next: Next,
+    pub prefer: Option<NodeId>,
+}
+
+/// What is to become of an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    Stay,
+    /// The holder is asked to let go in favour of another.
+    Move(NodeId),
+    /// The holder is asked to let go; the address is then forgotten.
+    Delete,
+}
+
+/// Where a binding lies: all contacts of an AOR beside one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BindingKey {
+    pub aor: AorKey,
+    pub contact: u64,
+}
+
+/// A banned source's name, as the caller writes it.
+pub type BanKey = Arc<[u8]>;
+
+fn halves(key: &[u8; 16]) -> (u64, u64) {
+    let n = u128::from_be_bytes(*key);
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half is meant")]
+    let low = n as u64;
+    (u64::try_from(n >> 64).unwrap_or(0), low)
+}
+
+impl ChunkKey for DialogKey {
+    fn hash(&self) -> u64 {
+        let (a, b) = halves(&self.0);
+        spread(a, b)
+    }
+}
+
+impl ChunkKey for BindingKey {
+    fn hash(&self) -> u64 {
+        let (a, b) = halves(&self.aor.0);
+        spread(a, b)
+    }
+}
+
+impl ChunkKey for BanKey {
+    fn hash(&self) -> u64 {
+        let digest = Hasher::new(0).bytes(self).finish();
+        u64::try_from(digest >> 64).unwrap_or(0)
+    }
+}
+
+impl DialogKey {
+    /// The node's rank for this dialog: the highest takes it when its owner is gone.
+    pub(crate) fn rank(&self, node: NodeId) -> u64 {
+        spread(self.hash(), node.0)
+    }
+}
+
+impl Dialog {
+    pub(crate) fn fingerprint(&self, key: &DialogKey) -> u128 {
+        let mut hasher = Hasher::new(1)
+            .bytes(&key.0)
+            .u64(self.owner.0)
+            .u64(self.index)
+            .u64(u64::from(self.group));
+        for lookup in &self.lookups {
+            hasher = hasher.u64(*lookup);
+        }
+        hasher.bytes(&self.value).finish()
+    }
+}
+
+impl Binding {
+    pub(crate) fn fingerprint(&self, key: &BindingKey) -> u128 {
+        Hasher::new(2)
+            .bytes(&key.aor.0)
+            .u64(key.contact)
+            .u64(self.expires_ms)
+            .u64(self.index)
+            .bytes(&self.value)
+            .finish()
+    }
+}
+
+impl Ban {
+    pub(crate) fn fingerprint(&self, key: &[u8]) -> u128 {
+        Hasher::new(3).bytes(key).u64(self.expires_ms).bytes(&self.value).finish()
+    }
+}
+
+impl NodeState {
+    /// Takes new work and what others leave behind.
+    pub fn is_eligible(self) -> bool {
+        self == NodeState::Up
+    }
+
+    /// Is believed to live.
+    pub fn is_live(self) -> bool {
+        match self {
+            NodeState::Up | NodeState::Draining | NodeState::Drained => true,
+            NodeState::Joining | NodeState::Down => false,
+        }
+    }
+
+    pub(crate) fn to_pb(self) -> pb::NodeState {
+        match self {
+            NodeState::Joining => pb::NodeState::Joining,
+            NodeState::Up => pb::NodeState::Up,
+            NodeState::Draining => pb::NodeState::Draining,
+            NodeState::Drained => pb::NodeState::Drained,
+            NodeState::Down => pb::NodeState::Down,
+        }
+    }
+
+    pub(crate) fn from_pb(state: pb::NodeState) -> Option<Self> {
+        match state {
+            pb::NodeState::Unspecified => None,
+            pb::NodeState::Joining => Some(NodeState::Joining),
+            pb::NodeState::Up => Some(NodeState::Up),
+            pb::NodeState::Draining => Some(NodeState::Draining),
+            pb::NodeState::Drained => Some(NodeState::Drained),
+            pb::NodeState::Down => Some(NodeState::Down),
+        }
+    }
+}
+
+impl Node {
+    pub(crate) fn to_pb(&self, id: NodeId) -> pb::NodeRecord {
+        pb::NodeRecord {
+            id: id.0,
+            name: self.name.clone(),
+            address: self.address.clone(),
+            state: self.state.to_pb().into(),
+            epoch: self.epoch,
+            voter: self.voter,
+            software: self.software.clone(),
+        }
+    }
+
+    pub(crate) fn from_pb(record: pb::NodeRecord) -> Option<(NodeId, Self)> {
+        let state = NodeState::from_pb(record.state())?;
+        let node = Node {
+            state,
+            name: record.name,
+            address: record.address,
+            epoch: record.epoch,
+            voter: record.voter,
+            software: record.software,
+        };
+        (record.id != 0).then_some((NodeId(record.id), node))
+    }
+}
+
+/// On the wire "delete" is a node id nobody can have.
+const NEXT_DELETE: u64 = u64::MAX;
+
+impl Address {
+    /// Held, and not about to go.
+    pub fn is_held_by(&self, node: NodeId) -> bool {
+        self.holder == Some(node) && self.next == Next::Stay
+    }
+
+    pub(crate) fn to_pb(self, address: &str) -> pb::AddressRecord {
+        pb::AddressRecord {
+            address: address.to_owned(),
+            group: self.group,
+            holder: self.holder.map_or(0, |node| node.0),
+            next: match self.next {
+                Next::Stay => 0,
+                Next::Move(node) => node.0,
+                Next::Delete => NEXT_DELETE,
+            },
+            prefer: self.prefer.map_or(0, |node| node.0),
+        }
+    }
+
+    pub(crate) fn from_pb(record: pb::AddressRecord) -> (String, Self) {
+        let address = Address {
+            group: record.group,
+            holder: node_id(record.holder),
+            next: match record.next {
+                0 => Next::Stay,
+                NEXT_DELETE => Next::Delete,
+                id => Next::Move(NodeId(id)),
+            },
+            prefer: node_id(record.prefer),
+        };
+        (record.address, address)
+    }
+}
+
+/// 0 means nobody on the wire.
+pub(crate) fn node_id(id: u64) -> Option<NodeId> {
+    (id != 0).then_some(NodeId(id))
+}

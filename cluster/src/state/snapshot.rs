@@ -1,0 +1,280 @@
+//! The file form of the tables: a magic word, then length-prefixed protobuf: one header, the rows
+//! in a fixed order, an empty frame, and the digest of it all. The same tables give the same bytes.
+//! Does not open files: it writes to and reads from what it is given.
+
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::Message as _;
+use sbc_proto::cluster::v1 as pb;
+use sbc_proto::cluster::v1::snapshot_record::Record;
+
+use super::FORMAT_VERSION;
+use super::record::{Address, Ban, Binding, BindingKey, Dialog, Node};
+use super::tables::{Rows, Tables};
+use crate::types::{AorKey, DialogKey, NodeId};
+
+const MAGIC: &[u8; 8] = b"SBCSNAP1";
+/// A row's value is at most 256 KiB.
+const FRAME_BYTES_MAX: u32 = 512 * 1024;
+
+/// Where in the log a snapshot stands, and who was a member then.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Position {
+    pub(crate) index: u64,
+    pub(crate) term: u64,
+    pub(crate) conf: raft::eraftpb::ConfState,
+}
+
+impl Position {
+    /// Where a new cluster begins: members that come later start empty and are fed a snapshot.
+    pub(crate) fn genesis(voters: &[NodeId]) -> Self {
+        let mut position = Position { index: 1, term: 1, ..Position::default() };
+        position.conf.voters = voters.iter().map(|id| id.0).collect();
+        position
+    }
+}
+
+/// Why a snapshot cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    #[error("reading or writing the snapshot: {0}")]
+    Io(#[from] io::Error),
+    #[error("not a snapshot, or damaged: {0}")]
+    Damaged(&'static str),
+    #[error("snapshot of format version {0}, this build reads up to {FORMAT_VERSION}")]
+    Unsupported(u32),
+}
+
+/// The rows as they were at one index; what is written out while the tables go on.
+#[derive(Clone)]
+pub(crate) struct Frozen(Rows);
+
+impl Tables {
+    pub(crate) fn freeze(&self) -> Frozen {
+        Frozen(self.rows.clone())
+    }
+
+    pub(crate) fn restore(input: &mut impl Read) -> Result<(Self, Position), SnapshotError> {
+        let mut magic = [0u8; MAGIC.len()];
+        input.read_exact(&mut magic)?;
+        if magic != *MAGIC {
+            return Err(SnapshotError::Damaged("wrong magic"));
+        }
+        let header = read_frame(input)?.ok_or(SnapshotError::Damaged("no header"))?;
+        let header = pb::SnapshotHeader::decode(header)
+            .map_err(|_| SnapshotError::Damaged("header does not decode"))?;
+        if header.version > FORMAT_VERSION {
+            return Err(SnapshotError::Unsupported(header.version));
+        }
+        let mut tables = Tables::new(&header.cluster_id);
+        tables.rows.clock_ms = header.clock_ms;
+        tables.rows.next_node = header.next_node;
+        tables.rows.sweep = header.sweep;
+        while let Some(frame) = read_frame(input)? {
+            let record = pb::SnapshotRecord::decode(frame)
+                .map_err(|_| SnapshotError::Damaged("row does not decode"))?;
+            // A row of a later version that we do not know would be missed by the digest.
+            let record = record.record.ok_or(SnapshotError::Damaged("unknown row"))?;
+            tables.load(record).ok_or(SnapshotError::Damaged("row is malformed"))?;
+        }
+        let mut digest = [0u8; 16];
+        input.read_exact(&mut digest)?;
+        if u128::from_be_bytes(digest) != tables.digest() {
+            return Err(SnapshotError::Damaged("digest differs"));
+        }
+        Ok((tables, position(header)))
+    }
+
+    fn load(&mut self, record: Record) -> Option<()> {
+        match record {
+            Record::Dialog(row) => {
+                let dialog = Dialog {
+                    owner: NodeId(row.owner),
+                    index: row.index,
+                    group: row.group,
+                    lookups: row.lookups.into_boxed_slice(),
+                    value: (&*row.value).into(),
+                };
+                self.put_dialog(DialogKey((&*row.id).try_into().ok()?), dialog);
+            }
+            Record::Binding(row) => {
+                let key =
+                    BindingKey { aor: AorKey((&*row.aor).try_into().ok()?), contact: row.contact };
+                let binding = Binding {
+                    expires_ms: row.expires_ms,
+                    index: row.index,
+                    value: (&*row.value).into(),
+                };
+                self.put_binding(key, binding);
+            }
+            Record::Ban(row) => {
+                let ban = Ban { expires_ms: row.expires_ms, value: (&*row.value).into() };
+                self.put_ban((&*row.key).into(), ban);
+            }
+            Record::Node(row) => {
+                let (id, node) = Node::from_pb(row)?;
+                self.put_node(id, node);
+            }
+            Record::Address(row) => {
+                let (name, address) = Address::from_pb(row);
+                Arc::make_mut(&mut self.rows.addresses).insert(name, address);
+            }
+            Record::Setting(row) => {
+                Arc::make_mut(&mut self.rows.settings).insert(row.key, (&*row.value).into());
+            }
+            Record::Count(row) => {
+                let key = (row.trunk, NodeId(row.node));
+                Arc::make_mut(&mut self.rows.counts).insert(key, row.calls);
+            }
+            Record::Session(row) => {
+                let key = NodeId(row.node);
+                Arc::make_mut(&mut self.rows.sessions).insert(key, (row.boot, row.seq));
+            }
+            Record::Token(row) => {
+                let hash = (&*row.hash).try_into().ok()?;
+                Arc::make_mut(&mut self.rows.tokens).insert(hash, row.expires_ms);
+            }
+        }
+        Some(())
+    }
+}
+
+impl Frozen {
+    /// Writes the whole snapshot; returns its size in bytes.
+    pub(crate) fn write(&self, at: &Position, out: &mut impl Write) -> io::Result<u64> {
+        let rows = &self.0;
+        let mut out = Frames { out, scratch: Vec::new(), bytes: 0 };
+        out.raw(MAGIC)?;
+        out.frame(&header(rows, at))?;
+        for (id, node) in &*rows.nodes {
+            out.row(Record::Node(node.to_pb(*id)))?;
+        }
+        for (name, address) in &*rows.addresses {
+            out.row(Record::Address(address.to_pb(name)))?;
+        }
+        for (key, value) in &*rows.settings {
+            let value = Bytes::copy_from_slice(value);
+            let key = key.clone();
+            out.row(Record::Setting(pb::SettingRecord { key, value }))?;
+        }
+        for (&(trunk, node), &calls) in &*rows.counts {
+            let node = node.0;
+            out.row(Record::Count(pb::CountRecord { trunk, node, calls }))?;
+        }
+        for (node, &(boot, seq)) in &*rows.sessions {
+            let node = node.0;
+            out.row(Record::Session(pb::SessionRecord { node, boot, seq }))?;
+        }
+        for (hash, &expires_ms) in &*rows.tokens {
+            let hash = Bytes::copy_from_slice(hash);
+            out.row(Record::Token(pb::TokenRecord { hash, expires_ms }))?;
+        }
+        for (key, dialog) in rows.dialogs.iter() {
+            out.row(Record::Dialog(pb::DialogRecord {
+                id: Bytes::copy_from_slice(&key.0),
+                owner: dialog.owner.0,
+                group: dialog.group,
+                lookups: dialog.lookups.to_vec(),
+                value: Bytes::copy_from_slice(&dialog.value),
+                index: dialog.index,
+            }))?;
+        }
+        for (key, binding) in rows.bindings.iter() {
+            out.row(Record::Binding(pb::BindingRecord {
+                aor: Bytes::copy_from_slice(&key.aor.0),
+                contact: key.contact,
+                expires_ms: binding.expires_ms,
+                value: Bytes::copy_from_slice(&binding.value),
+                index: binding.index,
+            }))?;
+        }
+        for (key, ban) in rows.bans.iter() {
+            out.row(Record::Ban(pb::BanRecord {
+                key: Bytes::copy_from_slice(key),
+                expires_ms: ban.expires_ms,
+                value: Bytes::copy_from_slice(&ban.value),
+            }))?;
+        }
+        out.raw(&0u32.to_be_bytes())?;
+        out.raw(&rows.digest().to_be_bytes())?;
+        out.out.flush()?;
+        Ok(out.bytes)
+    }
+}
+
+struct Frames<'a, W> {
+    out: &'a mut W,
+    scratch: Vec<u8>,
+    bytes: u64,
+}
+
+impl<W: Write> Frames<'_, W> {
+    fn raw(&mut self, data: &[u8]) -> io::Result<()> {
+        self.bytes += data.len() as u64;
+        self.out.write_all(data)
+    }
+
+    fn frame(&mut self, message: &impl prost::Message) -> io::Result<()> {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.clear();
+        message.encode(&mut scratch).map_err(io::Error::other)?;
+        let len = u32::try_from(scratch.len()).map_err(io::Error::other)?;
+        self.raw(&len.to_be_bytes())?;
+        self.raw(&scratch)?;
+        self.scratch = scratch;
+        Ok(())
+    }
+
+    fn row(&mut self, record: Record) -> io::Result<()> {
+        self.frame(&pb::SnapshotRecord { record: Some(record) })
+    }
+}
+
+fn read_frame(input: &mut impl Read) -> Result<Option<Bytes>, SnapshotError> {
+    let mut len = [0u8; 4];
+    input.read_exact(&mut len)?;
+    let len = u32::from_be_bytes(len);
+    if len == 0 {
+        return Ok(None);
+    }
+    if len > FRAME_BYTES_MAX {
+        return Err(SnapshotError::Damaged("row is too long"));
+    }
+    let mut frame = vec![0u8; usize::try_from(len).unwrap_or(0)];
+    input.read_exact(&mut frame)?;
+    Ok(Some(frame.into()))
+}
+
+fn header(rows: &Rows, at: &Position) -> pb::SnapshotHeader {
+    pb::SnapshotHeader {
+        version: FORMAT_VERSION,
+        index: at.index,
+        term: at.term,
+        voters: at.conf.voters.clone(),
+        learners: at.conf.learners.clone(),
+        voters_outgoing: at.conf.voters_outgoing.clone(),
+        learners_next: at.conf.learners_next.clone(),
+        auto_leave: at.conf.auto_leave,
+        clock_ms: rows.clock_ms,
+        next_node: rows.next_node,
+        cluster_id: Bytes::copy_from_slice(&rows.cluster_id),
+        sweep: rows.sweep,
+    }
+}
+
+fn position(header: pb::SnapshotHeader) -> Position {
+    Position {
+        index: header.index,
+        term: header.term,
+        conf: raft::eraftpb::ConfState {
+            voters: header.voters,
+            learners: header.learners,
+            voters_outgoing: header.voters_outgoing,
+            learners_next: header.learners_next,
+            auto_leave: header.auto_leave,
+            ..Default::default()
+        },
+    }
+}

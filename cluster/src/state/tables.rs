@@ -1,0 +1,302 @@
+//! The rows themselves: reads for everybody, and the writes through which alone rows change, so
+//! that digest and indexes always agree with them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::cow::CowMap;
+use super::digest::Hasher;
+use super::record::{Address, Ban, BanKey, Binding, BindingKey, Dialog, Node};
+use crate::types::{AorKey, DialogKey, NodeId, Table};
+
+/// The replicated tables at one log index.
+#[derive(Clone)]
+pub struct Tables {
+    /// What a snapshot holds. Cloning it costs a few thousand references.
+    pub(super) rows: Rows,
+    by_lookup: HashMap<u64, DialogKey>,
+}
+
+#[derive(Clone)]
+pub(super) struct Rows {
+    pub(super) dialogs: CowMap<DialogKey, Dialog>,
+    pub(super) bindings: CowMap<BindingKey, Binding>,
+    pub(super) bans: CowMap<BanKey, Ban>,
+    pub(super) nodes: Arc<BTreeMap<NodeId, Node>>,
+    pub(super) addresses: Arc<BTreeMap<String, Address>>,
+    pub(super) settings: Arc<BTreeMap<String, Arc<[u8]>>>,
+    pub(super) counts: Arc<BTreeMap<(u64, NodeId), u32>>,
+    pub(super) sessions: Arc<BTreeMap<NodeId, (u64, u64)>>,
+    pub(super) tokens: Arc<BTreeMap<[u8; 32], u64>>,
+    pub(super) clock_ms: u64,
+    pub(super) next_node: u64,
+    /// The next chunk whose bindings and bans are looked at for expiry.
+    pub(super) sweep: u32,
+    pub(super) cluster_id: Arc<[u8]>,
+    /// Sum of the fingerprints of dialogs, bindings and bans; the small tables are hashed on demand.
+    pub(super) digest: u128,
+}
+
+impl Tables {
+    pub(crate) fn new(cluster_id: &[u8]) -> Self {
+        Tables {
+            rows: Rows {
+                dialogs: CowMap::new(),
+                bindings: CowMap::new(),
+                bans: CowMap::new(),
+                nodes: Arc::default(),
+                addresses: Arc::default(),
+                settings: Arc::default(),
+                counts: Arc::default(),
+                sessions: Arc::default(),
+                tokens: Arc::default(),
+                clock_ms: 0,
+                next_node: 1,
+                sweep: 0,
+                cluster_id: cluster_id.into(),
+                digest: 0,
+            },
+            by_lookup: HashMap::new(),
+        }
+    }
+
+    /// The tables a new cluster begins with: its first members, already up.
+    pub(crate) fn genesis(cluster_id: &[u8], members: &[(NodeId, Node)]) -> Self {
+        let mut tables = Tables::new(cluster_id);
+        for (id, node) in members {
+            tables.rows.next_node = tables.rows.next_node.max(id.0 + 1);
+            tables.put_node(*id, node.clone());
+        }
+        tables
+    }
+
+    pub fn dialog(&self, key: &DialogKey) -> Option<&Dialog> {
+        self.rows.dialogs.get(key)
+    }
+
+    /// The dialog that was written last with this lookup hash.
+    pub fn find_dialog(&self, lookup: u64) -> Option<(DialogKey, &Dialog)> {
+        let key = *self.by_lookup.get(&lookup)?;
+        Some((key, self.rows.dialogs.get(&key)?))
+    }
+
+    pub fn dialogs(&self) -> impl Iterator<Item = (&DialogKey, &Dialog)> {
+        self.rows.dialogs.iter()
+    }
+
+    /// Visits every dialog: for take-over and display, not for a packet's way.
+    pub fn dialogs_of(&self, owner: NodeId) -> impl Iterator<Item = (&DialogKey, &Dialog)> {
+        self.rows.dialogs.iter().filter(move |(_, dialog)| dialog.owner == owner)
+    }
+
+    /// The contacts of an AOR that have not expired.
+    pub fn bindings(&self, aor: AorKey) -> impl Iterator<Item = (u64, &Binding)> {
+        let first = BindingKey { aor, contact: 0 };
+        self.rows
+            .bindings
+            .range_from(first)
+            .take_while(move |(key, _)| key.aor == aor)
+            .filter(|(_, binding)| binding.expires_ms > self.rows.clock_ms)
+            .map(|(key, binding)| (key.contact, binding))
+    }
+
+    pub fn all_bindings(&self) -> impl Iterator<Item = (&BindingKey, &Binding)> {
+        self.rows.bindings.iter()
+    }
+
+    pub fn ban(&self, key: &[u8]) -> Option<&Ban> {
+        let ban = self.rows.bans.get(&BanKey::from(key))?;
+        (ban.expires_ms > self.rows.clock_ms).then_some(ban)
+    }
+
+    pub fn bans(&self) -> impl Iterator<Item = (&BanKey, &Ban)> {
+        self.rows.bans.iter().filter(|(_, ban)| ban.expires_ms > self.rows.clock_ms)
+    }
+
+    pub fn node(&self, id: NodeId) -> Option<&Node> {
+        self.rows.nodes.get(&id)
+    }
+
+    pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
+        self.rows.nodes.iter().map(|(id, node)| (*id, node))
+    }
+
+    pub fn address(&self, address: &str) -> Option<&Address> {
+        self.rows.addresses.get(address)
+    }
+
+    pub fn addresses(&self) -> impl Iterator<Item = (&str, &Address)> {
+        self.rows.addresses.iter().map(|(name, row)| (name.as_str(), row))
+    }
+
+    pub fn setting(&self, key: &str) -> Option<&[u8]> {
+        self.rows.settings.get(key).map(|value| &**value)
+    }
+
+    /// Settings by prefix, in order. Keys below `cluster/` are the crate's own and are left out.
+    pub fn settings(&self, prefix: &str) -> impl Iterator<Item = (&str, &[u8])> {
+        self.rows
+            .settings
+            .range(prefix.to_owned()..)
+            .take_while(move |(key, _)| key.starts_with(prefix))
+            .filter(|(key, _)| !key.starts_with(super::apply::RESERVED))
+            .map(|(key, value)| (key.as_str(), &**value))
+    }
+
+    /// Calls of a trunk over all nodes.
+    pub fn count(&self, trunk: u64) -> u64 {
+        self.rows
+            .counts
+            .range((trunk, NodeId(0))..=(trunk, NodeId(u64::MAX)))
+            .map(|(_, calls)| u64::from(*calls))
+            .sum()
+    }
+
+    /// Calls of a trunk on one node.
+    pub fn count_of(&self, trunk: u64, node: NodeId) -> u32 {
+        self.rows.counts.get(&(trunk, node)).copied().unwrap_or(0)
+    }
+
+    /// The cluster's own clock in milliseconds; goes on by the log alone.
+    pub fn clock_ms(&self) -> u64 {
+        self.rows.clock_ms
+    }
+
+    pub fn cluster_id(&self) -> &[u8] {
+        &self.rows.cluster_id
+    }
+
+    pub fn len(&self, table: Table) -> usize {
+        match table {
+            Table::Dialogs => self.rows.dialogs.len(),
+            Table::Bindings => self.rows.bindings.len(),
+            Table::Bans => self.rows.bans.len(),
+            Table::Nodes => self.rows.nodes.len(),
+            Table::Addresses => self.rows.addresses.len(),
+            Table::Settings => self.rows.settings.len(),
+            Table::Counts => self.rows.counts.len(),
+            Table::Tokens => self.rows.tokens.len(),
+        }
+    }
+
+    /// Equal on two nodes exactly when their tables are equal (but for a 2⁻¹²⁸ chance).
+    pub fn digest(&self) -> u128 {
+        self.rows.digest()
+    }
+
+    pub(super) fn session(&self, node: NodeId) -> Option<(u64, u64)> {
+        self.rows.sessions.get(&node).copied()
+    }
+
+    /// The last proposal of a node that was applied: its boot and sequence numbers.
+    pub(crate) fn session_of(&self, node: NodeId) -> (u64, u64) {
+        self.session(node).unwrap_or((0, 0))
+    }
+
+    pub(super) fn set_session(&mut self, node: NodeId, boot: u64, seq: u64) {
+        // A node that is not a member leaves no session behind.
+        if self.rows.nodes.contains_key(&node) {
+            Arc::make_mut(&mut self.rows.sessions).insert(node, (boot, seq));
+        }
+    }
+
+    pub(super) fn drop_session(&mut self, node: NodeId) {
+        Arc::make_mut(&mut self.rows.sessions).remove(&node);
+    }
+
+    pub(super) fn put_dialog(&mut self, key: DialogKey, dialog: Dialog) {
+        self.remove_dialog(&key);
+        for lookup in &dialog.lookups {
+            self.by_lookup.insert(*lookup, key);
+        }
+        self.rows.digest = self.rows.digest.wrapping_add(dialog.fingerprint(&key));
+        self.rows.dialogs.insert(key, dialog);
+    }
+
+    pub(super) fn remove_dialog(&mut self, key: &DialogKey) -> bool {
+        let Some(old) = self.rows.dialogs.remove(key) else {
+            return false;
+        };
+        for lookup in &old.lookups {
+            if self.by_lookup.get(lookup) == Some(key) {
+                self.by_lookup.remove(lookup);
+            }
+        }
+        self.rows.digest = self.rows.digest.wrapping_sub(old.fingerprint(key));
+        true
+    }
+
+    pub(super) fn put_binding(&mut self, key: BindingKey, binding: Binding) {
+        self.remove_binding(&key);
+        self.rows.digest = self.rows.digest.wrapping_add(binding.fingerprint(&key));
+        self.rows.bindings.insert(key, binding);
+    }
+
+    pub(super) fn remove_binding(&mut self, key: &BindingKey) -> bool {
+        let Some(old) = self.rows.bindings.remove(key) else {
+            return false;
+        };
+        self.rows.digest = self.rows.digest.wrapping_sub(old.fingerprint(key));
+        true
+    }
+
+    pub(super) fn put_ban(&mut self, key: BanKey, ban: Ban) {
+        self.remove_ban(&key);
+        self.rows.digest = self.rows.digest.wrapping_add(ban.fingerprint(&key));
+        self.rows.bans.insert(key, ban);
+    }
+
+    pub(super) fn remove_ban(&mut self, key: &BanKey) -> bool {
+        let Some(old) = self.rows.bans.remove(key) else {
+            return false;
+        };
+        self.rows.digest = self.rows.digest.wrapping_sub(old.fingerprint(key));
+        true
+    }
+
+    pub(super) fn put_node(&mut self, id: NodeId, node: Node) {
+        Arc::make_mut(&mut self.rows.nodes).insert(id, node);
+    }
+}
+
+impl Rows {
+    pub(super) fn digest(&self) -> u128 {
+        let mut hasher = Hasher::new(9)
+            .u64(self.clock_ms)
+            .u64(self.next_node)
+            .u64(u64::from(self.sweep))
+            .bytes(&self.cluster_id);
+        for (id, node) in &*self.nodes {
+            hasher = hasher
+                .u64(id.0)
+                .bytes(node.name.as_bytes())
+                .bytes(node.address.as_bytes())
+                .bytes(node.state.to_pb().as_str_name().as_bytes())
+                .u64(node.epoch)
+                .u64(u64::from(node.voter))
+                .bytes(node.software.as_bytes());
+        }
+        for (name, row) in &*self.addresses {
+            let record = row.to_pb(name);
+            hasher = hasher
+                .bytes(name.as_bytes())
+                .u64(u64::from(record.group))
+                .u64(record.holder)
+                .u64(record.next)
+                .u64(record.prefer);
+        }
+        for (key, value) in &*self.settings {
+            hasher = hasher.bytes(key.as_bytes()).bytes(value);
+        }
+        for ((trunk, node), calls) in &*self.counts {
+            hasher = hasher.u64(*trunk).u64(node.0).u64(u64::from(*calls));
+        }
+        for (node, (boot, seq)) in &*self.sessions {
+            hasher = hasher.u64(node.0).u64(*boot).u64(*seq);
+        }
+        for (hash, expires_ms) in &*self.tokens {
+            hasher = hasher.bytes(hash).u64(*expires_ms);
+        }
+        self.digest.wrapping_add(hasher.finish())
+    }
+}

@@ -1,0 +1,163 @@
+//! The log in redb: one table of entries by index, one of facts. A commit is atomic, so that a torn
+//! write is as if it had not been begun; redb finds that out by itself when it opens the file.
+
+use std::path::Path;
+
+use protobuf::Message as _;
+use raft::eraftpb::{Entry, HardState};
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+
+use super::{LogContent, LogStore, StoreError};
+use crate::core::Persist;
+use crate::state::Position;
+
+const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
+const FACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("facts");
+
+const HARD_STATE: &str = "hard_state";
+const SNAPSHOT: &str = "snapshot";
+const BOOT: &str = "boot";
+
+const CACHE_BYTES: usize = 32 * 1024 * 1024;
+
+pub(crate) struct RedbLog {
+    db: Database,
+    /// Index of the last entry, to know what an append replaces.
+    last: u64,
+}
+
+fn damaged(error: impl std::fmt::Display) -> StoreError {
+    StoreError::LogDamaged(error.to_string())
+}
+
+fn storage(error: impl Into<redb::Error>) -> StoreError {
+    match error.into() {
+        redb::Error::Io(e) => StoreError::io(Path::new("log.redb"), e),
+        redb::Error::DatabaseAlreadyOpen => StoreError::InUse,
+        other => damaged(other),
+    }
+}
+
+impl RedbLog {
+    /// Opens or creates the file, reads all of it, and raises the boot counter.
+    pub(super) fn open(path: &Path) -> Result<(Self, LogContent), StoreError> {
+        let mut builder = Database::builder();
+        builder.set_cache_size(CACHE_BYTES);
+        RedbLog::load(builder.create(path).map_err(storage)?)
+    }
+
+    pub(super) fn load(db: Database) -> Result<(Self, LogContent), StoreError> {
+        let txn = db.begin_write().map_err(storage)?;
+        let boot = {
+            txn.open_table(ENTRIES).map_err(storage)?;
+            let mut facts = txn.open_table(FACTS).map_err(storage)?;
+            let boot = number(&facts, BOOT)? + 1;
+            facts.insert(BOOT, boot.to_be_bytes().as_slice()).map_err(storage)?;
+            boot
+        };
+        txn.commit().map_err(storage)?;
+
+        let txn = db.begin_read().map_err(storage)?;
+        let facts = txn.open_table(FACTS).map_err(storage)?;
+        let snapshot = number(&facts, SNAPSHOT)?;
+        let mut hard_state = HardState::default();
+        if let Some(bytes) = facts.get(HARD_STATE).map_err(storage)? {
+            hard_state.merge_from_bytes(bytes.value()).map_err(damaged)?;
+        }
+        let mut entries: Vec<Entry> = Vec::new();
+        for row in txn.open_table(ENTRIES).map_err(storage)?.iter().map_err(storage)? {
+            let (index, bytes) = row.map_err(storage)?;
+            let mut entry = Entry::default();
+            entry.merge_from_bytes(bytes.value()).map_err(damaged)?;
+            let expected = entries.last().map_or(index.value(), |last| last.index + 1);
+            if entry.index != index.value() || entry.index != expected {
+                return Err(damaged(format!("entry {expected} is missing")));
+            }
+            entries.push(entry);
+        }
+        if entries.first().is_some_and(|first| first.index > snapshot + 1) {
+            return Err(damaged(format!("entry {} is missing", snapshot + 1)));
+        }
+        let last = entries.last().map_or(snapshot, |entry| entry.index);
+        let content = LogContent { snapshot, hard_state, entries, boot };
+        Ok((RedbLog { db, last }, content))
+    }
+
+    /// The first state of a cluster's first node.
+    pub(super) fn begin(&mut self, position: &Position) -> Result<(), StoreError> {
+        let hard_state =
+            HardState { term: position.term, commit: position.index, ..HardState::default() };
+        self.write(&[Persist {
+            number: 0,
+            entries: Vec::new(),
+            hard_state,
+            snapshot: Some(position.clone()),
+        }])
+    }
+}
+
+fn number(
+    facts: &impl ReadableTable<&'static str, &'static [u8]>,
+    key: &str,
+) -> Result<u64, StoreError> {
+    match facts.get(key).map_err(storage)? {
+        None => Ok(0),
+        Some(bytes) => {
+            let bytes: [u8; 8] = bytes.value().try_into().map_err(damaged)?;
+            Ok(u64::from_be_bytes(bytes))
+        }
+    }
+}
+
+impl LogStore for RedbLog {
+    fn write(&mut self, batch: &[Persist]) -> Result<(), StoreError> {
+        let Some(newest) = batch.last() else {
+            return Ok(());
+        };
+        let mut txn = self.db.begin_write().map_err(storage)?;
+        txn.set_durability(Durability::Immediate).map_err(damaged)?;
+        let mut last = self.last;
+        {
+            let mut table = txn.open_table(ENTRIES).map_err(storage)?;
+            let mut facts = txn.open_table(FACTS).map_err(storage)?;
+            for persist in batch {
+                if let Some(snapshot) = &persist.snapshot {
+                    table.retain(|_, _| false).map_err(storage)?;
+                    let index = snapshot.index.to_be_bytes();
+                    facts.insert(SNAPSHOT, index.as_slice()).map_err(storage)?;
+                    last = snapshot.index;
+                }
+                if let Some(first) = persist.entries.first()
+                    && first.index <= last
+                {
+                    table.retain_in(first.index.., |_, _| false).map_err(storage)?;
+                }
+                for entry in &persist.entries {
+                    let bytes = entry.write_to_bytes().map_err(damaged)?;
+                    table.insert(entry.index, bytes.as_slice()).map_err(storage)?;
+                    last = entry.index;
+                }
+            }
+            let bytes = newest.hard_state.write_to_bytes().map_err(damaged)?;
+            facts.insert(HARD_STATE, bytes.as_slice()).map_err(storage)?;
+        }
+        txn.commit().map_err(storage)?;
+        self.last = last;
+        Ok(())
+    }
+
+    fn compact(&mut self, snapshot: u64, compact: u64) -> Result<(), StoreError> {
+        let txn = self.db.begin_write().map_err(storage)?;
+        {
+            let mut table = txn.open_table(ENTRIES).map_err(storage)?;
+            let mut facts = txn.open_table(FACTS).map_err(storage)?;
+            // A leader's snapshot may have come in between.
+            if snapshot > number(&facts, SNAPSHOT)? {
+                let index = snapshot.to_be_bytes();
+                facts.insert(SNAPSHOT, index.as_slice()).map_err(storage)?;
+                table.retain_in(..=compact, |_, _| false).map_err(storage)?;
+            }
+        }
+        txn.commit().map_err(storage)
+    }
+}
