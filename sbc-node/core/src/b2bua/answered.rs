@@ -1,0 +1,291 @@
+//! The 2xx of leg B: one fork wins, the dialog is committed, the caller is answered.
+
+use bytes::Bytes;
+use std::time::Duration;
+
+use super::answer::{Passing, Refusal, Role};
+use super::call::{Call, CallTimer, Committing, DialogRef, Leg, OkWait, Phase};
+use super::cdr::{CdrAttempt, EndCause, EndedBy};
+use super::env::{Cx, Purpose, Sent};
+use super::hide::{self, Crossing};
+use super::progress::forget_forks;
+use super::{body, wire};
+use crate::core::{Destination, Record};
+use crate::dialog::{self, SessionTimer, Wish};
+use crate::ids::ShardHint;
+use crate::media::Side;
+use crate::net::Flow;
+use crate::routing::{SessionTimerMode, SessionTimerPolicy};
+use crate::sip::{Builder, CSeq, HeaderName, Message, Method};
+use crate::transaction::OkRetransmit;
+
+impl Call {
+    /// A 2xx to the INVITE of the current attempt while the caller has no final response.
+    pub(crate) fn answered(&mut self, cx: &mut Cx<'_>, message: &Message) {
+        let Phase::Setup(setup) = &self.phase else { return };
+        if setup.committing.is_some() {
+            let winner = self.b.as_ref().map(|b| &*b.dialog.remote_tag);
+            if winner != Some(message.to_tag().unwrap_or("")) {
+                hang_up_stray(cx, message);
+            }
+            return;
+        }
+        if let Err(refusal) = self.win(cx, message) {
+            // The call fails on our account: B is answered, so it gets ACK and BYE.
+            hang_up_stray(cx, message);
+            self.b = None;
+            let retry = refusal.retry.then_some(cx.env.config.calls.retry_after_s);
+            let by = EndedBy::Sbc(EndCause::Media);
+            self.fail(cx, refusal.status, refusal.reason, None, retry, by);
+        }
+    }
+
+    /// Makes the fork that answered leg B and writes the 2xx for A.
+    fn win(&mut self, cx: &mut Cx<'_>, message: &Message) -> Result<(), Refusal> {
+        let lost = Refusal { status: 500, reason: "", retry: false };
+        let fork = self.fork_of(cx, message).ok_or(lost)?;
+        let Phase::Setup(setup) = &mut self.phase else { return Err(lost) };
+        let mut attempt = setup.attempt.take().ok_or(lost)?;
+        cx.disarm(&mut attempt.timer);
+        cx.disarm(&mut setup.reliable_timer);
+        setup.reliable.waiting = None;
+        let winner = attempt.forks.get(fork).ok_or(lost)?;
+        forget_forks(cx, &attempt, Some(&winner.a_tag));
+        if setup.a_tag != winner.a_tag {
+            cx.env.tags.remove(&setup.a_tag);
+        }
+        let mut fork = attempt.forks.swap_remove(fork);
+        fork.leg.dialog.routes = wire::route_set(message, true);
+        wire::follow_target(&mut fork.leg);
+        let to_a = DialogRef { call: self.key, side: Side::A, fork: 0 };
+        cx.env.tags.insert(fork.a_tag.clone(), to_a);
+        self.a.dialog.local_tag = fork.a_tag.clone();
+        self.permits.extend(attempt.permit.take());
+        let status = message.status().unwrap_or(200);
+        self.facts.attempts.push(CdrAttempt {
+            trunk: fork.leg.trunk.config.name.clone(),
+            peer: Some(fork.leg.hop.target.addr),
+            status,
+        });
+        let b = self.b.insert(fork.leg);
+        let offered = body::sdp(&setup.invite).is_some();
+        let role = if offered { Role::Answer } else { Role::Offer };
+        let fresh = body::sdp(message);
+        // Without a description in the 2xx the one of an earlier reliable response counts; other
+        // forks may have turned the media to themselves since.
+        let known = b.sdp.remote.clone().filter(|_| offered && fork.answer.is_some());
+        let repeat = fresh.is_none() && !self.a.peer.rel100;
+        let sdp = match fresh.or(known) {
+            None => None,
+            Some(sdp) => {
+                let passing =
+                    Passing { from: Side::B, role, sdp: &sdp, writer: b, reader: &mut self.a };
+                Some(self.media.pass(cx, passing)?)
+            }
+        };
+        let sdp = sdp.filter(|_| repeat || body::sdp(message).is_some());
+        let client_seq = b.dialog.local_seq;
+        self.start_session_timers(cx, message);
+        let ok = self.ok_text(cx, message, sdp).ok_or(lost)?;
+        self.commit(cx, status, ok, client_seq);
+        Ok(())
+    }
+
+    /// Negotiates the session timer of each leg on its own (RFC 4028).
+    fn start_session_timers(&mut self, cx: &mut Cx<'_>, message: &Message) {
+        let Phase::Setup(setup) = &self.phase else { return };
+        if let Some(b) = &mut self.b {
+            let wish = wish(&b.trunk.config.session_timer);
+            b.timer = wish.and_then(|wish| {
+                SessionTimer::of_uac(wish, wire::session_expires(message), cx.now)
+            });
+        }
+        if let Some(wish) = wish(&self.a.trunk.config.session_timer) {
+            let min = setup.invite.number(HeaderName::MinSe).ok().flatten();
+            let asked = wire::session_expires(&setup.invite);
+            // Too small an interval was refused when the INVITE came.
+            let sent = dialog::answer(wish, self.a.peer.timer, asked, min).unwrap_or(None);
+            self.a.timer = SessionTimer::of_uas(sent, cx.now);
+        }
+    }
+
+    /// The 2xx as A sees it.
+    fn ok_text(&self, cx: &Cx<'_>, message: &Message, sdp: Option<Bytes>) -> Option<Bytes> {
+        let Phase::Setup(setup) = &self.phase else { return None };
+        let b = self.b.as_ref()?;
+        let status = message.status()?;
+        let tag = &self.a.dialog.local_tag;
+        let mut out = cx.response(&setup.invite, &setup.flow, status, "", Some(tag));
+        out.copy(&setup.invite, HeaderName::RecordRoute);
+        let listener = cx.listener(&self.a.hop)?;
+        out.header(HeaderName::Contact, wire::Contact(listener));
+        out.header(HeaderName::Allow, wire::ALLOW);
+        self.supported(&mut out, b);
+        write_session_expires(&mut out, self.a.timer.as_ref(), self.a.peer.timer);
+        let way = Crossing {
+            from: &b.trunk.config,
+            to: &self.a.trunk.config,
+            host: &listener.advertise_host,
+            pai_user: None,
+        };
+        hide::cross(&mut out, message, &way);
+        Some(match sdp {
+            Some(sdp) => out.finish_with("application/sdp", &sdp),
+            None => out.finish(),
+        })
+    }
+
+    /// Supported: what we do ourselves, and what the other leg does.
+    fn supported(&self, out: &mut Builder, other: &Leg) {
+        let mut tags: smallvec::SmallVec<[&str; 4]> = smallvec::SmallVec::new();
+        tags.push("timer");
+        if other.peer.rel100 {
+            tags.push("100rel");
+        }
+        if other.peer.replaces {
+            tags.push("replaces");
+        }
+        out.header(HeaderName::Supported, tags.join(", "));
+    }
+
+    /// Holds the 2xx back until the dialog is replicated, where that is wanted.
+    fn commit(&mut self, cx: &mut Cx<'_>, status: u16, ok: Bytes, client_seq: u32) {
+        let now_ms = cx.unix_ms();
+        self.facts.answered_ms = Some(now_ms);
+        let Some(wait) = cx.env.config.calls.commit_wait else {
+            self.facts.protected = false;
+            return self.relay_ok(cx, status, ok, client_seq);
+        };
+        let Some(record) = self.record(cx) else { return };
+        let store = cx.store(self.key, Record::Call(Box::new(record)), Some(wait));
+        if let Phase::Setup(setup) = &mut self.phase {
+            setup.committing = Some(Committing { store, status, ok, client_seq });
+        }
+    }
+
+    /// The dialog is committed, or the wait for it ran out.
+    pub(crate) fn stored(&mut self, cx: &mut Cx<'_>, store: crate::core::StoreId, protected: bool) {
+        let Phase::Setup(setup) = &mut self.phase else { return };
+        let Some(held) = setup.committing.take_if(|c| c.store == store) else { return };
+        self.facts.protected = protected;
+        if !protected {
+            cx.env.stats.unprotected += 1;
+        }
+        self.relay_ok(cx, held.status, held.ok, held.client_seq);
+    }
+
+    /// Answers the caller; what only the set-up needed is dropped.
+    fn relay_ok(&mut self, cx: &mut Cx<'_>, status: u16, ok: Bytes, client_seq: u32) {
+        let Phase::Setup(setup) = std::mem::replace(&mut self.phase, Phase::Up) else { return };
+        let offered = body::sdp(&setup.invite).is_some();
+        self.facts.status = status;
+        self.facts.reason = crate::sip::reason_phrase(status).into();
+        cx.env.stats.answered += 1;
+        cx.env.stats.calls_up += 1;
+        cx.respond(self.traced(Side::A), &setup.flow, setup.server, status, ok.clone());
+        let server_seq = setup.invite.cseq().map_or(0, |c| c.number);
+        let schedule = OkRetransmit::new(cx.now, &cx.env.txn.config().timers);
+        let timer = cx.arm(schedule.deadline(), self.key, CallTimer::Ok);
+        self.ok_wait = Some(Box::new(OkWait {
+            side: Side::A,
+            server: setup.server,
+            flow: setup.flow,
+            status,
+            server_seq,
+            client_seq,
+            ok,
+            schedule,
+            timer,
+            offer_in_ok: !offered,
+        }));
+        self.arm_session(cx, Side::A);
+        self.arm_session(cx, Side::B);
+        self.arm_duration(cx);
+    }
+
+    /// The call duration limit: the least of the node's and both trunks'.
+    fn arm_duration(&mut self, cx: &mut Cx<'_>) {
+        let trunk = |leg: Option<&Leg>| leg.and_then(|l| l.trunk.config.max_duration);
+        let limits =
+            [cx.env.config.calls.max_duration, trunk(Some(&self.a)), trunk(self.b.as_ref())];
+        let Some(limit) = limits.into_iter().flatten().min() else { return };
+        let ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        self.facts.ends_by_ms = Some(cx.unix_ms().saturating_add(ms));
+        self.timers.duration = Some(cx.arm(cx.now + limit, self.key, CallTimer::Duration));
+    }
+
+    /// A repeated 2xx of leg B: its ACK was lost, or is not due yet.
+    pub(crate) fn ok_again(&mut self, cx: &mut Cx<'_>, side: Side, message: &Message) {
+        let Some(leg) = self.leg(side) else { return hang_up_stray(cx, message) };
+        if *leg.dialog.remote_tag != *message.to_tag().unwrap_or("") {
+            return hang_up_stray(cx, message);
+        }
+        let seq = message.cseq().map_or(0, |c| c.number);
+        if let Some((acked, with_body)) = leg.acked
+            && acked == seq
+        {
+            let sdp = leg.sdp.local.clone().filter(|_| with_body);
+            self.send_ack(cx, side, seq, sdp);
+        }
+    }
+}
+
+/// Session timer wishes of a trunk; `None` where it does not use them.
+pub(crate) fn wish(policy: &SessionTimerPolicy) -> Option<Wish> {
+    let seconds = |d: Duration| u32::try_from(d.as_secs()).unwrap_or(u32::MAX);
+    let always = match policy.mode {
+        SessionTimerMode::Off => return None,
+        SessionTimerMode::Accept => false,
+        SessionTimerMode::Require => true,
+    };
+    Some(Wish { always, expires_s: seconds(policy.expires), min_s: seconds(policy.min_se) })
+}
+
+/// Session-Expires of a 2xx of ours, and Require where the peer has to refresh (RFC 4028 §9).
+pub(crate) fn write_session_expires(
+    out: &mut Builder,
+    timer: Option<&SessionTimer>,
+    peer_knows: bool,
+) {
+    let Some(timer) = timer else { return };
+    let refresher = if timer.we_refresh { "uas" } else { "uac" };
+    // A peer without support would not understand the header.
+    if peer_knows {
+        if !timer.we_refresh {
+            out.header(HeaderName::Require, "timer");
+        }
+        out.header(HeaderName::SessionExpires, (timer.expires_s, ";refresher=", refresher));
+    }
+}
+
+/// ACK and BYE for a 2xx that no call wants, from what the response itself says
+/// (RFC 3261 §13.2.2.4).
+pub(crate) fn hang_up_stray(cx: &mut Cx<'_>, message: &Message) {
+    cx.env.stats.stray_answers += 1;
+    let Some(leg) = cx.stray_leg(message) else { return };
+    let hint = ShardHint::of_call_id(leg.dialog.call_id.as_bytes());
+    let seq = message.cseq().map_or(1, |c| c.number);
+    let dest = wire::destination(&leg.hop);
+    if let Some((out, _)) = wire::begin_request(cx, hint, &leg, &Method::Ack, seq, wire::MAX_FORWARDS) {
+        cx.transmit(None, dest, out.finish());
+    }
+    // Beyond what the call may have used in that dialog.
+    let seq = seq.saturating_add(50);
+    if let Some((out, branch)) =
+        wire::begin_request(cx, hint, &leg, &Method::Bye, seq, wire::MAX_FORWARDS)
+    {
+        let data = out.finish();
+        let purpose = Purpose::Stray;
+        cx.send(None, Sent { method: Method::Bye, branch, dest, data, purpose, timeout: None });
+    }
+}
+
+/// Where an ACK without a call goes when its response came on `flow`.
+pub(crate) fn flow_destination(flow: &Flow) -> Destination {
+    Destination::Flow(*flow)
+}
+
+/// CSeq of a message, for matching.
+pub(crate) fn seq_of(message: &Message) -> u32 {
+    message.cseq().map_or(0, |c: CSeq<'_>| c.number)
+}

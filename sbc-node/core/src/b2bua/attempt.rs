@@ -1,0 +1,456 @@
+//! Trying targets one after the other: resolution, the B leg's INVITE, failover.
+//!
+//! What comes back is handled in `progress.rs` and `answered.rs`.
+
+use smallvec::SmallVec;
+use std::time::Duration;
+
+use super::answer::{Passing, Refusal, Role};
+use super::call::{
+    Attempt, Call, CallTimer, Failure, Hop, Leg, Peer, Phase, SdpState,
+};
+use super::cdr::{CdrAttempt, EndCause, EndedBy};
+use super::env::{Cx, Purpose, ResolveFor, Sent};
+use super::hide::{self, Crossing, Display};
+use super::{body, wire};
+use crate::core::{Destination, ResolveError};
+use crate::dialog::Dialog;
+use crate::media::Side;
+use crate::net::{Host, Target, Transport};
+use crate::routing::{SessionTimerMode, TrunkConfig};
+use crate::sip::{Builder, HeaderName, Message, Method, NameAddr, UriRef};
+use crate::transaction::ClientId;
+
+/// Resolved addresses tried per hop at most.
+const MAX_ADDRESSES: usize = 4;
+
+impl Call {
+    /// Starts with the next target of the plan, or gives the caller the best failure so far.
+    pub(crate) fn try_next(&mut self, cx: &mut Cx<'_>) {
+        loop {
+            let Phase::Setup(setup) = &mut self.phase else { return };
+            let attempts_max = cx.env.config.calls.max_attempts;
+            let left = setup.next_hop < setup.plan.targets.len();
+            if !left || usize::from(setup.attempts) >= attempts_max {
+                return self.give_up(cx);
+            }
+            let index = setup.next_hop;
+            setup.next_hop += 1;
+            let Some(hop) = setup.plan.targets.get(index) else { return self.give_up(cx) };
+            let permit = match cx.env.routing.admit_hop(cx.now, &setup.plan, hop) {
+                Ok(permit) => permit,
+                Err(reject) => {
+                    setup.failure.get_or_insert(Failure { status: reject.status, message: None });
+                    continue;
+                }
+            };
+            setup.attempts += 1;
+            if setup.attempts > 1 {
+                cx.env.stats.failovers += 1;
+            }
+            let number = setup.attempts;
+            let (peer, interface) = (hop.peer().clone(), hop.trunk.config.interface);
+            setup.attempt = Some(Attempt {
+                number,
+                hop: index,
+                addresses: SmallVec::new(),
+                leg: None,
+                client: None,
+                forks: SmallVec::new(),
+                proceeding: false,
+                authorized: false,
+                permit: Some(permit),
+                timer: None,
+            });
+            match peer.ip() {
+                Some(ip) => {
+                    let transport = peer.transport.unwrap_or(Transport::Udp);
+                    let port = peer.port.unwrap_or(transport.default_port());
+                    let target = Target { transport, addr: (ip, port).into() };
+                    self.resolved(cx, number, Ok(vec![target]));
+                }
+                None => {
+                    let whom = ResolveFor::Attempt { call: self.key, attempt: number };
+                    cx.resolve(peer.resolve_query(interface), whom);
+                }
+            }
+            return;
+        }
+    }
+
+    /// The targets of a hop are known, or its name does not resolve.
+    pub(crate) fn resolved(
+        &mut self,
+        cx: &mut Cx<'_>,
+        number: u16,
+        result: Result<Vec<Target>, ResolveError>,
+    ) {
+        let Some(attempt) = self.attempt_mut(number).filter(|a| a.leg.is_none()) else { return };
+        match result {
+            Ok(targets) => {
+                attempt.addresses = targets.into_iter().take(MAX_ADDRESSES).rev().collect();
+                self.next_address(cx);
+            }
+            Err(_) => self.attempt_failed(cx, 503, None),
+        }
+    }
+
+    /// Sends the INVITE to the next address of the current hop, or moves to the next hop.
+    fn next_address(&mut self, cx: &mut Cx<'_>) {
+        let Some(attempt) = self.current_attempt() else { return };
+        let Some(target) = attempt.addresses.pop() else {
+            return self.attempt_failed(cx, 503, None);
+        };
+        let Some(leg) = self.new_b_leg(cx, target) else {
+            return self.attempt_failed(cx, 503, None);
+        };
+        match self.send_invite(cx, leg) {
+            Ok(()) => {}
+            Err(refusal) => self.refuse_offer(cx, refusal),
+        }
+    }
+
+    /// The caller's offer cannot be carried to any target.
+    fn refuse_offer(&mut self, cx: &mut Cx<'_>, refusal: Refusal) {
+        if let Some(setup) = self.setup_mut() {
+            setup.attempt = None;
+        }
+        let retry = refusal.retry.then_some(cx.env.config.calls.retry_after_s);
+        self.fail(cx, refusal.status, refusal.reason, None, retry, EndedBy::Sbc(EndCause::Media));
+    }
+
+    /// A dialog to be: our identifiers and the names that the trunk shall see.
+    fn new_b_leg(&mut self, cx: &mut Cx<'_>, target: Target) -> Option<Leg> {
+        let Phase::Setup(setup) = &mut self.phase else { return None };
+        let hop = setup.plan.targets.get(setup.attempt.as_ref()?.hop)?;
+        let trunk = hop.trunk.clone();
+        let route = Hop { interface: trunk.config.interface, target, flow: None };
+        let listener = cx.listener(&route)?;
+        let far_host = match &trunk.config.domain {
+            Some(domain) => Host::Name(domain.clone()),
+            None => peer_host(&hop.peer().host),
+        };
+        let from = setup.invite.from().ok()?;
+        let numbers = &hop.numbers;
+        let anonymous = !trunk.config.trusted && hide::wants_anonymity(&setup.invite);
+        let local = local_name(&from, &numbers.from, &listener.advertise_host, anonymous);
+        let to = setup.invite.to().ok()?;
+        let port = hop.peer().port.filter(|_| trunk.config.domain.is_none());
+        let at = |user: &str, uri: Option<UriRef<'_>>, port: Option<u16>| {
+            let at = if user.is_empty() { "" } else { "@" };
+            let phone = if uri.is_some_and(hide::is_phone) { ";user=phone" } else { "" };
+            match port {
+                Some(port) => format!("sip:{user}{at}{far_host}:{port}{phone}"),
+                None => format!("sip:{user}{at}{far_host}{phone}"),
+            }
+        };
+        let mut request_uri = at(&numbers.ruri, setup.invite.request_uri().ok(), port);
+        if let Some(param) = target.transport.uri_param().filter(|_| trunk.config.domain.is_none()) {
+            request_uri.push_str(";transport=");
+            request_uri.push_str(param);
+        }
+        let remote = format!("<{}>", at(&numbers.to, to.uri().ok(), None));
+        let dialog = Dialog {
+            call_id: cx.env.ids.call_id(self.hint).as_str().into(),
+            local_tag: cx.env.ids.tag(self.hint).as_str().into(),
+            remote_tag: "".into(),
+            local: local.into(),
+            remote: remote.into(),
+            local_seq: 0,
+            remote_seq: None,
+            target: request_uri.into(),
+            routes: Vec::new(),
+        };
+        Some(Leg {
+            trunk,
+            dialog,
+            hop: route,
+            peer: Peer::default(),
+            timer: None,
+            sdp: SdpState { session: cx.sdp_session(), ..SdpState::default() },
+            acked: None,
+        })
+    }
+
+    /// Writes and sends the INVITE of the current attempt (again with credentials after a
+    /// challenge: same dialog, next CSeq).
+    fn send_invite(&mut self, cx: &mut Cx<'_>, mut leg: Leg) -> Result<(), Refusal> {
+        let Phase::Setup(setup) = &mut self.phase else { return Ok(()) };
+        let invite = setup.invite.clone();
+        let offer = match body::sdp(&invite) {
+            None => None,
+            Some(sdp) => Some(self.media.pass(
+                cx,
+                Passing {
+                    from: Side::A,
+                    role: Role::Offer,
+                    sdp: &sdp,
+                    writer: &mut self.a,
+                    reader: &mut leg,
+                },
+            )?),
+        };
+        self.launch_invite(cx, leg, offer, None);
+        Ok(())
+    }
+
+    /// Sends the INVITE of an attempt whose offer is written.
+    pub(crate) fn launch_invite(
+        &mut self,
+        cx: &mut Cx<'_>,
+        mut leg: Leg,
+        offer: Option<bytes::Bytes>,
+        authorization: Option<(HeaderName, String)>,
+    ) {
+        let Phase::Setup(setup) = &mut self.phase else { return };
+        let invite = setup.invite.clone();
+        let Some(attempt) = &mut setup.attempt else { return };
+        let Some(hop) = setup.plan.targets.get(attempt.hop) else { return };
+        let seq = leg.dialog.next_seq();
+        let forwards = invite.max_forwards().ok().flatten().unwrap_or(wire::MAX_FORWARDS);
+        let forwards = forwards.saturating_sub(1);
+        let begun = wire::begin_request(cx, self.hint, &leg, &Method::Invite, seq, forwards);
+        let Some((mut out, branch)) = begun else {
+            return self.attempt_failed(cx, 503, None);
+        };
+        if let Some((name, value)) = &authorization {
+            out.header(*name, value);
+        }
+        let to = &hop.trunk.config;
+        invite_options(&mut out, &invite, to, offer.is_some());
+        if let Some(host) = cx.listener(&leg.hop).map(|l| l.advertise_host.clone()) {
+            let pai_user = hop.numbers.pai.as_deref();
+            let from = &self.a.trunk.config;
+            hide::cross(&mut out, &invite, &Crossing { from, to, host: &host, pai_user });
+        }
+        for (name, value) in &to.headers.set {
+            out.other(name, &**value);
+        }
+        super::replaces::cross(cx, &mut out, &invite, &hop.trunk);
+        let data = match &offer {
+            Some(offer) => out.finish_with("application/sdp", offer),
+            None => out.finish(),
+        };
+        let dest = wire::destination(&leg.hop);
+        let timeout = to.failover.no_answer;
+        let purpose = Purpose::Invite { call: self.key, attempt: attempt.number };
+        let sent = Sent { method: Method::Invite, branch, dest, data, purpose, timeout: None };
+        attempt.timer = timeout.map(|after| {
+            cx.arm(cx.now + after, self.key, CallTimer::Attempt(attempt.number))
+        });
+        cx.env.outgoing.insert(&leg.dialog, seq);
+        attempt.leg = Some(leg);
+        attempt.client = self.traces(Side::B).send(cx, sent);
+        if attempt.client.is_none() {
+            self.attempt_failed(cx, 503, None);
+        }
+    }
+
+    /// A final failure of the current attempt: the next target, or the caller hears of it.
+    pub(crate) fn attempt_failed(&mut self, cx: &mut Cx<'_>, status: u16, message: Option<&Message>) {
+        let Phase::Setup(setup) = &mut self.phase else { return };
+        let Some(mut attempt) = setup.attempt.take() else { return };
+        cx.disarm(&mut attempt.timer);
+        let hop = setup.plan.targets.get(attempt.hop);
+        let peer = attempt.leg.as_ref().map(|l| l.hop.target.addr);
+        if let Some(hop) = hop {
+            let trunk = hop.trunk.config.name.clone();
+            self.facts.attempts.push(CdrAttempt { trunk, peer, status });
+        }
+        forget_attempt(cx, &attempt);
+        let over = message.is_none()
+            || hop.is_some_and(|h| h.trunk.config.failover.applies(status))
+            || status == 503;
+        if over && let Some(until) = retry_after(message).filter(|_| status == 503) {
+            if let Some(health) = hop.and_then(|h| h.trunk.peer_health(h.peer)) {
+                health.hold(cx.now + until);
+            }
+        }
+        keep_best(&mut setup.failure, Failure { status, message: message.cloned() });
+        // Another address of the same name is tried only where this one was not reachable.
+        if message.is_none() && !attempt.addresses.is_empty() && status == 503 {
+            attempt.leg = None;
+            attempt.client = None;
+            attempt.forks.clear();
+            attempt.proceeding = false;
+            setup.attempts += 1;
+            attempt.number = setup.attempts;
+            setup.attempt = Some(attempt);
+            return self.next_address(cx);
+        }
+        drop(attempt);
+        if over { self.try_next(cx) } else { self.give_up(cx) }
+    }
+
+    /// No target is left: the caller gets the best failure.
+    fn give_up(&mut self, cx: &mut Cx<'_>) {
+        let Phase::Setup(setup) = &mut self.phase else { return };
+        let failure = setup.failure.take().unwrap_or(Failure { status: 480, message: None });
+        let status = mapped(failure.status);
+        let by = if failure.message.is_some() {
+            EndedBy::Callee
+        } else {
+            EndedBy::Sbc(EndCause::SetupTimeout)
+        };
+        let message = failure.message;
+        let reason = match &message {
+            Some(m) if status == failure.status => match m.start_line() {
+                crate::sip::StartLine::Response { reason, .. } => reason.to_owned(),
+                crate::sip::StartLine::Request { .. } => String::new(),
+            },
+            Some(_) | None => String::new(),
+        };
+        let retry = (status == 503 && message.is_none())
+            .then_some(cx.env.config.calls.retry_after_s);
+        self.fail(cx, status, &reason, message.as_ref(), retry, by);
+    }
+
+    pub(crate) fn current_attempt(&mut self) -> Option<&mut Attempt> {
+        self.setup_mut()?.attempt.as_mut()
+    }
+
+    pub(crate) fn attempt_mut(&mut self, number: u16) -> Option<&mut Attempt> {
+        self.current_attempt().filter(|a| a.number == number)
+    }
+
+    /// The timer of attempt n: no provisional response, or ringing for too long.
+    pub(crate) fn attempt_timer(&mut self, cx: &mut Cx<'_>, number: u16) {
+        let Some(attempt) = self.attempt_mut(number) else { return };
+        attempt.timer = None;
+        let client = attempt.client;
+        self.cancel_client(cx, client, None);
+        self.attempt_failed(cx, 408, None);
+    }
+
+    /// Starts the ring timer once the target shows that it is there (timer C).
+    pub(crate) fn attempt_proceeds(&mut self, cx: &mut Cx<'_>) {
+        let ring_default = cx.env.config.calls.ring_timeout;
+        let key = self.key;
+        let Some(attempt) = self.current_attempt() else { return };
+        if attempt.proceeding {
+            return;
+        }
+        attempt.proceeding = true;
+        let number = attempt.number;
+        let ring = attempt.leg.as_ref().and_then(|l| l.trunk.config.ring_timeout);
+        let mut old = attempt.timer.take();
+        cx.disarm(&mut old);
+        let timer = cx.arm(cx.now + ring.unwrap_or(ring_default), key, CallTimer::Attempt(number));
+        if let Some(attempt) = self.current_attempt() {
+            attempt.timer = Some(timer);
+        }
+    }
+
+    /// Cancels an INVITE of ours; the layer waits for its provisional response by itself.
+    pub(crate) fn cancel_client(
+        &mut self,
+        cx: &mut Cx<'_>,
+        client: Option<ClientId>,
+        reason: Option<&str>,
+    ) {
+        if let Some(client) = client {
+            cx.cancel(client, reason);
+        }
+    }
+}
+
+/// Drops what the tables know of an attempt's dialogs.
+pub(crate) fn forget_attempt(cx: &mut Cx<'_>, attempt: &Attempt) {
+    if let Some(leg) = &attempt.leg {
+        cx.env.tags.remove(&leg.dialog.local_tag);
+        cx.env.outgoing.remove(&leg.dialog.local_tag);
+    }
+}
+
+/// Require, Supported, Allow and Session-Expires of an INVITE towards a trunk.
+fn invite_options(out: &mut Builder, invite: &Message, to: &TrunkConfig, has_offer: bool) {
+    out.header(HeaderName::Allow, wire::ALLOW);
+    let has = |tag| {
+        hide::has_option(invite, HeaderName::Supported, tag)
+            || hide::has_option(invite, HeaderName::Require, tag)
+    };
+    let timer = to.session_timer.mode != SessionTimerMode::Off;
+    let mut supported: SmallVec<[&str; 6]> = SmallVec::new();
+    // Where A cannot do 100rel we PRACK ourselves, which needs an offer that is already out.
+    if has("100rel") || has_offer {
+        supported.push("100rel");
+    }
+    if timer {
+        supported.push("timer");
+    }
+    for tag in ["replaces", "norefersub", "histinfo", "tdialog"] {
+        if has(tag) && tag != "tdialog" {
+            supported.push(tag);
+        }
+    }
+    out.header(HeaderName::Supported, supported.join(", "));
+    if to.session_timer.mode == SessionTimerMode::Require {
+        let seconds = |d: Duration| d.as_secs().max(u64::from(crate::dialog::MIN_SE_S));
+        out.header(HeaderName::SessionExpires, seconds(to.session_timer.expires));
+        out.header(HeaderName::MinSe, seconds(to.session_timer.min_se));
+    }
+}
+
+/// From towards a trunk: display name, translated user, our host; RFC 3323 anonymity where asked.
+fn local_name(from: &NameAddr<'_>, user: &str, host: &Host, anonymous: bool) -> String {
+    if anonymous {
+        return "\"Anonymous\" <sip:anonymous@anonymous.invalid>".to_owned();
+    }
+    let uri = from.uri().ok();
+    let phone = if uri.is_some_and(hide::is_phone) { ";user=phone" } else { "" };
+    let display = Display(from.display_raw);
+    let (name, blank) = if display.0.is_empty() { ("", "") } else { (display.0, " ") };
+    let invalid = uri.is_some_and(|u| u.host().eq_ignore_ascii_case("anonymous.invalid"));
+    match (user.is_empty(), invalid) {
+        (true, _) => format!("{name}{blank}<sip:{host}>"),
+        (false, true) => format!("{name}{blank}<sip:{user}@anonymous.invalid>"),
+        (false, false) => format!("{name}{blank}<sip:{user}@{host}{phone}>"),
+    }
+}
+
+fn peer_host(host: &std::sync::Arc<str>) -> Host {
+    host.parse().map_or_else(|_| Host::Name(host.clone()), Host::Ip)
+}
+
+/// Retry-After of a 503.
+fn retry_after(message: Option<&Message>) -> Option<Duration> {
+    let value = message?.header(HeaderName::RetryAfter)?;
+    let digits: String = value.chars().take_while(char::is_ascii_digit).collect();
+    let seconds: u64 = digits.parse().ok()?;
+    Some(Duration::from_secs(seconds.min(3600)))
+}
+
+/// Which of two failures tells the caller more (RFC 3261 §16.7, item 6).
+fn keep_best(best: &mut Option<Failure>, new: Failure) {
+    let rank = |f: &Failure| match (f.status, &f.message) {
+        (600..=699, _) => 0,
+        (_, None) => 9,
+        (503, Some(_)) => 7,
+        (401 | 407 | 415 | 420 | 484, Some(_)) => 1,
+        (400..=499, Some(_)) => 2,
+        (300..=399, Some(_)) => 3,
+        (_, Some(_)) => 4,
+    };
+    match best {
+        Some(old) if rank(old) <= rank(&new) => {}
+        _ => *best = Some(new),
+    }
+}
+
+/// What a target's failure becomes towards the caller: nothing that would make the caller act on
+/// our relation with the target.
+fn mapped(status: u16) -> u16 {
+    match status {
+        // A redirection is not followed and not told: the target may only name inside hosts.
+        300..=399 => 480,
+        // We could not authenticate; the caller cannot either.
+        401 | 407 => 403,
+        // Session timers and extensions are negotiated per leg.
+        420..=422 => 500,
+        // Loops and hop counts are per side, but worth telling.
+        482 | 483 => status,
+        // RFC 3261 §16.7: our 503 says that *we* are unavailable.
+        other => other,
+    }
+}
+

@@ -1,0 +1,322 @@
+//! The shape of a call: legs, forks, phases, exchanges. What happens to them is in the file of
+//! each operation.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::answer::Media;
+use super::cdr::{CdrAttempt, EndedBy};
+use super::record::CallId;
+use crate::core::StoreId;
+use crate::dialog::{Dialog, Outgoing, SessionTimer};
+use crate::ids::ShardHint;
+use crate::media::Side;
+use crate::net::{Flow, InterfaceId, Target};
+use crate::routing::{Permit, Plan, Trunk};
+use crate::sip::{Message, Method};
+use crate::timer::TimerKey;
+use crate::transaction::{ClientId, ServerId};
+
+/// Finds a call in its shard's table; dead once the call is gone, even if the slot is used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct CallKey {
+    pub(crate) index: u32,
+    pub(crate) id: CallId,
+}
+
+/// Which dialog of which call a local tag belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DialogRef {
+    pub(crate) call: CallKey,
+    pub(crate) side: Side,
+    /// Number of the fork while the call is being set up; 0 afterwards.
+    pub(crate) fork: u8,
+}
+
+/// What the far end of a leg said it can do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Peer {
+    /// Bits of [`method_bit`]; 0 when it never sent an Allow.
+    pub(crate) allow: u32,
+    pub(crate) rel100: bool,
+    pub(crate) timer: bool,
+    pub(crate) replaces: bool,
+}
+
+/// The bit of a method in [`Peer::allow`].
+pub(crate) fn method_bit(method: &Method) -> u32 {
+    Method::KNOWN.iter().position(|m| m == method).map_or(0, |at| 1 << at)
+}
+
+/// How requests of a leg reach its peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hop {
+    pub(crate) interface: InterfaceId,
+    pub(crate) target: Target,
+    /// The connection or source of the peer's last message, where requests go back on it.
+    pub(crate) flow: Option<Flow>,
+}
+
+/// What we say in SDP on a leg.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SdpState {
+    pub(crate) session: u64,
+    pub(crate) version: u64,
+    /// The last description sent and received on the leg.
+    pub(crate) local: Option<Bytes>,
+    pub(crate) remote: Option<Bytes>,
+}
+
+/// One side of a call.
+#[derive(Clone, Debug)]
+pub(crate) struct Leg {
+    pub(crate) trunk: Arc<Trunk>,
+    pub(crate) dialog: Dialog,
+    pub(crate) hop: Hop,
+    pub(crate) peer: Peer,
+    pub(crate) timer: Option<SessionTimer>,
+    pub(crate) sdp: SdpState,
+    /// CSeq of the last INVITE of ours whose 2xx we ACKed, and whether the ACK had a body: the
+    /// same ACK answers the 2xx when it is repeated.
+    pub(crate) acked: Option<(u32, bool)>,
+}
+
+/// An early (or winning) dialog on leg B and the tag that leg A knows it by.
+#[derive(Debug)]
+pub(crate) struct Fork {
+    pub(crate) a_tag: Box<str>,
+    pub(crate) leg: Leg,
+    /// Last RSeq taken from this fork (RFC 3262).
+    pub(crate) rseq: Option<u32>,
+    /// RSeq on leg A → RSeq and CSeq on leg B, for the PRACK that comes from A.
+    pub(crate) reliable: Option<ReliableMap>,
+}
+
+/// A reliable provisional response under way end to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ReliableMap {
+    pub(crate) a_rseq: u32,
+    pub(crate) b_rseq: u32,
+}
+
+/// One target being tried.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    pub(crate) number: u16,
+    /// Index into the plan's targets.
+    pub(crate) hop: usize,
+    /// Resolved addresses of this hop that are left to try.
+    pub(crate) addresses: SmallVec<[Target; 2]>,
+    /// The dialog to be: no remote tag yet.
+    pub(crate) leg: Option<Leg>,
+    pub(crate) client: Option<ClientId>,
+    pub(crate) forks: SmallVec<[Fork; 1]>,
+    /// A provisional response came.
+    pub(crate) proceeding: bool,
+    /// Challenges answered so far in this attempt (at most one).
+    pub(crate) authorized: bool,
+    pub(crate) permit: Option<Permit>,
+    pub(crate) timer: Option<TimerKey>,
+}
+
+/// Everything that is dropped once the caller has its final response.
+#[derive(Debug)]
+pub(crate) struct Setup {
+    pub(crate) server: ServerId,
+    pub(crate) invite: Message,
+    pub(crate) flow: Flow,
+    /// Our tag in responses that belong to no fork.
+    pub(crate) a_tag: Box<str>,
+    pub(crate) plan: Plan,
+    /// Next element of the plan.
+    pub(crate) next_hop: usize,
+    pub(crate) attempts: u16,
+    pub(crate) attempt: Option<Attempt>,
+    /// The best failure so far: what the caller gets when no target is left.
+    pub(crate) failure: Option<Failure>,
+    /// Reliable provisional responses towards the caller.
+    pub(crate) reliable: Outgoing,
+    pub(crate) reliable_timer: Option<TimerKey>,
+    /// The 2xx that waits for its commit.
+    pub(crate) committing: Option<Committing>,
+    pub(crate) a_requires_100rel: bool,
+}
+
+/// A 2xx held back until its dialog is replicated.
+#[derive(Debug)]
+pub(crate) struct Committing {
+    pub(crate) store: StoreId,
+    pub(crate) status: u16,
+    pub(crate) ok: Bytes,
+    pub(crate) client_seq: u32,
+}
+
+/// A final failure of a target.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure {
+    pub(crate) status: u16,
+    pub(crate) message: Option<Message>,
+}
+
+/// Where a call is in its life.
+#[derive(Debug)]
+pub(crate) enum Phase {
+    Setup(Box<Setup>),
+    Up,
+    /// Over for the peers; our own transactions are still running.
+    Ending,
+}
+
+/// A 2xx to an INVITE that waits for its ACK on the side that sent the INVITE.
+#[derive(Debug)]
+pub(crate) struct OkWait {
+    /// The side that sent the INVITE and owes the ACK; `None` if the INVITE was ours alone.
+    pub(crate) side: Side,
+    pub(crate) server: ServerId,
+    pub(crate) status: u16,
+    /// CSeq of the INVITE on that side, and of ours on the other.
+    pub(crate) server_seq: u32,
+    pub(crate) client_seq: u32,
+    pub(crate) ok: Bytes,
+    pub(crate) interval: Duration,
+    pub(crate) give_up: Instant,
+    pub(crate) timer: TimerKey,
+    /// The 2xx carried an offer: the ACK carries the answer.
+    pub(crate) offer_in_ok: bool,
+}
+
+/// A transaction across both legs, or one of ours on one leg.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    pub(crate) number: u16,
+    pub(crate) method: Method,
+    /// The side that our request went to.
+    pub(crate) to: Side,
+    /// The request that asked for it; `None` for requests of our own.
+    pub(crate) asked: Option<Asked>,
+    pub(crate) client: Option<ClientId>,
+    /// CSeq of our request.
+    pub(crate) client_seq: u32,
+    pub(crate) kind: ExchangeKind,
+    /// A challenge was answered already.
+    pub(crate) authorized: bool,
+}
+
+/// The request on the other side that an exchange serves.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(crate) server: ServerId,
+    pub(crate) request: Message,
+    pub(crate) flow: Flow,
+}
+
+/// What an exchange is about beyond passing it on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ExchangeKind {
+    /// Nothing: headers and body cross.
+    Plain,
+    /// BYE of ours.
+    Bye,
+    /// Carries an offer (or asks for one, `offered == false`, re-INVITE only).
+    Session { offered: bool },
+    /// Our own refresh of the session timer.
+    Refresh,
+    /// Our own re-INVITE after taking the call over.
+    Adopted,
+    /// PRACK for fork n of the call being set up; ours when leg A does not do 100rel.
+    Prack { fork: u8, offered: bool },
+}
+
+/// A call in the making, up, or ending.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) key: CallKey,
+    pub(crate) hint: ShardHint,
+    pub(crate) phase: Phase,
+    pub(crate) a: Leg,
+    /// Leg B once a fork has won.
+    pub(crate) b: Option<Leg>,
+    pub(crate) media: Media,
+    pub(crate) exchanges: SmallVec<[Box<Exchange>; 1]>,
+    pub(crate) next_exchange: u16,
+    pub(crate) ok_wait: Option<Box<OkWait>>,
+    pub(crate) timers: CallTimers,
+    pub(crate) permits: SmallVec<[Permit; 2]>,
+    pub(crate) facts: Box<Facts>,
+    pub(crate) trace: bool,
+    pub(crate) revision: u32,
+}
+
+/// Timers of a call that is up.
+#[derive(Debug, Default)]
+pub(crate) struct CallTimers {
+    pub(crate) session_a: Option<TimerKey>,
+    pub(crate) session_b: Option<TimerKey>,
+    pub(crate) duration: Option<TimerKey>,
+    pub(crate) retry: Option<TimerKey>,
+}
+
+/// What the CDR will say.
+#[derive(Debug)]
+pub(crate) struct Facts {
+    pub(crate) started_ms: u64,
+    pub(crate) ringing_ms: Option<u64>,
+    pub(crate) answered_ms: Option<u64>,
+    pub(crate) ends_by_ms: Option<u64>,
+    pub(crate) dialled: Box<str>,
+    pub(crate) from: Box<str>,
+    pub(crate) to: Box<str>,
+    pub(crate) attempts: SmallVec<[CdrAttempt; 1]>,
+    pub(crate) status: u16,
+    pub(crate) reason: Box<str>,
+    pub(crate) ended_by: Option<EndedBy>,
+    pub(crate) end_reason: Option<Box<str>>,
+    pub(crate) protected: bool,
+}
+
+/// What a timer of a call is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CallTimer {
+    /// Attempt n had no provisional response, or no final one, in time.
+    Attempt(u16),
+    /// Repeat the 2xx, or give up waiting for its ACK.
+    Ok,
+    /// Repeat the reliable provisional response, or give up waiting for its PRACK.
+    Reliable,
+    Session(Side),
+    Duration,
+    /// Our own re-INVITE hit glare and may be tried again.
+    Retry(Side),
+}
+
+impl Call {
+    /// The leg of a side; leg B exists only after a fork has won.
+    pub(crate) fn leg(&self, side: Side) -> Option<&Leg> {
+        match side {
+            Side::A => Some(&self.a),
+            Side::B => self.b.as_ref(),
+        }
+    }
+
+    pub(crate) fn leg_mut(&mut self, side: Side) -> Option<&mut Leg> {
+        match side {
+            Side::A => Some(&mut self.a),
+            Side::B => self.b.as_mut(),
+        }
+    }
+
+    /// Whether nothing is left to wait for and the call can be forgotten.
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Ending) && self.exchanges.is_empty()
+    }
+
+    pub(crate) fn setup_mut(&mut self) -> Option<&mut Setup> {
+        match &mut self.phase {
+            Phase::Setup(setup) => Some(setup),
+            Phase::Up | Phase::Ending => None,
+        }
+    }
+}

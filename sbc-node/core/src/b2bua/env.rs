@@ -1,0 +1,229 @@
+//! What a call may touch outside itself: transactions, timers, identifiers, routing, the media
+//! anchor, and the queue of outputs. One per shard; passed to every operation as [`Cx`].
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+
+use super::call::{CallKey, CallTimer, DialogRef};
+use super::record::CallId;
+use super::stats::Stats;
+use crate::core::{
+    Config, Destination, Direction, Event, Output, Record, ResolveId, ResolveQuery, StoreId, Trace,
+};
+use crate::ids::{Branch, Ids};
+use crate::media::{Anchor, Side};
+use crate::net::{Flow, Listener, Target};
+use crate::routing::Routing;
+use crate::sip::{Message, Method};
+use crate::timer::{TimerKey, TimerWheel};
+use crate::transaction::{ClientId, ClientRequest, ServerId, TransactionLayer};
+
+/// What a client transaction of ours is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// The INVITE of attempt n of a call.
+    Invite { call: CallKey, attempt: u16 },
+    /// Exchange n of a call.
+    Exchange { call: CallKey, number: u16 },
+    /// A request outside any dialog that we pass on.
+    Relay { index: u32, number: u32 },
+    /// BYE of a dialog that no call knows; its outcome matters to nobody.
+    Stray,
+}
+
+/// What waits for a name to be resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ResolveFor {
+    Attempt { call: CallKey, attempt: u16 },
+    /// The next hop of a leg changed to a name.
+    Leg { call: CallKey, side: Side },
+    Relay { index: u32, number: u32 },
+}
+
+/// A timer of the shard's calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Timer {
+    pub(crate) call: CallKey,
+    pub(crate) what: CallTimer,
+}
+
+/// Ties the monotonic clock of the core to wall-clock time, for CDRs and records.
+#[derive(Clone, Copy, Debug)]
+pub struct WallClock {
+    /// An instant and the Unix time that it stands for, milliseconds.
+    pub at: Instant,
+    pub unix_ms: u64,
+}
+
+impl WallClock {
+    /// Unix time of `now`, milliseconds.
+    pub fn unix_ms(&self, now: Instant) -> u64 {
+        let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        match now.checked_duration_since(self.at) {
+            Some(after) => self.unix_ms.saturating_add(millis(after)),
+            None => self.unix_ms.saturating_sub(millis(self.at - now)),
+        }
+    }
+}
+
+/// The shard's state that calls share.
+pub(crate) struct Env {
+    pub(crate) config: Arc<Config>,
+    pub(crate) routing: Routing,
+    pub(crate) ids: Ids,
+    pub(crate) txn: TransactionLayer,
+    pub(crate) timers: TimerWheel<Timer>,
+    pub(crate) out: VecDeque<Output>,
+    /// Local tag → dialog. Every in-dialog request of a peer carries one of these as its To tag.
+    pub(crate) tags: HashMap<Box<str>, DialogRef>,
+    pub(crate) clients: HashMap<ClientId, Purpose>,
+    pub(crate) resolves: HashMap<ResolveId, ResolveFor>,
+    pub(crate) stores: HashMap<StoreId, CallKey>,
+    pub(crate) clock: WallClock,
+    pub(crate) draining: bool,
+    /// Trace every new call.
+    pub(crate) trace_all: bool,
+    pub(crate) stats: Stats,
+    pub(crate) next_id: u64,
+}
+
+/// One mutation's view of the world.
+pub(crate) struct Cx<'a> {
+    pub(crate) now: Instant,
+    pub(crate) env: &'a mut Env,
+    pub(crate) anchor: &'a mut dyn Anchor,
+}
+
+/// Who a message is traced for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Traced {
+    pub(crate) call: CallId,
+    pub(crate) side: Side,
+}
+
+impl Cx<'_> {
+    /// Starts a client transaction. `None` when the table is full (counted by the layer).
+    pub(crate) fn send_request(
+        &mut self,
+        method: &Method,
+        branch: Branch,
+        dest: Destination,
+        data: Bytes,
+        purpose: Purpose,
+    ) -> Option<ClientId> {
+        let request = ClientRequest { method: method.clone(), branch, dest, data };
+        let client = self.env.txn.send_request(self.now, request).ok()?;
+        self.env.clients.insert(client, purpose);
+        Some(client)
+    }
+
+    /// Answers a server transaction.
+    pub(crate) fn respond(&mut self, server: ServerId, status: u16, data: Bytes) {
+        if self.env.txn.respond(self.now, server, status, data).is_err() {
+            self.env.stats.late_responses += 1;
+        }
+    }
+
+    /// Sends outside any transaction: the ACK of a 2xx.
+    pub(crate) fn transmit(&mut self, dest: Destination, data: Bytes) {
+        self.env.txn.transmit(dest, data);
+    }
+
+    /// Begins a response with what every response of ours has.
+    pub(crate) fn response(
+        &self,
+        request: &Message,
+        flow: &Flow,
+        status: u16,
+        reason: &str,
+        tag: Option<&str>,
+    ) -> crate::sip::Builder {
+        let mut out = crate::sip::response(request, status, reason, tag, Some(flow.remote));
+        if status > 100 && !self.env.config.product.is_empty() {
+            out.header(crate::sip::HeaderName::Server, &*self.env.config.product);
+        }
+        out
+    }
+
+    pub(crate) fn listener(&self, dest: &super::call::Hop) -> Option<&Listener> {
+        let interface = self.env.config.interfaces.get(usize::from(dest.interface.0))?;
+        match dest.flow {
+            Some(flow) if flow.conn.is_some() => interface
+                .listeners
+                .iter()
+                .find(|l| l.transport == flow.transport && l.local == flow.local)
+                .or_else(|| interface.listener_for(&dest.target)),
+            Some(_) | None => interface.listener_for(&dest.target),
+        }
+    }
+
+    pub(crate) fn store(&mut self, call: CallKey, record: Record, wait: Option<Duration>) -> StoreId {
+        let id = StoreId(self.next_id());
+        if wait.is_some() {
+            self.env.stores.insert(id, call);
+        }
+        self.env.out.push_back(Output::Store { id, wait, record });
+        id
+    }
+
+    pub(crate) fn resolve(&mut self, query: ResolveQuery, whom: ResolveFor) -> ResolveId {
+        let id = ResolveId(self.next_id());
+        self.env.resolves.insert(id, whom);
+        self.env.out.push_back(Output::Resolve { id, query });
+        id
+    }
+
+    pub(crate) fn arm(&mut self, at: Instant, call: CallKey, what: CallTimer) -> TimerKey {
+        self.env.timers.insert(at, Timer { call, what })
+    }
+
+    pub(crate) fn disarm(&mut self, key: &mut Option<TimerKey>) {
+        if let Some(key) = key.take() {
+            self.env.timers.cancel(key);
+        }
+    }
+
+    pub(crate) fn unix_ms(&self) -> u64 {
+        self.env.clock.unix_ms(self.now)
+    }
+
+    pub(crate) fn event(&mut self, event: Event) {
+        self.env.out.push_back(Output::Event(event));
+    }
+
+    /// One rung of a traced call's ladder.
+    pub(crate) fn trace(
+        &mut self,
+        whom: Traced,
+        direction: Direction,
+        dest: &Destination,
+        data: &Bytes,
+    ) {
+        let (local, remote, transport) = match *dest {
+            Destination::Flow(flow) => (Some(flow.local), flow.remote, flow.transport),
+            Destination::Target { target: Target { transport, addr }, .. } => {
+                (None, addr, transport)
+            }
+        };
+        let trace = Trace {
+            call: whom.call,
+            side: whom.side,
+            direction,
+            local,
+            remote,
+            transport,
+            at_ms: self.unix_ms(),
+            data: data.clone(),
+        };
+        self.event(Event::Trace(Box::new(trace)));
+    }
+
+    fn next_id(&mut self) -> u64 {
+        self.env.next_id += 1;
+        self.env.next_id
+    }
+}

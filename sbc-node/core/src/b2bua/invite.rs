@@ -1,0 +1,307 @@
+//! An INVITE that starts a call: checks, routing, the call's birth.
+//!
+//! Which target is tried next and what is sent there lives in `attempt.rs`.
+
+use smallvec::SmallVec;
+
+use super::answer::Media;
+use super::call::{
+    Call, CallKey, CallTimers, DialogRef, Facts, Leg, Peer, Phase, SdpState, Setup,
+};
+use super::env::Cx;
+use super::record::CallId;
+use super::{hide, wire};
+use crate::dialog::{Dialog, MIN_SE_S, Outgoing};
+use crate::ids::ShardHint;
+use crate::media::{MediaId, Side};
+use crate::net::Flow;
+use crate::routing::{Permit, Plan, RouteQuery, SessionTimerMode, Trunk};
+use crate::sip::{HeaderName, Message, Method, NameAddr};
+use crate::transaction::ServerId;
+use std::sync::Arc;
+
+/// Option tags that we understand in Require.
+const SUPPORTED: [&str; 4] = ["100rel", "timer", "replaces", "norefersub"];
+
+/// A refusal with everything its response needs.
+pub(crate) struct Refuse {
+    pub(crate) status: u16,
+    pub(crate) reason: String,
+    pub(crate) header: Option<(HeaderName, String)>,
+    pub(crate) silent: bool,
+}
+
+impl Refuse {
+    pub(crate) fn new(status: u16, reason: &str) -> Self {
+        Refuse { status, reason: reason.to_owned(), header: None, silent: false }
+    }
+
+    pub(crate) fn with(status: u16, reason: &str, name: HeaderName, value: String) -> Self {
+        Refuse { header: Some((name, value)), ..Refuse::new(status, reason) }
+    }
+}
+
+impl From<crate::routing::Reject> for Refuse {
+    fn from(reject: crate::routing::Reject) -> Self {
+        let retry = reject.retry_after_s.map(|s| (HeaderName::RetryAfter, s.to_string()));
+        Refuse {
+            status: reject.status,
+            reason: reject.reason.to_owned(),
+            header: retry,
+            silent: reject.silent,
+        }
+    }
+}
+
+/// A new INVITE and the transaction that it came with.
+pub(crate) struct Incoming<'a> {
+    pub(crate) server: ServerId,
+    pub(crate) flow: Flow,
+    pub(crate) message: &'a Message,
+    pub(crate) merged: bool,
+}
+
+/// What an accepted INVITE needs to become a call.
+pub(crate) struct Accepted {
+    trunk: Arc<Trunk>,
+    plan: Plan,
+    permit: Permit,
+}
+
+/// Checks everything that can be refused before a call exists.
+pub(crate) fn accept(cx: &mut Cx<'_>, incoming: &Incoming<'_>, calls: usize) -> Result<Accepted, Refuse> {
+    let message = incoming.message;
+    let policy = cx.env.config.calls.clone();
+    let trunk = match cx.env.routing.identify(&incoming.flow) {
+        Some(trunk) => trunk.clone(),
+        None => return Err(cx.env.routing.unknown_source().into()),
+    };
+    let retry = || policy.retry_after_s.to_string();
+    if cx.env.draining {
+        return Err(Refuse::with(503, "Shutting Down", HeaderName::RetryAfter, retry()));
+    }
+    if incoming.merged || is_loop(cx, message) {
+        return Err(Refuse::new(482, ""));
+    }
+    if message.max_forwards().ok().flatten() == Some(0) {
+        return Err(Refuse::new(483, ""));
+    }
+    require(message)?;
+    body(message)?;
+    session_interval(message, &trunk)?;
+    if calls >= policy.max_calls {
+        return Err(Refuse::with(503, "Too Many Calls", HeaderName::RetryAfter, retry()));
+    }
+    let plan = route(cx, message, &trunk)?;
+    let permit = cx.env.routing.admit(cx.now, &trunk, plan.emergency)?;
+    Ok(Accepted { trunk, plan, permit })
+}
+
+/// Option tags in Require that we do not know: 420 with all of them (RFC 3261 §8.2.2.3).
+pub(crate) fn require(message: &Message) -> Result<(), Refuse> {
+    let unknown: Vec<&str> = message
+        .values(HeaderName::Require)
+        .filter(|tag| !SUPPORTED.iter().any(|s| s.eq_ignore_ascii_case(tag)))
+        .collect();
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    Err(Refuse::with(420, "", HeaderName::Unsupported, unknown.join(", ")))
+}
+
+/// Only session descriptions, plain or as part of a multipart body (RFC 3261 §8.2.3).
+pub(crate) fn body(message: &Message) -> Result<(), Refuse> {
+    if message.body().is_empty() {
+        return Ok(());
+    }
+    let encoded = message
+        .values(HeaderName::ContentEncoding)
+        .any(|e| !e.eq_ignore_ascii_case("identity"));
+    if encoded {
+        return Err(Refuse::with(415, "", HeaderName::AcceptEncoding, "identity".to_owned()));
+    }
+    if super::body::is_sdp(message) || super::body::is_multipart(message) {
+        return Ok(());
+    }
+    Err(Refuse::with(415, "", HeaderName::Accept, "application/sdp".to_owned()))
+}
+
+/// RFC 4028 §9: an interval below our minimum, from a peer that understands 422.
+fn session_interval(message: &Message, trunk: &Trunk) -> Result<(), Refuse> {
+    let policy = &trunk.config.session_timer;
+    let min = u32::try_from(policy.min_se.as_secs()).unwrap_or(MIN_SE_S).max(MIN_SE_S);
+    let asked = wire::session_expires(message).map(|s| s.seconds);
+    let knows = message.lists(HeaderName::Supported, "timer");
+    if policy.mode != SessionTimerMode::Off && knows && asked.is_some_and(|s| s < min) {
+        return Err(Refuse::with(422, "", HeaderName::MinSe, min.to_string()));
+    }
+    Ok(())
+}
+
+/// A request that we sent and that came back to us unchanged: our own Call-ID and From tag, for
+/// the same user (RFC 3261 §16.3, item 4; a changed Request-URI is a spiral and goes on).
+fn is_loop(cx: &Cx<'_>, message: &Message) -> bool {
+    let same_user = |a: &str, b: &str| {
+        let user = |u: &str| crate::sip::UriRef::parse(u).ok().and_then(|u| u.user().map(str::to_owned));
+        user(a) == user(b)
+    };
+    match (cx.env.outgoing.get(message.from_tag()), message.call_id()) {
+        (Some(sent), Ok(call_id)) => {
+            *sent.call_id == *call_id && same_user(&sent.uri, message.request_uri_str())
+        }
+        _ => false,
+    }
+}
+
+fn route(cx: &mut Cx<'_>, message: &Message, trunk: &Trunk) -> Result<Plan, Refuse> {
+    let bad = |_| Refuse::new(400, "Bad Request: malformed URI");
+    let ruri = message.request_uri().map_err(bad)?;
+    let from = message.from().map_err(|_| Refuse::new(400, ""))?.uri().map_err(bad)?;
+    let to = message.to().map_err(|_| Refuse::new(400, ""))?.uri().map_err(bad)?;
+    if ruri.scheme() == crate::sip::Scheme::Other {
+        return Err(Refuse::new(416, ""));
+    }
+    let pai = message.first::<NameAddr<'_>>(HeaderName::PAssertedIdentity).ok().flatten();
+    let pai = pai.filter(|_| trunk.config.trusted).and_then(|p| p.uri().ok());
+    let query = RouteQuery {
+        ruri_user: ruri.user().unwrap_or(""),
+        ruri_host: ruri.host(),
+        from_user: from.user().unwrap_or(""),
+        from_host: from.host(),
+        to_user: to.user().unwrap_or(""),
+        to_host: to.host(),
+        pai_user: pai.and_then(|p| p.user()),
+        emergency: message
+            .values(HeaderName::ResourcePriority)
+            .any(|v| v.get(..6).is_some_and(|p| p.eq_ignore_ascii_case("esnet."))),
+    };
+    Ok(cx.env.routing.route(cx.now, trunk, &query)?)
+}
+
+/// Makes the call. The caller puts it into the table under `key` and starts the first attempt.
+pub(crate) fn make(
+    cx: &mut Cx<'_>,
+    incoming: &Incoming<'_>,
+    accepted: Accepted,
+    key: CallKey,
+) -> Call {
+    let message = incoming.message;
+    let hint = ShardHint::of_call_id(message.call_id().unwrap_or("").as_bytes());
+    let a_tag: Box<str> = cx.env.ids.tag(hint).as_str().into();
+    let mut peer = Peer::default();
+    wire::read_peer(message, &mut peer);
+    let a = Leg {
+        trunk: accepted.trunk,
+        dialog: uas_dialog(message, &a_tag),
+        hop: wire::hop_of_flow(&incoming.flow),
+        peer,
+        timer: None,
+        sdp: SdpState { session: cx.sdp_session(), ..SdpState::default() },
+        acked: None,
+    };
+    let text = |v: Option<&str>| v.unwrap_or("").into();
+    let facts = Facts {
+        started_ms: cx.unix_ms(),
+        ringing_ms: None,
+        answered_ms: None,
+        ends_by_ms: None,
+        dialled: message.request_uri_str().into(),
+        from: text(message.from().ok().map(|f| f.uri_str)),
+        to: text(message.to().ok().map(|t| t.uri_str)),
+        attempts: SmallVec::new(),
+        status: 0,
+        reason: "".into(),
+        ended_by: None,
+        end_reason: None,
+        protected: false,
+        codecs: Vec::new(),
+    };
+    let setup = Setup {
+        server: incoming.server,
+        invite: message.clone(),
+        flow: incoming.flow,
+        a_tag: a_tag.clone(),
+        plan: accepted.plan,
+        next_hop: 0,
+        attempts: 0,
+        attempt: None,
+        failure: None,
+        reliable: Outgoing::default(),
+        reliable_timer: None,
+        committing: None,
+        requires_100rel: hide::has_option(message, HeaderName::Require, "100rel"),
+    };
+    cx.env.tags.insert(a_tag, DialogRef { call: key, side: Side::A, fork: 0 });
+    cx.env.stats.attempts += 1;
+    Call {
+        key,
+        hint,
+        phase: Phase::Setup(Box::new(setup)),
+        a,
+        b: None,
+        media: Media::new(MediaId(key.id.0)),
+        exchanges: SmallVec::new(),
+        next_exchange: 0,
+        ok_wait: None,
+        timers: CallTimers::default(),
+        permits: SmallVec::from_iter([accepted.permit]),
+        facts: Box::new(facts),
+        trace: cx.env.trace_all,
+        revision: 0,
+    }
+}
+
+/// The dialog as we see it that answer an INVITE (RFC 3261 §12.1.1).
+fn uas_dialog(message: &Message, tag: &str) -> Dialog {
+    let no_tag = |value: Option<NameAddr<'_>>| -> Box<str> {
+        match value {
+            Some(v) => {
+                let params = hide::without_tag(v.params);
+                NameAddr::new(v.display_raw, v.uri_str, &params).to_string().into()
+            }
+            None => "".into(),
+        }
+    };
+    let contact = message.contact().ok().flatten().map_or("", |c| c.uri_str);
+    Dialog {
+        call_id: message.call_id().unwrap_or("").into(),
+        local_tag: tag.into(),
+        remote_tag: message.from_tag().into(),
+        local: no_tag(message.to().ok()),
+        remote: no_tag(message.from().ok()),
+        local_seq: 0,
+        remote_seq: message.cseq().ok().map(|c| c.number),
+        target: contact.into(),
+        routes: wire::route_set(message, false),
+    }
+}
+
+/// Answers a request that no call took.
+pub(crate) fn refuse(cx: &mut Cx<'_>, incoming: &Incoming<'_>, refuse: &Refuse) {
+    cx.env.stats.refused += 1;
+    if refuse.silent {
+        return;
+    }
+    let hint = ShardHint::of_call_id(incoming.message.call_id().unwrap_or("").as_bytes());
+    let tag = cx.env.ids.tag(hint);
+    let mut out =
+        cx.response(incoming.message, &incoming.flow, refuse.status, &refuse.reason, Some(&tag));
+    if let Some((name, value)) = &refuse.header {
+        out.header(*name, value);
+    }
+    if matches!(refuse.status, 405 | 501) {
+        out.header(HeaderName::Allow, wire::ALLOW);
+    }
+    cx.respond(incoming.server, refuse.status, out.finish());
+}
+
+/// A call's name: random, so that no node needs to ask another.
+pub(crate) fn new_call_id(cx: &mut Cx<'_>) -> CallId {
+    use rand::Rng;
+    CallId(cx.env.ids.rng().next_u64())
+}
+
+/// Whether a method starts something that we keep state for.
+pub(crate) fn is_invite(message: &Message) -> bool {
+    message.method() == Some(&Method::Invite)
+}

@@ -1,0 +1,39 @@
+//! Counters of one shard's calls. Plain numbers: the edge reads them and makes metrics.
+
+/// Monotonic counters since the shard started, and two gauges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Calls in the table now (gauge), whatever their phase.
+    pub calls: u64,
+    /// Calls answered and not ended (gauge).
+    pub calls_up: u64,
+    /// INVITEs that became a call.
+    pub attempts: u64,
+    pub answered: u64,
+    /// INVITEs refused before a call existed.
+    pub refused: u64,
+    /// Calls that ended after they were answered.
+    pub completed: u64,
+    /// Calls that never were answered.
+    pub failed: u64,
+    /// Targets given up for the next one.
+    pub failovers: u64,
+    /// 2xx relayed although their dialog was not committed in time.
+    pub unprotected: u64,
+    pub media_timeouts: u64,
+    /// Calls to the anchor that failed where nobody could be told.
+    pub media_errors: u64,
+    pub session_timeouts: u64,
+    pub no_ack: u64,
+    /// 2xx of forks that lost, or of calls that were gone.
+    pub stray_answers: u64,
+    /// Requests for dialogs that we do not know (481).
+    pub unknown_dialogs: u64,
+    /// Requests that could not be read (400 and the like), and messages dropped for it.
+    pub malformed: u64,
+    pub dropped: u64,
+    /// Responses of ours for transactions that were gone.
+    pub late_responses: u64,
+    /// Calls taken over from other nodes.
+    pub adopted: u64,
+}

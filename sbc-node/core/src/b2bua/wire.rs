@@ -1,0 +1,226 @@
+//! How our own messages begin: Via, Max-Forwards, From, To, Call-ID, CSeq, Contact, Route, and
+//! what of the peer's messages is remembered. What crosses from the other leg is `hide.rs`.
+
+use std::net::SocketAddr;
+
+use super::call::{Hop, Leg, Peer, method_bit};
+use super::env::Cx;
+use crate::core::{Destination, ResolveQuery};
+use crate::dialog::{SessionExpires, Refresher};
+use crate::ids::{Branch, ShardHint};
+use crate::net::{Flow, Listener, Target, Transport};
+use crate::sip::{
+    Builder, CSeq, HeaderName, Message, Method, NameAddr, Out, Params, UriRef, WriteValue,
+};
+
+/// Methods that we take part in, for Allow.
+pub(crate) const ALLOW: &str = "INVITE, ACK, CANCEL, BYE, OPTIONS, PRACK, UPDATE, INFO, MESSAGE, \
+                                REFER, NOTIFY, SUBSCRIBE";
+
+/// Hops that a request of ours may take when none was given (RFC 3261 §8.1.1.6).
+pub(crate) const MAX_FORWARDS: u8 = 70;
+
+/// `<sip:host:port;transport=…>`: our Contact on a listener.
+pub(crate) struct Contact<'a>(pub(crate) &'a Listener);
+
+impl WriteValue for Contact<'_> {
+    fn write_value(&self, out: &mut Out<'_>) {
+        ("<sip:", &self.0.advertise_host, ":", self.0.advertise_port).write_value(out);
+        if let Some(transport) = self.0.transport.uri_param() {
+            (";transport=", transport).write_value(out);
+        }
+        ">".write_value(out);
+    }
+}
+
+struct ViaOf<'a> {
+    listener: &'a Listener,
+    branch: Branch,
+}
+
+impl WriteValue for ViaOf<'_> {
+    fn write_value(&self, out: &mut Out<'_>) {
+        let l = self.listener;
+        ("SIP/2.0/", l.transport.via_token(), " ", &l.advertise_host, ":", l.advertise_port)
+            .write_value(out);
+        (";branch=", &*self.branch.token(), ";rport").write_value(out);
+    }
+}
+
+/// Where requests by this hop go.
+pub(crate) fn destination(hop: &Hop) -> Destination {
+    match hop.flow {
+        Some(flow) if flow.conn.is_some() => Destination::Flow(flow),
+        Some(_) | None => Destination::Target { interface: hop.interface, target: hop.target },
+    }
+}
+
+/// Writes what every request of ours on a leg begins with, up to and including Contact where the
+/// method wants one. `None` when the leg's interface cannot reach its target.
+pub(crate) fn begin_request(
+    cx: &mut Cx<'_>,
+    hint: ShardHint,
+    leg: &Leg,
+    method: &Method,
+    seq: u32,
+    max_forwards: u8,
+) -> Option<(Builder, Branch)> {
+    let branch = cx.env.ids.branch(hint);
+    let listener = cx.listener(&leg.hop)?;
+    let dialog = &leg.dialog;
+    let path = dialog.path();
+    let mut out = Builder::request(method, path.request_uri);
+    out.header(HeaderName::Via, ViaOf { listener, branch });
+    for route in path.routes {
+        out.header(HeaderName::Route, &**route);
+    }
+    if let Some(last) = path.last_route {
+        out.header(HeaderName::Route, ("<", last, ">"));
+    }
+    out.header(HeaderName::MaxForwards, max_forwards)
+        .header(HeaderName::From, (&*dialog.local, ";tag=", &*dialog.local_tag));
+    if dialog.remote_tag.is_empty() {
+        out.header(HeaderName::To, &*dialog.remote);
+    } else {
+        out.header(HeaderName::To, (&*dialog.remote, ";tag=", &*dialog.remote_tag));
+    }
+    out.header(HeaderName::CallId, &*dialog.call_id)
+        .header(HeaderName::CSeq, CSeq { number: seq, method: method.as_str() });
+    if has_contact(method) {
+        out.header(HeaderName::Contact, Contact(listener));
+    }
+    let product = &cx.env.config.product;
+    if !product.is_empty() {
+        out.header(HeaderName::UserAgent, &**product);
+    }
+    Some((out, branch))
+}
+
+/// Whether requests of this method refresh or make a remote target (RFC 3261 table 2 and the RFCs
+/// of the extensions).
+pub(crate) fn has_contact(method: &Method) -> bool {
+    matches!(
+        method,
+        Method::Invite | Method::Update | Method::Subscribe | Method::Notify | Method::Refer
+    )
+}
+
+/// Reads what a peer says it can do; keeps what is known where the message does not say.
+pub(crate) fn read_peer(message: &Message, peer: &mut Peer) {
+    if message.has(HeaderName::Allow) {
+        peer.allow = message
+            .values(HeaderName::Allow)
+            .map(|m| method_bit(&Method::new(m)))
+            .fold(0, |all, bit| all | bit);
+    }
+    let mut says = |tag: &str| {
+        message.lists(HeaderName::Supported, tag) || message.lists(HeaderName::Require, tag)
+    };
+    let (rel100, timer, replaces) = (says("100rel"), says("timer"), says("replaces"));
+    if message.is_request() || message.has(HeaderName::Supported) {
+        *peer = Peer { allow: peer.allow, rel100, timer, replaces };
+    }
+}
+
+/// Takes the peer's Contact as remote target (RFC 3261 §12.2.1.2). Says whether it changed.
+pub(crate) fn refresh_target(message: &Message, leg: &mut Leg) -> bool {
+    let Ok(Some(contact)) = message.contact() else { return false };
+    if contact.uri().is_err() || *contact.uri_str == *leg.dialog.target {
+        return false;
+    }
+    leg.dialog.target = contact.uri_str.into();
+    true
+}
+
+/// Route set of a message: Record-Route in order for a UAS, reversed for a UAC (§12.1).
+pub(crate) fn route_set(message: &Message, reversed: bool) -> Vec<Box<str>> {
+    let mut routes: Vec<Box<str>> = message
+        .values(HeaderName::RecordRoute)
+        .take(MAX_ROUTES)
+        .filter(|v| NameAddr::from_str_checked(v))
+        .map(Into::into)
+        .collect();
+    if reversed {
+        routes.reverse();
+    }
+    routes
+}
+
+/// Longer route sets are cut: no sane path has more hops.
+const MAX_ROUTES: usize = 24;
+
+/// What the next hop's URI says about where to send.
+pub(crate) enum NextHop {
+    Address(Target),
+    Name(ResolveQuery),
+    /// No SIP URI, or a transport that we do not speak: stay with what worked.
+    Unusable,
+}
+
+/// Reads the next hop of a dialog (RFC 3263 for literals: no lookup).
+pub(crate) fn next_hop(leg: &Leg) -> NextHop {
+    let Ok(uri) = UriRef::parse(leg.dialog.next_hop()) else { return NextHop::Unusable };
+    if !uri.is_sip() {
+        return NextHop::Unusable;
+    }
+    let transport = match uri.params().get("transport") {
+        None => None,
+        Some(t) => match transport_of(t) {
+            Some(t) => Some(t),
+            None => return NextHop::Unusable,
+        },
+    };
+    match uri.ip() {
+        Some(ip) => {
+            let transport = transport.unwrap_or(match leg.hop.target.transport {
+                // RFC 3263 §4.1: a literal without transport means UDP, but a peer that is known to
+                // be on a secured or WebSocket connection is never downgraded.
+                Transport::Tcp | Transport::Udp => Transport::Udp,
+                other => other,
+            });
+            let port = uri.port().unwrap_or(transport.default_port());
+            NextHop::Address(Target { transport, addr: SocketAddr::new(ip, port) })
+        }
+        None => NextHop::Name(ResolveQuery {
+            host: uri.host().to_owned(),
+            port: uri.port(),
+            transport,
+            sips: uri.scheme() == crate::sip::Scheme::Sips,
+            interface: leg.hop.interface,
+        }),
+    }
+}
+
+fn transport_of(token: &str) -> Option<Transport> {
+    let is = |t: &str| token.eq_ignore_ascii_case(t);
+    match () {
+        () if is("udp") => Some(Transport::Udp),
+        () if is("tcp") => Some(Transport::Tcp),
+        () if is("tls") => Some(Transport::Tls),
+        () if is("ws") => Some(Transport::Ws),
+        () if is("wss") => Some(Transport::Wss),
+        () => None,
+    }
+}
+
+/// The hop by which a peer is reached that just sent us something on `flow`.
+pub(crate) fn hop_of_flow(flow: &Flow) -> Hop {
+    Hop {
+        interface: flow.interface,
+        target: Target { transport: flow.transport, addr: flow.remote },
+        flow: Some(*flow),
+    }
+}
+
+/// `Session-Expires` of a message (RFC 4028 §4).
+pub(crate) fn session_expires(message: &Message) -> Option<SessionExpires> {
+    let value = message.header(HeaderName::SessionExpires)?;
+    let (seconds, params) = match value.find(';') {
+        Some(at) => value.split_at(at),
+        None => (value, ""),
+    };
+    Some(SessionExpires {
+        seconds: seconds.trim().parse().ok()?,
+        refresher: Params(params).get("refresher").and_then(Refresher::from_token),
+    })
+}
