@@ -7,6 +7,7 @@
 pub mod b2bua;
 pub mod cidr;
 pub mod core;
+pub mod dialog;
 pub mod digest;
 pub mod ids;
 pub mod media;

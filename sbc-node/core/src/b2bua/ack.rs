@@ -47,13 +47,21 @@ impl Call {
     }
 
     /// The answer to an offer in our 2xx, rewritten for the other leg.
-    fn late_answer(&mut self, cx: &mut Cx<'_>, from: Side, sdp: &[u8]) -> Result<Option<Bytes>, ()> {
+    fn late_answer(
+        &mut self,
+        cx: &mut Cx<'_>,
+        from: Side,
+        sdp: &[u8],
+    ) -> Result<Option<Bytes>, ()> {
         let Call { a, b: Some(b), media, .. } = self else { return Err(()) };
         let (writer, reader) = match from {
             Side::A => (a, b),
             Side::B => (b, a),
         };
-        media.pass(cx, Passing { from, role: Role::Answer, sdp, writer, reader }).map(Some).map_err(|_| ())
+        media
+            .pass(cx, Passing { from, role: Role::Answer, sdp, writer, reader })
+            .map(Some)
+            .map_err(|_| ())
     }
 
     /// ACKs the 2xx to our INVITE `seq` on a leg.

@@ -241,7 +241,8 @@ impl Media {
     pub(crate) fn codecs(description: Option<&Bytes>) -> Vec<String> {
         let Some(sdp) = description.and_then(|d| Sdp::parse(d).ok()) else { return Vec::new() };
         let name = |m: &crate::sdp::Media<'_>| {
-            let named = m.codecs().into_iter().find(|c| !c.name.is_empty()).map(|c| c.name.to_owned());
+            let named =
+                m.codecs().into_iter().find(|c| !c.name.is_empty()).map(|c| c.name.to_owned());
             named.or_else(|| m.formats().next().map(str::to_owned))
         };
         sdp.media().iter().filter(|m| m.port() != 0).filter_map(name).collect()
@@ -255,10 +256,7 @@ pub(crate) fn side_spec(leg: &Leg) -> SideSpec {
         let stream = sdp.streams().find(|s| s.active)?;
         Some(stream.connection?.ip()?.is_ipv6())
     });
-    SideSpec {
-        interface: leg.hop.interface,
-        ipv6: by_sdp.unwrap_or(leg.hop.target.addr.is_ipv6()),
-    }
+    SideSpec { interface: leg.hop.interface, ipv6: by_sdp.unwrap_or(leg.hop.target.addr.is_ipv6()) }
 }
 
 fn remote_of(stream: &Stream<'_>, latch: Latch) -> Remote {

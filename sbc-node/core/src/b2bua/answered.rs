@@ -4,19 +4,19 @@ use bytes::Bytes;
 use std::time::Duration;
 
 use super::answer::{Passing, Refusal, Role};
-use super::call::{Call, CallTimer, Committing, DialogRef, Leg, OkWait, Phase};
+use super::call::{Call, CallTimer, Committing, DialogRef, Hop, Leg, OkWait, Phase};
 use super::cdr::{CdrAttempt, EndCause, EndedBy};
 use super::env::{Cx, Purpose, Sent};
 use super::hide::{self, Crossing};
 use super::progress::forget_forks;
 use super::{body, wire};
-use crate::core::{Destination, Record};
-use crate::dialog::{self, SessionTimer, Wish};
+use crate::core::Record;
+use crate::dialog::{self, Dialog, SessionTimer, Wish};
 use crate::ids::ShardHint;
 use crate::media::Side;
-use crate::net::Flow;
+use crate::net::{Flow, Target};
 use crate::routing::{SessionTimerMode, SessionTimerPolicy};
-use crate::sip::{Builder, CSeq, HeaderName, Message, Method};
+use crate::sip::{Builder, HeaderName, Message, Method};
 use crate::transaction::OkRetransmit;
 
 impl Call {
@@ -26,13 +26,13 @@ impl Call {
         if setup.committing.is_some() {
             let winner = self.b.as_ref().map(|b| &*b.dialog.remote_tag);
             if winner != Some(message.to_tag().unwrap_or("")) {
-                hang_up_stray(cx, message);
+                hang_up_stray(cx, message, None);
             }
             return;
         }
         if let Err(refusal) = self.win(cx, message) {
             // The call fails on our account: B is answered, so it gets ACK and BYE.
-            hang_up_stray(cx, message);
+            hang_up_stray(cx, message, None);
             self.b = None;
             let retry = refusal.retry.then_some(cx.env.config.calls.retry_after_s);
             let by = EndedBy::Sbc(EndCause::Media);
@@ -216,9 +216,9 @@ impl Call {
 
     /// A repeated 2xx of leg B: its ACK was lost, or is not due yet.
     pub(crate) fn ok_again(&mut self, cx: &mut Cx<'_>, side: Side, message: &Message) {
-        let Some(leg) = self.leg(side) else { return hang_up_stray(cx, message) };
+        let Some(leg) = self.leg(side) else { return hang_up_stray(cx, message, None) };
         if *leg.dialog.remote_tag != *message.to_tag().unwrap_or("") {
-            return hang_up_stray(cx, message);
+            return hang_up_stray(cx, message, None);
         }
         let seq = message.cseq().map_or(0, |c| c.number);
         if let Some((acked, with_body)) = leg.acked
@@ -259,33 +259,68 @@ pub(crate) fn write_session_expires(
 }
 
 /// ACK and BYE for a 2xx that no call wants, from what the response itself says
-/// (RFC 3261 §13.2.2.4).
-pub(crate) fn hang_up_stray(cx: &mut Cx<'_>, message: &Message) {
+/// (RFC 3261 §13.2.2.4). `flow` is where it came from, when known.
+pub(crate) fn hang_up_stray(cx: &mut Cx<'_>, message: &Message, flow: Option<&Flow>) {
     cx.env.stats.stray_answers += 1;
-    let Some(leg) = cx.stray_leg(message) else { return };
-    let hint = ShardHint::of_call_id(leg.dialog.call_id.as_bytes());
-    let seq = message.cseq().map_or(1, |c| c.number);
-    let dest = wire::destination(&leg.hop);
-    if let Some((out, _)) = wire::begin_request(cx, hint, &leg, &Method::Ack, seq, wire::MAX_FORWARDS) {
+    let Some((dialog, hop)) = stray_dialog(cx, message, flow) else { return };
+    let hint = ShardHint::of_call_id(dialog.call_id.as_bytes());
+    let dest = wire::destination(&hop);
+    let (forwards, ack) = (wire::MAX_FORWARDS, Method::Ack);
+    let seq = dialog.local_seq;
+    if let Some((out, _)) = wire::begin_request(cx, hint, &dialog, &hop, &ack, seq, forwards) {
         cx.transmit(None, dest, out.finish());
     }
-    // Beyond what the call may have used in that dialog.
-    let seq = seq.saturating_add(50);
-    if let Some((out, branch)) =
-        wire::begin_request(cx, hint, &leg, &Method::Bye, seq, wire::MAX_FORWARDS)
-    {
-        let data = out.finish();
-        let purpose = Purpose::Stray;
-        cx.send(None, Sent { method: Method::Bye, branch, dest, data, purpose, timeout: None });
+    let (seq, bye) = (seq.saturating_add(STRAY_STEP), Method::Bye);
+    if let Some((out, branch)) = wire::begin_request(cx, hint, &dialog, &hop, &bye, seq, forwards) {
+        let (data, purpose) = (out.finish(), Purpose::Stray);
+        cx.send(None, Sent { method: bye, branch, dest, data, purpose, timeout: None });
     }
 }
 
-/// Where an ACK without a call goes when its response came on `flow`.
-pub(crate) fn flow_destination(flow: &Flow) -> Destination {
-    Destination::Flow(*flow)
-}
+/// CSeq of a stray BYE: beyond what the early dialog can have used.
+const STRAY_STEP: u32 = 100;
 
-/// CSeq of a message, for matching.
-pub(crate) fn seq_of(message: &Message) -> u32 {
-    message.cseq().map_or(0, |c: CSeq<'_>| c.number)
+/// The dialog that a 2xx makes, from the response alone.
+fn stray_dialog(cx: &Cx<'_>, message: &Message, flow: Option<&Flow>) -> Option<(Dialog, Hop)> {
+    let no_tag = |v: crate::sip::NameAddr<'_>| -> Box<str> {
+        crate::sip::NameAddr::new(v.display_raw, v.uri_str, "").to_string().into()
+    };
+    let (from, to) = (message.from().ok()?, message.to().ok()?);
+    let dialog = Dialog {
+        call_id: message.call_id().ok()?.into(),
+        local_tag: from.tag().unwrap_or("").into(),
+        remote_tag: to.tag().unwrap_or("").into(),
+        local: no_tag(from),
+        remote: no_tag(to),
+        local_seq: message.cseq().ok()?.number,
+        remote_seq: None,
+        target: message.contact().ok()??.uri_str.into(),
+        routes: wire::route_set(message, true),
+    };
+    let hop = match flow {
+        Some(flow) => wire::hop_of_flow(flow),
+        None => {
+            // Our own Via says which interface the INVITE left by.
+            let via = message.via().ok()?;
+            let listeners = cx
+                .env
+                .config
+                .interfaces
+                .iter()
+                .flat_map(|i| i.listeners.iter().map(move |l| (i.id, l)));
+            let (interface, listener) = listeners.into_iter().find(|(_, l)| {
+                l.transport.via_token().eq_ignore_ascii_case(via.transport)
+                    && Some(l.advertise_port) == via.port
+                    && l.advertise_host.to_string() == via.host
+            })?;
+            let transport = listener.transport;
+            let unknown = Target { transport, addr: listener.local };
+            let hop = Hop { interface, target: unknown, flow: None };
+            match wire::next_hop(&dialog, &hop) {
+                wire::NextHop::Address(target) => Hop { target, ..hop },
+                wire::NextHop::Name(_) | wire::NextHop::Unusable => return None,
+            }
+        }
+    };
+    Some((dialog, hop))
 }

@@ -6,14 +6,12 @@ use smallvec::SmallVec;
 use std::time::Duration;
 
 use super::answer::{Passing, Refusal, Role};
-use super::call::{
-    Attempt, Call, CallTimer, Failure, Hop, Leg, Peer, Phase, SdpState,
-};
+use super::call::{Attempt, Call, CallTimer, DialogRef, Failure, Hop, Leg, Peer, Phase, SdpState};
 use super::cdr::{CdrAttempt, EndCause, EndedBy};
 use super::env::{Cx, Purpose, ResolveFor, Sent};
 use super::hide::{self, Crossing, Display};
 use super::{body, wire};
-use crate::core::{Destination, ResolveError};
+use crate::core::ResolveError;
 use crate::dialog::Dialog;
 use crate::media::Side;
 use crate::net::{Host, Target, Transport};
@@ -145,14 +143,15 @@ impl Call {
             }
         };
         let mut request_uri = at(&numbers.ruri, setup.invite.request_uri().ok(), port);
-        if let Some(param) = target.transport.uri_param().filter(|_| trunk.config.domain.is_none()) {
+        if let Some(param) = target.transport.uri_param().filter(|_| trunk.config.domain.is_none())
+        {
             request_uri.push_str(";transport=");
             request_uri.push_str(param);
         }
         let remote = format!("<{}>", at(&numbers.to, to.uri().ok(), None));
         let dialog = Dialog {
-            call_id: cx.env.ids.call_id(self.hint).as_str().into(),
-            local_tag: cx.env.ids.tag(self.hint).as_str().into(),
+            call_id: cx.ids().call_id(self.hint).as_str().into(),
+            local_tag: cx.ids().tag(self.hint).as_str().into(),
             remote_tag: "".into(),
             local: local.into(),
             remote: remote.into(),
@@ -209,7 +208,15 @@ impl Call {
         let seq = leg.dialog.next_seq();
         let forwards = invite.max_forwards().ok().flatten().unwrap_or(wire::MAX_FORWARDS);
         let forwards = forwards.saturating_sub(1);
-        let begun = wire::begin_request(cx, self.hint, &leg, &Method::Invite, seq, forwards);
+        let begun = wire::begin_request(
+            cx,
+            self.hint,
+            &leg.dialog,
+            &leg.hop,
+            &Method::Invite,
+            seq,
+            forwards,
+        );
         let Some((mut out, branch)) = begun else {
             return self.attempt_failed(cx, 503, None);
         };
@@ -235,19 +242,28 @@ impl Call {
         let timeout = to.failover.no_answer;
         let purpose = Purpose::Invite { call: self.key, attempt: attempt.number };
         let sent = Sent { method: Method::Invite, branch, dest, data, purpose, timeout: None };
-        attempt.timer = timeout.map(|after| {
-            cx.arm(cx.now + after, self.key, CallTimer::Attempt(attempt.number))
-        });
-        cx.env.outgoing.insert(&leg.dialog, seq);
+        attempt.timer = timeout
+            .map(|after| cx.arm(cx.now + after, self.key, CallTimer::Attempt(attempt.number)));
+        let by_tag = DialogRef { call: self.key, side: Side::B, fork: 0 };
+        cx.env.tags.insert(leg.dialog.local_tag.clone(), by_tag);
         attempt.leg = Some(leg);
-        attempt.client = self.traces(Side::B).send(cx, sent);
-        if attempt.client.is_none() {
+        let number = attempt.number;
+        let client = cx.send(self.traced(Side::B), sent);
+        if let Some(attempt) = self.attempt_mut(number) {
+            attempt.client = client;
+        }
+        if client.is_none() {
             self.attempt_failed(cx, 503, None);
         }
     }
 
     /// A final failure of the current attempt: the next target, or the caller hears of it.
-    pub(crate) fn attempt_failed(&mut self, cx: &mut Cx<'_>, status: u16, message: Option<&Message>) {
+    pub(crate) fn attempt_failed(
+        &mut self,
+        cx: &mut Cx<'_>,
+        status: u16,
+        message: Option<&Message>,
+    ) {
         let Phase::Setup(setup) = &mut self.phase else { return };
         let Some(mut attempt) = setup.attempt.take() else { return };
         cx.disarm(&mut attempt.timer);
@@ -300,8 +316,8 @@ impl Call {
             },
             Some(_) | None => String::new(),
         };
-        let retry = (status == 503 && message.is_none())
-            .then_some(cx.env.config.calls.retry_after_s);
+        let retry =
+            (status == 503 && message.is_none()).then_some(cx.env.config.calls.retry_after_s);
         self.fail(cx, status, &reason, message.as_ref(), retry, by);
     }
 
@@ -358,7 +374,6 @@ impl Call {
 pub(crate) fn forget_attempt(cx: &mut Cx<'_>, attempt: &Attempt) {
     if let Some(leg) = &attempt.leg {
         cx.env.tags.remove(&leg.dialog.local_tag);
-        cx.env.outgoing.remove(&leg.dialog.local_tag);
     }
 }
 
@@ -453,4 +468,3 @@ fn mapped(status: u16) -> u16 {
         other => other,
     }
 }
-

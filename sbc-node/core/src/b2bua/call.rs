@@ -2,15 +2,16 @@
 //! each operation.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::answer::Media;
 use super::cdr::{CdrAttempt, EndedBy};
+use super::env::{Cx, Traced};
 use super::record::CallId;
-use crate::core::StoreId;
+use super::wire;
+use crate::core::{Destination, Direction, ResolveError, StoreId};
 use crate::dialog::{Dialog, Outgoing, SessionTimer};
 use crate::ids::ShardHint;
 use crate::media::Side;
@@ -18,7 +19,7 @@ use crate::net::{Flow, InterfaceId, Target};
 use crate::routing::{Permit, Plan, Trunk};
 use crate::sip::{Message, Method};
 use crate::timer::TimerKey;
-use crate::transaction::{ClientId, ServerId};
+use crate::transaction::{ClientId, OkRetransmit, ServerId};
 
 /// Finds a call in its shard's table; dead once the call is gone, even if the slot is used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,6 +45,17 @@ pub(crate) struct Peer {
     pub(crate) rel100: bool,
     pub(crate) timer: bool,
     pub(crate) replaces: bool,
+}
+
+impl Peer {
+    /// For the record: what the flags are on another node.
+    pub(crate) fn bits(&self) -> u32 {
+        u32::from(self.rel100) | u32::from(self.timer) << 1 | u32::from(self.replaces) << 2
+    }
+
+    pub(crate) fn from_bits(allow: u32, bits: u32) -> Self {
+        Peer { allow, rel100: bits & 1 != 0, timer: bits & 2 != 0, replaces: bits & 4 != 0 }
+    }
 }
 
 /// The bit of a method in [`Peer::allow`].
@@ -93,6 +105,8 @@ pub(crate) struct Fork {
     pub(crate) rseq: Option<u32>,
     /// RSeq on leg A → RSeq and CSeq on leg B, for the PRACK that comes from A.
     pub(crate) reliable: Option<ReliableMap>,
+    /// The description that A got from this fork.
+    pub(crate) answer: Option<Bytes>,
 }
 
 /// A reliable provisional response under way end to end.
@@ -142,7 +156,9 @@ pub(crate) struct Setup {
     pub(crate) reliable_timer: Option<TimerKey>,
     /// The 2xx that waits for its commit.
     pub(crate) committing: Option<Committing>,
-    pub(crate) a_requires_100rel: bool,
+    pub(crate) requires_100rel: bool,
+    /// A description went out under `a_tag`.
+    pub(crate) a_tag_described: bool,
 }
 
 /// A 2xx held back until its dialog is replicated.
@@ -176,13 +192,13 @@ pub(crate) struct OkWait {
     /// The side that sent the INVITE and owes the ACK; `None` if the INVITE was ours alone.
     pub(crate) side: Side,
     pub(crate) server: ServerId,
+    pub(crate) flow: Flow,
     pub(crate) status: u16,
     /// CSeq of the INVITE on that side, and of ours on the other.
     pub(crate) server_seq: u32,
     pub(crate) client_seq: u32,
     pub(crate) ok: Bytes,
-    pub(crate) interval: Duration,
-    pub(crate) give_up: Instant,
+    pub(crate) schedule: OkRetransmit,
     pub(crate) timer: TimerKey,
     /// The 2xx carried an offer: the ACK carries the answer.
     pub(crate) offer_in_ok: bool,
@@ -228,6 +244,15 @@ pub(crate) enum ExchangeKind {
     Adopted,
     /// PRACK for fork n of the call being set up; ours when leg A does not do 100rel.
     Prack { fork: u8, offered: bool },
+}
+
+/// An offer that is open, and who made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pending {
+    /// The side that our request went to.
+    pub(crate) to: Side,
+    /// Made by us, not on behalf of the other side.
+    pub(crate) own: bool,
 }
 
 /// A call in the making, up, or ending.
@@ -317,6 +342,46 @@ impl Call {
         match &mut self.phase {
             Phase::Setup(setup) => Some(setup),
             Phase::Up | Phase::Ending => None,
+        }
+    }
+
+    /// Who messages of a side are traced for, if the call is traced.
+    pub(crate) fn traced(&self, side: Side) -> Option<Traced> {
+        self.trace.then_some(Traced { call: self.key.id, side })
+    }
+
+    pub(crate) fn trace_received(
+        &self,
+        cx: &mut Cx<'_>,
+        side: Side,
+        flow: &Flow,
+        message: &Message,
+    ) {
+        if let Some(whom) = self.traced(side) {
+            let dest = Destination::Flow(*flow);
+            cx.trace(whom, Direction::Received, &dest, message.as_bytes());
+        }
+    }
+
+    /// A response carries no flow: it came from where its leg's requests go.
+    pub(crate) fn trace_response(&self, cx: &mut Cx<'_>, side: Side, message: &Message) {
+        let Some(whom) = self.traced(side) else { return };
+        let trying = match &self.phase {
+            Phase::Setup(setup) => setup.attempt.as_ref().and_then(|a| a.leg.as_ref()),
+            Phase::Up | Phase::Ending => None,
+        };
+        if let Some(leg) = self.leg(side).or(trying) {
+            let dest = wire::destination(&leg.hop);
+            cx.trace(whom, Direction::Received, &dest, message.as_bytes());
+        }
+    }
+
+    /// The name of a leg's next hop was resolved.
+    pub(crate) fn hop_resolved(&mut self, side: Side, result: Result<Vec<Target>, ResolveError>) {
+        let first = result.ok().and_then(|targets| targets.first().copied());
+        if let (Some(target), Some(leg)) = (first, self.leg_mut(side)) {
+            leg.hop.target = target;
+            leg.hop.flow = None;
         }
     }
 }

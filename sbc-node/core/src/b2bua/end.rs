@@ -199,7 +199,11 @@ impl Call {
     }
 
     /// Whether this side's last messages came from where requests to it go.
-    pub(crate) fn listener_of<'c>(&self, cx: &'c Cx<'_>, side: Side) -> Option<&'c crate::net::Listener> {
+    pub(crate) fn listener_of<'c>(
+        &self,
+        cx: &'c Cx<'_>,
+        side: Side,
+    ) -> Option<&'c crate::net::Listener> {
         cx.listener(&self.leg(side)?.hop)
     }
 

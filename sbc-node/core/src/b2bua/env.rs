@@ -20,7 +20,7 @@ use crate::net::{Flow, Listener, Target};
 use crate::routing::Routing;
 use crate::sip::{Message, Method};
 use crate::timer::{TimerKey, TimerWheel};
-use crate::transaction::{ClientId, ClientRequest, ServerId, TransactionLayer};
+use crate::transaction::{ClientId, ClientRequest, Large, Owner, ServerId, TransactionLayer};
 
 /// What a client transaction of ours is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,13 +35,67 @@ pub(crate) enum Purpose {
     Stray,
 }
 
+impl Purpose {
+    /// Packs into what the transaction layer carries: 2 bits kind, 16 bits number, 24 bits table
+    /// index, 22 bits of the call's name to tell a later call in the same place apart.
+    pub(crate) fn seal(self) -> Owner {
+        let pack = |kind: u64, number: u64, index: u32, check: u64| {
+            Owner(kind << 62 | number << 46 | u64::from(index & INDEX) << 22 | check & CHECK)
+        };
+        match self {
+            Purpose::Stray => pack(0, 0, 0, 0),
+            Purpose::Invite { call, attempt } => pack(1, u64::from(attempt), call.index, call.id.0),
+            Purpose::Exchange { call, number } => pack(2, u64::from(number), call.index, call.id.0),
+            Purpose::Relay { index, number } => pack(3, 0, index, u64::from(number)),
+        }
+    }
+
+    /// Undoes [`Purpose::seal`]. The call's key holds only the checked part of its name.
+    pub(crate) fn open(Owner(owner): Owner) -> Purpose {
+        let index = u32::try_from(owner >> 22 & u64::from(INDEX)).unwrap_or(0);
+        let number = u16::try_from(owner >> 46 & 0xffff).unwrap_or(0);
+        let check = owner & CHECK;
+        let call = CallKey { index, id: CallId(check) };
+        match owner >> 62 {
+            1 => Purpose::Invite { call, attempt: number },
+            2 => Purpose::Exchange { call, number },
+            3 => Purpose::Relay { index, number: u32::try_from(check).unwrap_or(0) },
+            _ => Purpose::Stray,
+        }
+    }
+}
+
+const INDEX: u32 = (1 << 24) - 1;
+/// The bits of a call's name that a [`Purpose`] has room for.
+pub(crate) const CHECK: u64 = (1 << 22) - 1;
+
+/// A request on its way out.
+pub(crate) struct Sent {
+    pub(crate) method: Method,
+    pub(crate) branch: Branch,
+    pub(crate) dest: Destination,
+    pub(crate) data: Bytes,
+    pub(crate) purpose: Purpose,
+    /// Instead of timer B or F.
+    pub(crate) timeout: Option<Duration>,
+}
+
 /// What waits for a name to be resolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ResolveFor {
-    Attempt { call: CallKey, attempt: u16 },
+    Attempt {
+        call: CallKey,
+        attempt: u16,
+    },
     /// The next hop of a leg changed to a name.
-    Leg { call: CallKey, side: Side },
-    Relay { index: u32, number: u32 },
+    Leg {
+        call: CallKey,
+        side: Side,
+    },
+    Relay {
+        index: u32,
+        number: u32,
+    },
 }
 
 /// A timer of the shard's calls.
@@ -74,13 +128,11 @@ impl WallClock {
 pub(crate) struct Env {
     pub(crate) config: Arc<Config>,
     pub(crate) routing: Routing,
-    pub(crate) ids: Ids,
     pub(crate) txn: TransactionLayer,
     pub(crate) timers: TimerWheel<Timer>,
     pub(crate) out: VecDeque<Output>,
     /// Local tag → dialog. Every in-dialog request of a peer carries one of these as its To tag.
     pub(crate) tags: HashMap<Box<str>, DialogRef>,
-    pub(crate) clients: HashMap<ClientId, Purpose>,
     pub(crate) resolves: HashMap<ResolveId, ResolveFor>,
     pub(crate) stores: HashMap<StoreId, CallKey>,
     pub(crate) clock: WallClock,
@@ -107,30 +159,65 @@ pub(crate) struct Traced {
 
 impl Cx<'_> {
     /// Starts a client transaction. `None` when the table is full (counted by the layer).
-    pub(crate) fn send_request(
-        &mut self,
-        method: &Method,
-        branch: Branch,
-        dest: Destination,
-        data: Bytes,
-        purpose: Purpose,
-    ) -> Option<ClientId> {
-        let request = ClientRequest { method: method.clone(), branch, dest, data };
-        let client = self.env.txn.send_request(self.now, request).ok()?;
-        self.env.clients.insert(client, purpose);
-        Some(client)
+    pub(crate) fn send(&mut self, whom: Option<Traced>, sent: Sent) -> Option<ClientId> {
+        if let Some(whom) = whom {
+            self.trace(whom, Direction::Sent, &sent.dest, &sent.data);
+        }
+        let request = ClientRequest {
+            owner: sent.purpose.seal(),
+            branch: sent.branch,
+            method: sent.method,
+            dest: sent.dest,
+            data: sent.data,
+            timeout: sent.timeout,
+            large: Large::Udp,
+        };
+        self.env.txn.send_request(self.now, request).ok()
     }
 
     /// Answers a server transaction.
-    pub(crate) fn respond(&mut self, server: ServerId, status: u16, data: Bytes) {
+    pub(crate) fn respond(
+        &mut self,
+        whom: Option<Traced>,
+        flow: &Flow,
+        server: ServerId,
+        status: u16,
+        data: Bytes,
+    ) {
+        if let Some(whom) = whom {
+            self.trace(whom, Direction::Sent, &Destination::Flow(*flow), &data);
+        }
         if self.env.txn.respond(self.now, server, status, data).is_err() {
             self.env.stats.late_responses += 1;
         }
     }
 
     /// Sends outside any transaction: the ACK of a 2xx.
-    pub(crate) fn transmit(&mut self, dest: Destination, data: Bytes) {
+    pub(crate) fn transmit(&mut self, whom: Option<Traced>, dest: Destination, data: Bytes) {
+        if let Some(whom) = whom {
+            self.trace(whom, Direction::Sent, &dest, &data);
+        }
         self.env.txn.transmit(dest, data);
+    }
+
+    /// Says whose a server transaction is.
+    pub(crate) fn own_server(&mut self, server: ServerId, purpose: Purpose) {
+        self.env.txn.set_owner(server, purpose.seal());
+    }
+
+    /// Cancels an INVITE of ours; the layer waits for its provisional response by itself.
+    pub(crate) fn cancel(&mut self, client: ClientId, reason: Option<&str>) {
+        self.env.txn.cancel(self.now, client, reason);
+    }
+
+    pub(crate) fn ids(&mut self) -> &mut Ids {
+        self.env.txn.ids()
+    }
+
+    /// A session id for `o=`: random, and small enough for peers that read 32 bits.
+    pub(crate) fn sdp_session(&mut self) -> u64 {
+        use rand::Rng;
+        u64::from(self.ids().rng().next_u32() >> 1)
     }
 
     /// Begins a response with what every response of ours has.
@@ -161,7 +248,12 @@ impl Cx<'_> {
         }
     }
 
-    pub(crate) fn store(&mut self, call: CallKey, record: Record, wait: Option<Duration>) -> StoreId {
+    pub(crate) fn store(
+        &mut self,
+        call: CallKey,
+        record: Record,
+        wait: Option<Duration>,
+    ) -> StoreId {
         let id = StoreId(self.next_id());
         if wait.is_some() {
             self.env.stores.insert(id, call);

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 
-use super::call::{Asked, Call, Exchange, ExchangeKind, Leg, Phase, Pending};
+use super::call::{Asked, Call, Exchange, ExchangeKind, Leg, Pending, Phase};
 use super::cdr::{EndCause, EndedBy};
 use super::end::cause;
 use super::env::{Cx, Purpose, Sent};
@@ -93,8 +93,14 @@ impl Call {
             None => any_body(&message),
         };
         let again = Asked { server: asked.server, request: message.clone(), flow: asked.flow };
-        let sent =
-            self.start_exchange(cx, to, method, ExchangeKind::Plain, Some(asked), forwards, |out| {
+        let sent = self.start_exchange(
+            cx,
+            to,
+            method,
+            ExchangeKind::Plain,
+            Some(asked),
+            forwards,
+            |out| {
                 let way = Crossing {
                     from: &from_trunk.config,
                     to: &to_trunk.config,
@@ -106,7 +112,8 @@ impl Call {
                     out.header(name, value);
                 }
                 body
-            });
+            },
+        );
         if !sent {
             self.answer(cx, from, &again, 503, &[]);
         }

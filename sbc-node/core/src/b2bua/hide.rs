@@ -5,10 +5,10 @@
 
 use crate::net::Host;
 use crate::routing::{HeaderPolicy, TrunkConfig};
+use crate::sip::value::FromValue;
 use crate::sip::{
     Builder, Header, HeaderName, Message, NameAddr, Out, Params, Scheme, UriRef, WriteValue,
 };
-use crate::sip::value::FromValue;
 
 /// What becomes of a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

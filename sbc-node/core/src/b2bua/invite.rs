@@ -5,9 +5,7 @@
 use smallvec::SmallVec;
 
 use super::answer::Media;
-use super::call::{
-    Call, CallKey, CallTimers, DialogRef, Facts, Leg, Peer, Phase, SdpState, Setup,
-};
+use super::call::{Call, CallKey, CallTimers, DialogRef, Facts, Leg, Peer, Phase, SdpState, Setup};
 use super::env::Cx;
 use super::record::CallId;
 use super::{hide, wire};
@@ -16,7 +14,7 @@ use crate::ids::ShardHint;
 use crate::media::{MediaId, Side};
 use crate::net::Flow;
 use crate::routing::{Permit, Plan, RouteQuery, SessionTimerMode, Trunk};
-use crate::sip::{HeaderName, Message, Method, NameAddr};
+use crate::sip::{HeaderName, Message, NameAddr};
 use crate::transaction::ServerId;
 use std::sync::Arc;
 
@@ -69,7 +67,11 @@ pub(crate) struct Accepted {
 }
 
 /// Checks everything that can be refused before a call exists.
-pub(crate) fn accept(cx: &mut Cx<'_>, incoming: &Incoming<'_>, calls: usize) -> Result<Accepted, Refuse> {
+pub(crate) fn accept(
+    cx: &mut Cx<'_>,
+    incoming: &Incoming<'_>,
+    calls: usize,
+) -> Result<Accepted, Refuse> {
     let message = incoming.message;
     let policy = cx.env.config.calls.clone();
     let trunk = match cx.env.routing.identify(&incoming.flow) {
@@ -80,11 +82,14 @@ pub(crate) fn accept(cx: &mut Cx<'_>, incoming: &Incoming<'_>, calls: usize) -> 
     if cx.env.draining {
         return Err(Refuse::with(503, "Shutting Down", HeaderName::RetryAfter, retry()));
     }
-    if incoming.merged || is_loop(cx, message) {
+    if incoming.merged {
         return Err(Refuse::new(482, ""));
     }
     if message.max_forwards().ok().flatten() == Some(0) {
         return Err(Refuse::new(483, ""));
+    }
+    if !message.contact().ok().flatten().is_some_and(|c| c.uri().is_ok()) {
+        return Err(Refuse::new(400, "Bad Request: no usable Contact"));
     }
     require(message)?;
     body(message)?;
@@ -114,9 +119,8 @@ pub(crate) fn body(message: &Message) -> Result<(), Refuse> {
     if message.body().is_empty() {
         return Ok(());
     }
-    let encoded = message
-        .values(HeaderName::ContentEncoding)
-        .any(|e| !e.eq_ignore_ascii_case("identity"));
+    let encoded =
+        message.values(HeaderName::ContentEncoding).any(|e| !e.eq_ignore_ascii_case("identity"));
     if encoded {
         return Err(Refuse::with(415, "", HeaderName::AcceptEncoding, "identity".to_owned()));
     }
@@ -136,21 +140,6 @@ fn session_interval(message: &Message, trunk: &Trunk) -> Result<(), Refuse> {
         return Err(Refuse::with(422, "", HeaderName::MinSe, min.to_string()));
     }
     Ok(())
-}
-
-/// A request that we sent and that came back to us unchanged: our own Call-ID and From tag, for
-/// the same user (RFC 3261 §16.3, item 4; a changed Request-URI is a spiral and goes on).
-fn is_loop(cx: &Cx<'_>, message: &Message) -> bool {
-    let same_user = |a: &str, b: &str| {
-        let user = |u: &str| crate::sip::UriRef::parse(u).ok().and_then(|u| u.user().map(str::to_owned));
-        user(a) == user(b)
-    };
-    match (cx.env.outgoing.get(message.from_tag()), message.call_id()) {
-        (Some(sent), Ok(call_id)) => {
-            *sent.call_id == *call_id && same_user(&sent.uri, message.request_uri_str())
-        }
-        _ => false,
-    }
 }
 
 fn route(cx: &mut Cx<'_>, message: &Message, trunk: &Trunk) -> Result<Plan, Refuse> {
@@ -187,7 +176,7 @@ pub(crate) fn make(
 ) -> Call {
     let message = incoming.message;
     let hint = ShardHint::of_call_id(message.call_id().unwrap_or("").as_bytes());
-    let a_tag: Box<str> = cx.env.ids.tag(hint).as_str().into();
+    let a_tag: Box<str> = cx.ids().tag(hint).as_str().into();
     let mut peer = Peer::default();
     wire::read_peer(message, &mut peer);
     let a = Leg {
@@ -214,7 +203,6 @@ pub(crate) fn make(
         ended_by: None,
         end_reason: None,
         protected: false,
-        codecs: Vec::new(),
     };
     let setup = Setup {
         server: incoming.server,
@@ -229,6 +217,7 @@ pub(crate) fn make(
         reliable: Outgoing::default(),
         reliable_timer: None,
         committing: None,
+        a_tag_described: false,
         requires_100rel: hide::has_option(message, HeaderName::Require, "100rel"),
     };
     cx.env.tags.insert(a_tag, DialogRef { call: key, side: Side::A, fork: 0 });
@@ -283,7 +272,7 @@ pub(crate) fn refuse(cx: &mut Cx<'_>, incoming: &Incoming<'_>, refuse: &Refuse) 
         return;
     }
     let hint = ShardHint::of_call_id(incoming.message.call_id().unwrap_or("").as_bytes());
-    let tag = cx.env.ids.tag(hint);
+    let tag = cx.ids().tag(hint);
     let mut out =
         cx.response(incoming.message, &incoming.flow, refuse.status, &refuse.reason, Some(&tag));
     if let Some((name, value)) = &refuse.header {
@@ -292,16 +281,11 @@ pub(crate) fn refuse(cx: &mut Cx<'_>, incoming: &Incoming<'_>, refuse: &Refuse) 
     if matches!(refuse.status, 405 | 501) {
         out.header(HeaderName::Allow, wire::ALLOW);
     }
-    cx.respond(incoming.server, refuse.status, out.finish());
+    cx.respond(None, &incoming.flow, incoming.server, refuse.status, out.finish());
 }
 
 /// A call's name: random, so that no node needs to ask another.
 pub(crate) fn new_call_id(cx: &mut Cx<'_>) -> CallId {
     use rand::Rng;
-    CallId(cx.env.ids.rng().next_u64())
-}
-
-/// Whether a method starts something that we keep state for.
-pub(crate) fn is_invite(message: &Message) -> bool {
-    message.method() == Some(&Method::Invite)
+    CallId(cx.ids().rng().next_u64())
 }

@@ -3,10 +3,45 @@
 //! One SIP operation per file. Sockets, clocks, configuration files and the replicated log never
 //! live here: a call is told what happened and says what to send.
 
+mod ack;
+mod answer;
+mod answered;
+mod attempt;
+mod auth;
+mod body;
+mod bye;
+mod call;
+mod cancel;
 mod cdr;
+mod end;
+mod env;
+mod exchange;
+mod hide;
+mod invite;
+mod outside;
 mod policy;
+mod prack;
+mod progress;
 mod record;
+mod refer;
+mod replaces;
+mod restore;
+mod session;
+mod stats;
+mod summary;
+mod table;
+#[cfg(test)]
+mod tests;
+mod wire;
 
 pub use cdr::*;
+pub use env::WallClock;
 pub use policy::*;
 pub use record::*;
+pub use stats::Stats;
+pub use summary::*;
+
+pub(crate) use answered::hang_up_stray;
+pub(crate) use env::{Cx, Env, Purpose};
+pub(crate) use invite::Incoming;
+pub(crate) use table::Calls;

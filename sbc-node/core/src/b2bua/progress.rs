@@ -91,8 +91,7 @@ impl Call {
         let attempt = setup.attempt.as_mut()?;
         let fork = attempt.forks.get_mut(fork)?;
         let role = if offered { Role::Answer } else { Role::Offer };
-        let passing =
-            Passing { from: Side::B, role, sdp: &sdp, writer: &mut fork.leg, reader: a };
+        let passing = Passing { from: Side::B, role, sdp: &sdp, writer: &mut fork.leg, reader: a };
         match media.pass(cx, passing) {
             Ok(text) => {
                 setup.a_tag_described |= fork.a_tag == setup.a_tag;

@@ -6,9 +6,11 @@ use std::net::SocketAddr;
 use super::call::{Hop, Leg, Peer, method_bit};
 use super::env::Cx;
 use crate::core::{Destination, ResolveQuery};
-use crate::dialog::{SessionExpires, Refresher};
+use crate::dialog::{Dialog, Refresher, SessionExpires};
 use crate::ids::{Branch, ShardHint};
+use crate::media::Latch;
 use crate::net::{Flow, Listener, Target, Transport};
+use crate::sip::value::FromValue;
 use crate::sip::{
     Builder, CSeq, HeaderName, Message, Method, NameAddr, Out, Params, UriRef, WriteValue,
 };
@@ -60,14 +62,14 @@ pub(crate) fn destination(hop: &Hop) -> Destination {
 pub(crate) fn begin_request(
     cx: &mut Cx<'_>,
     hint: ShardHint,
-    leg: &Leg,
+    dialog: &Dialog,
+    hop: &Hop,
     method: &Method,
     seq: u32,
     max_forwards: u8,
 ) -> Option<(Builder, Branch)> {
-    let branch = cx.env.ids.branch(hint);
-    let listener = cx.listener(&leg.hop)?;
-    let dialog = &leg.dialog;
+    let branch = cx.ids().branch(hint);
+    let listener = cx.listener(hop)?;
     let path = dialog.path();
     let mut out = Builder::request(method, path.request_uri);
     out.header(HeaderName::Via, ViaOf { listener, branch });
@@ -113,7 +115,7 @@ pub(crate) fn read_peer(message: &Message, peer: &mut Peer) {
             .map(|m| method_bit(&Method::new(m)))
             .fold(0, |all, bit| all | bit);
     }
-    let mut says = |tag: &str| {
+    let says = |tag: &str| {
         message.lists(HeaderName::Supported, tag) || message.lists(HeaderName::Require, tag)
     };
     let (rel100, timer, replaces) = (says("100rel"), says("timer"), says("replaces"));
@@ -137,7 +139,7 @@ pub(crate) fn route_set(message: &Message, reversed: bool) -> Vec<Box<str>> {
     let mut routes: Vec<Box<str>> = message
         .values(HeaderName::RecordRoute)
         .take(MAX_ROUTES)
-        .filter(|v| NameAddr::from_str_checked(v))
+        .filter(|v| NameAddr::from_value(v).is_ok_and(|r| r.uri().is_ok()))
         .map(Into::into)
         .collect();
     if reversed {
@@ -158,8 +160,8 @@ pub(crate) enum NextHop {
 }
 
 /// Reads the next hop of a dialog (RFC 3263 for literals: no lookup).
-pub(crate) fn next_hop(leg: &Leg) -> NextHop {
-    let Ok(uri) = UriRef::parse(leg.dialog.next_hop()) else { return NextHop::Unusable };
+pub(crate) fn next_hop(dialog: &Dialog, hop: &Hop) -> NextHop {
+    let Ok(uri) = UriRef::parse(dialog.next_hop()) else { return NextHop::Unusable };
     if !uri.is_sip() {
         return NextHop::Unusable;
     }
@@ -172,7 +174,7 @@ pub(crate) fn next_hop(leg: &Leg) -> NextHop {
     };
     match uri.ip() {
         Some(ip) => {
-            let transport = transport.unwrap_or(match leg.hop.target.transport {
+            let transport = transport.unwrap_or(match hop.target.transport {
                 // RFC 3263 §4.1: a literal without transport means UDP, but a peer that is known to
                 // be on a secured or WebSocket connection is never downgraded.
                 Transport::Tcp | Transport::Udp => Transport::Udp,
@@ -186,8 +188,25 @@ pub(crate) fn next_hop(leg: &Leg) -> NextHop {
             port: uri.port(),
             transport,
             sips: uri.scheme() == crate::sip::Scheme::Sips,
-            interface: leg.hop.interface,
+            interface: hop.interface,
         }),
+    }
+}
+
+/// Points a leg's requests at its next hop where that is an address. Peers behind NAT are reached
+/// where they sent from, whatever they say; names are resolved by [`Call::follow_name`].
+///
+/// [`Call::follow_name`]: super::call::Call::follow_name
+pub(crate) fn follow_target(leg: &mut Leg) {
+    if leg.trunk.config.latch == Latch::Force {
+        return;
+    }
+    if let NextHop::Address(target) = next_hop(&leg.dialog, &leg.hop) {
+        if leg.hop.flow.is_some_and(|f| f.remote != target.addr || f.transport != target.transport)
+        {
+            leg.hop.flow = None;
+        }
+        leg.hop.target = target;
     }
 }
 

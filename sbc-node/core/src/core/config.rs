@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use crate::b2bua::CallPolicy;
 use crate::net::Interface;
+use crate::routing::Table;
+use crate::{sip, transaction};
 
 /// Everything that a shard's core needs to know. Replaced as a whole by `Input::Configure`.
 #[derive(Clone, Debug)]
@@ -13,4 +15,10 @@ pub struct Config {
     /// All signalling interfaces; `InterfaceId` is the position.
     pub interfaces: Vec<Interface>,
     pub calls: CallPolicy,
+    /// Trunks, groups, routes and limits, shared by all shards.
+    pub routing: Arc<Table>,
+    /// Timer values and table sizes of the transaction layer.
+    pub transactions: transaction::Config,
+    /// Bounds on messages.
+    pub limits: sip::Limits,
 }

@@ -5,6 +5,8 @@
 
 mod config;
 mod io;
+mod shard;
 
 pub use config::*;
 pub use io::*;
+pub use shard::Core;

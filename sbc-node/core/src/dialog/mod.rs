@@ -77,14 +77,10 @@ impl Dialog {
     pub fn path(&self) -> Path<'_> {
         match self.routes.split_first() {
             None => Path { request_uri: &self.target, routes: &[], last_route: None },
-            Some((first, rest)) if !is_loose(first) => Path {
-                request_uri: bare_uri(first),
-                routes: rest,
-                last_route: Some(&self.target),
-            },
-            Some(_) => {
-                Path { request_uri: &self.target, routes: &self.routes, last_route: None }
+            Some((first, rest)) if !is_loose(first) => {
+                Path { request_uri: bare_uri(first), routes: rest, last_route: Some(&self.target) }
             }
+            Some(_) => Path { request_uri: &self.target, routes: &self.routes, last_route: None },
         }
     }
 

@@ -10,6 +10,7 @@ use bytes::Bytes;
 #[derive(Clone, Debug)]
 pub struct Unacknowledged {
     pub rseq: u32,
+    pub status: u16,
     pub response: Bytes,
     /// Current retransmission interval (T1, doubled each time, RFC 3262 §3).
     pub interval: Duration,
@@ -42,9 +43,17 @@ impl Outgoing {
     }
 
     /// Keeps a response that was just sent until its PRACK comes.
-    pub fn wait_for(&mut self, rseq: u32, response: Bytes, now: Instant, t1: Duration) {
+    pub fn wait_for(
+        &mut self,
+        rseq: u32,
+        status: u16,
+        response: Bytes,
+        now: Instant,
+        t1: Duration,
+    ) {
         self.waiting = Some(Unacknowledged {
             rseq,
+            status,
             response,
             interval: t1,
             next: now + t1,
@@ -93,7 +102,7 @@ mod tests {
         let mut out = Outgoing::default();
         let now = Instant::now();
         let rseq = out.next_rseq();
-        out.wait_for(rseq, Bytes::from_static(b"x"), now, Duration::from_millis(500));
+        out.wait_for(rseq, 180, Bytes::from_static(b"x"), now, Duration::from_millis(500));
         assert_eq!(out.acknowledge(rseq + 1), PrackMatch::Unknown);
         assert_eq!(out.acknowledge(rseq), PrackMatch::Acknowledged);
         assert_eq!(out.acknowledge(rseq), PrackMatch::Unknown);

@@ -1,0 +1,234 @@
+//! One shard: every input of the edge comes in here and is handed to whom it concerns.
+//!
+//! Knows which part of the core takes a message (transactions, calls, requests outside dialogs,
+//! registrar, probes); what they do with it is theirs.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+
+use super::{Config, Event, Input, Output};
+use crate::b2bua::{CallId, CallSummary, Calls, Cx, Env, Incoming, Purpose, Stats, WallClock};
+use crate::ids::Ids;
+use crate::media::Anchor;
+use crate::net::Flow;
+use crate::routing::Routing;
+use crate::sip::{self, HeaderName, Message, Method};
+use crate::timer::TimerWheel;
+use crate::transaction::{self, ServerId, TransactionLayer};
+
+/// The sans-IO machine of one shard.
+pub struct Core {
+    env: Env,
+    calls: Calls,
+    drained: bool,
+}
+
+impl Core {
+    /// A shard without calls. `seed` feeds every identifier and choice that it makes; give entropy
+    /// in production and a constant in tests.
+    pub fn new(config: Arc<Config>, seed: u64, clock: WallClock) -> Self {
+        let now = clock.at;
+        let ids = Ids::from_seed(seed);
+        let txn = TransactionLayer::new(config.transactions, ids, now);
+        let env = Env {
+            routing: Routing::new(config.routing.clone(), seed ^ 0x9e37_79b9_7f4a_7c15),
+            config,
+            txn,
+            timers: TimerWheel::new(now),
+            out: VecDeque::new(),
+            tags: HashMap::new(),
+            resolves: HashMap::new(),
+            stores: HashMap::new(),
+            clock,
+            draining: false,
+            trace_all: false,
+            stats: Stats::default(),
+            next_id: 0,
+        };
+        Core { env, calls: Calls::default(), drained: false }
+    }
+
+    /// One mutation. Drain [`Core::poll`] afterwards.
+    pub fn handle(&mut self, now: Instant, input: Input, anchor: &mut dyn Anchor) {
+        let mut cx = Cx { now, env: &mut self.env, anchor };
+        match input {
+            Input::Tick => {}
+            Input::Message { flow, data } => Self::message(&mut cx, flow, data),
+            Input::SendFailed { token, error } => {
+                cx.env.txn.handle_send_failed(now, token, error);
+            }
+            // Transactions learn of it when a transmission fails; calls outlive connections.
+            Input::ConnClosed { .. } => {}
+            Input::Resolved { id, result } => {
+                self.calls.resolved(&mut cx, id, result);
+            }
+            Input::MediaTimeout { session } => self.calls.media_timeout(&mut cx, session),
+            Input::MediaLatched { session } => self.calls.media_latched(&mut cx, session),
+            Input::Stored { id, protected } => self.calls.stored(&mut cx, id, protected),
+            Input::Adopt { record, mode } => self.calls.adopt(&mut cx, &record, mode),
+            Input::Command(command) => self.calls.command(&mut cx, &command),
+            Input::Configure(config) => configure(&mut cx, config),
+        }
+        self.settle(now, anchor);
+    }
+
+    /// The next output, if any.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.env.txn.poll_output().or_else(|| self.env.out.pop_front())
+    }
+
+    /// When to call `handle(now, Input::Tick)`; may come a little early.
+    pub fn deadline(&self) -> Option<Instant> {
+        let both = [self.env.timers.deadline(), self.env.txn.deadline()];
+        both.into_iter().flatten().min()
+    }
+
+    /// Ties the clock to wall time anew (after the system clock was stepped).
+    pub fn set_clock(&mut self, clock: WallClock) {
+        self.env.clock = clock;
+    }
+
+    pub fn stats(&self) -> Stats {
+        Stats { calls: self.calls.len() as u64, ..self.env.stats }
+    }
+
+    pub fn transaction_stats(&self) -> transaction::Stats {
+        self.env.txn.stats()
+    }
+
+    /// Whether nothing is left: no call, no transaction, no timer, no output.
+    pub fn is_idle(&self) -> bool {
+        self.calls.len() == 0
+            && self.env.txn.is_idle()
+            && self.env.timers.is_empty()
+            && self.env.tags.is_empty()
+            && self.env.stores.is_empty()
+            && self.env.out.is_empty()
+    }
+
+    /// Snapshots of all calls, in no particular order.
+    pub fn calls(&self) -> impl Iterator<Item = CallSummary> + '_ {
+        self.calls.iter().map(|call| CallSummary::of(call, &self.env.clock))
+    }
+
+    /// One call with everything that is worth showing.
+    pub fn call(&self, id: CallId) -> Option<CallSummary> {
+        self.calls.find(id).map(|call| CallSummary::of(call, &self.env.clock))
+    }
+
+    /// The shard's routing: trunk states and counters.
+    pub fn routing(&mut self) -> &mut Routing {
+        &mut self.env.routing
+    }
+
+    /// A whole message from the wire.
+    fn message(cx: &mut Cx<'_>, flow: Flow, data: Bytes) {
+        let limits = cx.env.config.limits;
+        match sip::parse(data.clone(), &limits) {
+            Ok(message) => match sip::validate(&message) {
+                Ok(()) => cx.env.txn.handle_message(cx.now, flow, message),
+                Err(reject) => refuse_malformed(cx, &flow, &message, reject.status, &reject.reason),
+            },
+            Err(error) => {
+                let status = error.kind.status();
+                match sip::salvage(data, &limits) {
+                    Some(message) => {
+                        let reason = format!("Bad Request: {}", error.kind);
+                        refuse_malformed(cx, &flow, &message, status, &reason);
+                    }
+                    None => cx.env.stats.dropped += 1,
+                }
+            }
+        }
+    }
+
+    /// Runs timers and events until nothing is due.
+    fn settle(&mut self, now: Instant, anchor: &mut dyn Anchor) {
+        let mut cx = Cx { now, env: &mut self.env, anchor };
+        cx.env.txn.handle_tick(now);
+        while let Some((_, timer)) = cx.env.timers.pop(now) {
+            self.calls.timer(&mut cx, timer);
+        }
+        while let Some(event) = cx.env.txn.poll_event() {
+            dispatch(&mut cx, &mut self.calls, event);
+        }
+        let empty = self.calls.len() == 0;
+        if cx.env.draining && empty && !self.drained {
+            cx.event(Event::Drained);
+        }
+        self.drained = cx.env.draining && empty;
+    }
+}
+
+/// Hands an event of the transaction layer to whom it concerns.
+fn dispatch(cx: &mut Cx<'_>, calls: &mut Calls, event: transaction::Event) {
+    use transaction::Event as E;
+    match event {
+        E::Request { id, flow, message, merged } => request(cx, calls, id, flow, message, merged),
+        E::Ack { flow, message } => calls.ack(cx, &flow, &message),
+        E::Cancelled { id, owner, message } => {
+            if let Some(Purpose::Invite { call, .. }) = owner.map(|o| Purpose::open(o)) {
+                calls.cancelled(cx, call, id, &message);
+            }
+        }
+        E::Response { owner, message, .. } => match Purpose::open(owner) {
+            Purpose::Invite { call, attempt } => {
+                calls.invite_response(cx, call, attempt, &message);
+            }
+            Purpose::Exchange { call, number } => {
+                calls.exchange_response(cx, call, number, &message);
+            }
+            Purpose::Relay { .. } | Purpose::Stray => {}
+        },
+        E::StrayOk { flow, message } => crate::b2bua::hang_up_stray(cx, &message, Some(&flow)),
+        E::ClientTimeout { owner, .. } => calls.client_failed(cx, Purpose::open(owner), 408),
+        E::ClientTransportError { owner, .. } => {
+            calls.client_failed(cx, Purpose::open(owner), 503);
+        }
+        // A final response without ACK, and responses that could not be sent, change nothing: the
+        // call has gone on, or its peer will notice.
+        E::ServerTimeout { .. } | E::ServerTransportError { .. } => {}
+    }
+}
+
+fn request(
+    cx: &mut Cx<'_>,
+    calls: &mut Calls,
+    server: ServerId,
+    flow: Flow,
+    message: Message,
+    merged: bool,
+) {
+    if message.to_tag().is_some() {
+        return calls.request(cx, server, flow, message);
+    }
+    match message.method() {
+        Some(Method::Invite) => {
+            calls.invite(cx, &Incoming { server, flow, message: &message, merged });
+        }
+        _ => calls.outside(cx, &Incoming { server, flow, message: &message, merged }),
+    }
+}
+
+/// Answers what cannot be worked with; responses and ACKs are dropped.
+fn refuse_malformed(cx: &mut Cx<'_>, flow: &Flow, message: &Message, status: u16, reason: &str) {
+    cx.env.stats.malformed += 1;
+    if !message.is_request() || message.method() == Some(&Method::Ack) {
+        return;
+    }
+    let mut out = sip::response(message, status, reason, Some("malformed"), Some(flow.remote));
+    if !cx.env.config.product.is_empty() {
+        out.header(HeaderName::Server, &*cx.env.config.product);
+    }
+    cx.env.txn.transmit(super::Destination::Flow(*flow), out.finish());
+}
+
+fn configure(cx: &mut Cx<'_>, config: Arc<Config>) {
+    cx.env.routing.reload(config.routing.clone());
+    cx.env.txn.set_config(config.transactions);
+    cx.env.config = config;
+}
