@@ -24,6 +24,9 @@ pub enum StartError {
     Io(#[from] std::io::Error),
 }
 
+/// Relay threads close released sockets well within this time.
+const MIN_QUARANTINE: Duration = Duration::from_millis(100);
+
 /// What handles share.
 pub(crate) struct Shared {
     pub(crate) addresses: Arc<Addresses>,
@@ -90,7 +93,7 @@ impl MediaAnchor {
             addresses: addresses.clone(),
             sessions: AtomicUsize::new(0),
             max_sessions: config.max_sessions,
-            quarantine: config.quarantine,
+            quarantine: config.quarantine.max(MIN_QUARANTINE),
             relays: relays.clone(),
         });
         let mut anchor = MediaAnchor { shared, totals: Vec::new(), threads: Vec::new(), kernel };

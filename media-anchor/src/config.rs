@@ -120,10 +120,10 @@ pub struct Config {
     /// Signalling shards that will ask for a [`crate::Handle`]; port ranges are sliced by it.
     pub shards: usize,
     pub max_sessions: usize,
-    /// How long a released port pair is not given out again.
+    /// How long a released port pair is not given out again; at least 100 ms.
     pub quarantine: Duration,
-    /// Packets are gathered for this long before a relay thread wakes: the added latency is
-    /// between 0 and this. Zero wakes at once.
+    /// A relay thread that has served what was ready rests this long before it looks again: the
+    /// added latency is between 0 and this, a lone packet has none. Zero never rests.
     pub coalesce: Duration,
     pub learning: Learning,
     pub policy: AddressPolicy,
@@ -141,7 +141,7 @@ impl Config {
             shards: 1,
             max_sessions: 50_000,
             quarantine: Duration::from_secs(10),
-            coalesce: Duration::from_millis(1),
+            coalesce: Duration::from_millis(2),
             learning: Learning::default(),
             policy: AddressPolicy::default(),
             offload: OffloadConfig::default(),

@@ -263,7 +263,7 @@ fn unknown_twice_and_too_many_are_named() {
 
 #[test]
 fn a_thousand_sessions_leave_no_socket_and_no_port_behind() {
-    let mut config = config(14, 22_000..=22_999);
+    let mut config = config(14, 22_000..=27_999);
     config.quarantine = Duration::ZERO;
     config.relay_threads = 2;
     let mut bench = Bench::with(14, config);

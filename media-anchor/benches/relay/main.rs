@@ -1,7 +1,7 @@
 //! CPU seconds per million relayed packets in userspace, beside rtpengine in the same run.
 //!
 //! `cargo bench -p media-anchor --bench relay [-- seconds=6 rounds=3 calls=250,500,1000 only=ours
-//! coalesce_us=1000]`. Every call is two streams of 50 packets/s of 172 bytes on loopback. CPU is
+//! coalesce_us=2000 threads=2]`. Every call is two streams of 50 packets/s of 172 bytes on loopback. CPU is
 //! the run time of the relay's threads (`/proc/…/schedstat`), the load generator's is not in it.
 //! Rounds alternate between the relays; medians are printed.
 
@@ -27,6 +27,7 @@ struct Options {
     calls: Vec<usize>,
     only: Option<String>,
     coalesce: Duration,
+    threads: usize,
 }
 
 fn options() -> Options {
@@ -35,7 +36,8 @@ fn options() -> Options {
         rounds: 3,
         calls: vec![250, 500, 1000],
         only: None,
-        coalesce: Duration::from_millis(1),
+        coalesce: Duration::from_millis(2),
+        threads: std::thread::available_parallelism().map_or(1, usize::from),
     };
     for arg in std::env::args().skip(1) {
         let Some((key, value)) = arg.split_once('=') else { continue };
@@ -44,6 +46,7 @@ fn options() -> Options {
             "seconds" => options.time = Duration::from_secs(number()),
             "rounds" => options.rounds = usize::try_from(number()).expect("fits"),
             "coalesce_us" => options.coalesce = Duration::from_micros(number()),
+            "threads" => options.threads = usize::try_from(number()).expect("fits"),
             "only" => options.only = Some(value.to_owned()),
             "calls" => {
                 let parse = |n: &str| n.parse().expect("a number");
@@ -57,7 +60,7 @@ fn options() -> Options {
 
 fn start(name: &str, options: &Options) -> Option<Box<dyn Relay>> {
     match name {
-        "ours" => Some(Box::new(ours::Ours::start(options.coalesce))),
+        "ours" => Some(Box::new(ours::Ours::start(options.coalesce, options.threads))),
         _ => rtpengine::Rtpengine::start().map(|relay| Box::new(relay) as Box<dyn Relay>),
     }
 }

@@ -20,7 +20,7 @@ pub(crate) struct Ours {
 }
 
 impl Ours {
-    pub(crate) fn start(coalesce: Duration) -> Ours {
+    pub(crate) fn start(coalesce: Duration, threads: usize) -> Ours {
         let ip = IpAddr::from([127, 0, 0, 31]);
         let mut config = Config::new(vec![MediaInterface {
             id: InterfaceId(0),
@@ -30,7 +30,7 @@ impl Ours {
             dscp: Dscp::default(),
         }]);
         config.policy.allow_local = true;
-        config.relay_threads = std::thread::available_parallelism().map_or(1, usize::from);
+        config.relay_threads = threads;
         config.coalesce = coalesce;
         let anchor = MediaAnchor::start(config, None).expect("starts");
         let (sink, events) = EventSink::new(100_000, Arc::new(|| {}));

@@ -26,6 +26,10 @@ pub(crate) use mailbox::{Letter, Mailbox, NewSide};
 pub(crate) const MAX_DATAGRAM: usize = 2048;
 
 const EVENTS: usize = 512;
+
+/// Reports of epoll served before ticks and outputs are looked at again.
+const ROUNDS: usize = 16;
+
 const WAKER: u64 = u64::MAX;
 
 /// Counters of one relay thread, over all sessions.
@@ -39,10 +43,27 @@ pub(crate) struct ThreadTotals {
     pub(crate) sessions: AtomicU64,
 }
 
+/// What the thread itself counts; published once per wake.
+#[derive(Default)]
+struct Counts {
+    relayed: u64,
+    bytes: u64,
+    dropped: [u64; 7],
+    wakes: u64,
+}
+
 /// A socket and its place.
 struct Port {
     fd: OwnedFd,
     at: At,
+}
+
+/// What was found ready.
+enum Drained {
+    Nothing,
+    All,
+    MoreWaits,
+    Stop,
 }
 
 /// One relay thread.
@@ -51,6 +72,7 @@ pub(crate) struct Relay {
     ports: Slab<Port>,
     poller: sys::Poller,
     mailbox: Arc<Mailbox>,
+    counts: Counts,
     totals: Arc<ThreadTotals>,
     sinks: Sinks,
     /// To the kernel driver, if there is one.
@@ -74,6 +96,7 @@ impl Relay {
             ports: Slab::new(),
             poller,
             mailbox,
+            counts: Counts::default(),
             totals,
             sinks: Sinks::default(),
             driver,
@@ -82,49 +105,61 @@ impl Relay {
         })
     }
 
-    /// Runs until the mailbox is closed.
+    /// Runs until it is told to stop.
     pub(crate) fn run(mut self) {
         let mut events = vec![libc::epoll_event { events: 0, u64: 0 }; EVENTS];
         let mut buffer = vec![0u8; MAX_DATAGRAM];
         let mut next_tick = Instant::now() + TICK;
         loop {
-            let mut now = Instant::now();
+            let now = Instant::now();
             if now >= next_tick {
                 self.engine.tick(now);
                 next_tick = now + TICK;
             }
-            if self.letters(now) {
-                return;
-            }
             self.outputs();
+            self.publish();
             let idle_for = next_tick.saturating_duration_since(now) + Duration::from_millis(1);
-            let mut timeout = self.mailbox.sleep(idle_for);
-            let mut worked = false;
-            loop {
-                let ready = match self.poller.wait(&mut events, timeout) {
-                    Ok(ready) => ready,
-                    Err(error) => {
-                        tracing::error!(%error, "media relay cannot poll its sockets");
-                        break;
-                    }
-                };
-                self.mailbox.awake();
-                if ready.is_empty() {
-                    break;
+            match self.drain(&mut events, &mut buffer, idle_for) {
+                Drained::Nothing | Drained::MoreWaits => {}
+                Drained::Stop => return,
+                Drained::All => {
+                    self.outputs();
+                    std::thread::sleep(self.coalesce);
                 }
-                now = Instant::now();
-                worked = true;
-                for event in ready {
-                    self.ready(now, event.u64, &mut buffer);
-                }
-                timeout = Duration::ZERO;
             }
-            self.totals.wakes.fetch_add(1, Ordering::Relaxed);
-            if worked && !self.coalesce.is_zero() {
-                self.outputs();
-                std::thread::sleep(self.coalesce);
-            }
+            self.counts.wakes += 1;
         }
+    }
+
+    /// Waits for input and serves it, for a bounded number of rounds: ticks come through under any
+    /// flood.
+    fn drain(
+        &mut self,
+        events: &mut [libc::epoll_event],
+        buffer: &mut [u8],
+        idle_for: Duration,
+    ) -> Drained {
+        let mut timeout = self.mailbox.sleep(idle_for);
+        for round in 0..ROUNDS {
+            let ready = self.poller.wait(events, timeout).unwrap_or_else(|error| {
+                tracing::error!(%error, "media relay cannot poll its sockets");
+                &[]
+            });
+            self.mailbox.awake();
+            let now = Instant::now();
+            // First what was posted, so that a packet never overtakes the command before it.
+            if self.letters(now) {
+                return Drained::Stop;
+            }
+            if ready.is_empty() {
+                return if round == 0 { Drained::Nothing } else { Drained::All };
+            }
+            for event in ready {
+                self.ready(now, event.u64, buffer);
+            }
+            timeout = Duration::ZERO;
+        }
+        Drained::MoreWaits
     }
 
     /// One report of epoll: one datagram. What is left is reported again.
@@ -147,8 +182,8 @@ impl Relay {
             Verdict::Relay { by, to, component } => {
                 let sent = self.ports.get(by as usize).map(|port| sys::send(&port.fd, data, to));
                 if let Some(Ok(())) = sent {
-                    self.totals.relayed.fetch_add(1, Ordering::Relaxed);
-                    self.totals.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+                    self.counts.relayed += 1;
+                    self.counts.bytes += data.len() as u64;
                 } else {
                     self.engine.unsent(at, component, data.len());
                     self.count_drop(DropReason::Send);
@@ -230,13 +265,23 @@ impl Relay {
             // A driver that is gone has taken its kernel state with it.
             let _gone = driver.send(std::mem::take(&mut self.flow_changes));
         }
-        self.totals.sockets.store(self.ports.len() as u64, Ordering::Relaxed);
-        self.totals.sessions.store(self.engine.len() as u64, Ordering::Relaxed);
     }
 
-    fn count_drop(&self, reason: DropReason) {
-        if let Some(cell) = self.totals.dropped.get(reason.index()) {
-            cell.fetch_add(1, Ordering::Relaxed);
+    fn publish(&self) {
+        let (counts, totals) = (&self.counts, &self.totals);
+        totals.relayed.store(counts.relayed, Ordering::Relaxed);
+        totals.bytes.store(counts.bytes, Ordering::Relaxed);
+        totals.wakes.store(counts.wakes, Ordering::Relaxed);
+        totals.sockets.store(self.ports.len() as u64, Ordering::Relaxed);
+        totals.sessions.store(self.engine.len() as u64, Ordering::Relaxed);
+        for (cell, count) in totals.dropped.iter().zip(counts.dropped) {
+            cell.store(count, Ordering::Relaxed);
+        }
+    }
+
+    fn count_drop(&mut self, reason: DropReason) {
+        if let Some(count) = self.counts.dropped.get_mut(reason.index()) {
+            *count += 1;
         }
     }
 }
