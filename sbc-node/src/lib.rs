@@ -2,6 +2,7 @@
 //!
 //! Protocol logic never lives here; it is `sbc-core`, driven by `shard`.
 
+pub mod config;
 pub mod floating;
 pub mod resolve;
 pub mod shard;

@@ -11,8 +11,8 @@ use super::cdr::CdrSink;
 use super::metrics::CallMetrics;
 use super::trace::{TraceHub, Watched};
 use crate::resolve::Request;
-use crate::shard::run::Outside;
 use crate::shard::commit::Store;
+use crate::shard::run::Outside;
 
 /// What one shard holds of the outside.
 pub struct ShardOutside {

@@ -54,7 +54,7 @@ pub enum PrefixErrorReason {
     Duplicate,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Node {
     /// Bit `s` is set when symbol `s` follows.
     follows: u32,
@@ -65,7 +65,7 @@ struct Node {
 }
 
 /// An immutable table of prefixes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PrefixTable {
     nodes: Vec<Node>,
     entries: Vec<PrefixEntry>,

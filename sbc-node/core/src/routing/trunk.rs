@@ -77,6 +77,8 @@ pub struct TrunkConfig {
     pub limits: CallLimits,
     /// Host of R-URI and To in requests to the trunk; `None` for the peer's host.
     pub domain: Option<Arc<str>>,
+    /// Host of From and identity headers in requests to the trunk; `None` for our advertised one.
+    pub from_domain: Option<Arc<str>>,
     /// Inside the trust domain (RFC 3325): identity, Diversion and History-Info headers are
     /// believed when they come from it and sent to it; otherwise they are neither.
     pub trusted: bool,
@@ -84,6 +86,15 @@ pub struct TrunkConfig {
     pub translate_in: Vec<Translation>,
     pub translate_out: Vec<Translation>,
     pub latch: Latch,
+    /// Requests inside a dialog go to where its last request came from, not to its Contact: the
+    /// peer is behind NAT.
+    pub symmetric: bool,
+    /// Whether the trunk's media uses IPv6; `None` follows its SDP or its signalling address.
+    pub media_ipv6: Option<bool>,
+    /// REFER from the trunk is passed on; 403 otherwise.
+    pub refer: bool,
+    /// Reliable provisional responses (RFC 3262) are offered to the trunk.
+    pub rel100: bool,
     pub headers: HeaderPolicy,
     /// Answers to 401/407 challenges, each for its realm only.
     pub credentials: Vec<Credential>,
@@ -108,11 +119,16 @@ impl TrunkConfig {
             probe: None,
             limits: CallLimits::default(),
             domain: None,
+            from_domain: None,
             trusted: false,
             codecs: CodecPolicy::default(),
             translate_in: Vec::new(),
             translate_out: Vec::new(),
             latch: Latch::Auto,
+            symmetric: false,
+            media_ipv6: None,
+            refer: true,
+            rel100: true,
             headers: HeaderPolicy::default(),
             credentials: Vec::new(),
             failover: FailoverPolicy::default(),

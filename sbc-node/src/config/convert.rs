@@ -1,0 +1,392 @@
+//! From the raw form to [`Config`]: what concerns the node as a whole.
+//!
+//! Interfaces, trunks and routes have files of their own beside this one. Problems are gathered,
+//! never returned early; a name that is missing only because its own entry was wrong is not told
+//! again.
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sbc_core::b2bua::CallPolicy;
+use sbc_core::routing::{AdmissionConfig, CallLimits, UnknownSource};
+use sbc_core::transaction::TimerConfig;
+use toml::Spanned;
+
+use super::parse::{Lines, read};
+use super::value::Span;
+use super::{
+    AdminConfig, CdrConfig, ClusterConfig, Config, DnsConfig, LogConfig, NodeConfig, Problem,
+    Surroundings, TlsFiles, TransportConfig, diff, interface, raw, route, trunk,
+};
+
+const MAX_SHARDS: usize = 64;
+const DEFAULT_SOCKET: &str = "/run/sbc/admin.sock";
+
+/// Gathers problems and knows the surroundings.
+pub(super) struct Context<'a> {
+    pub(super) surroundings: &'a Surroundings<'a>,
+    lines: Lines,
+    problems: Vec<Problem>,
+    /// The raw form lacks entries that were wrong: what refers to them may not be blamed.
+    incomplete: bool,
+}
+
+impl Context<'_> {
+    pub(super) fn problem(&mut self, span: Range<usize>, message: impl Into<String>) {
+        let line = self.lines.line(span.start);
+        self.problems.push(Problem { line, message: message.into() });
+    }
+
+    /// A problem that may be the consequence of another one.
+    pub(super) fn dependent(&mut self, span: Range<usize>, message: impl Into<String>) {
+        if !self.incomplete {
+            self.problem(span, message);
+        }
+    }
+
+    pub(super) fn path(&self, path: &Path) -> PathBuf {
+        self.surroundings.base.join(path)
+    }
+
+    /// The file's text; a problem when it cannot be read.
+    pub(super) fn text(&mut self, path: &Spanned<PathBuf>) -> Option<String> {
+        let full = self.path(path.get_ref());
+        match std::fs::read_to_string(&full) {
+            Ok(text) => Some(text),
+            Err(e) => {
+                self.problem(path.span(), format!("cannot read {}: {e}", full.display()));
+                None
+            }
+        }
+    }
+
+    /// A number within bounds, or its default.
+    pub(super) fn bounded<T>(
+        &mut self,
+        value: Option<&Spanned<T>>,
+        default: T,
+        range: std::ops::RangeInclusive<T>,
+    ) -> T
+    where
+        T: Copy + PartialOrd + std::fmt::Display,
+    {
+        let Some(value) = value else { return default };
+        if !range.contains(value.get_ref()) {
+            let (low, high) = (range.start(), range.end());
+            self.problem(value.span(), format!("{} is not in {low} to {high}", value.get_ref()));
+        }
+        *value.get_ref()
+    }
+
+    pub(super) fn limits(
+        &mut self,
+        max_calls: Option<u32>,
+        max_cps: Option<&Spanned<f64>>,
+    ) -> CallLimits {
+        if let Some(cps) = max_cps
+            && !(cps.get_ref().is_finite() && *cps.get_ref() >= 0.0)
+        {
+            self.problem(cps.span(), "max-cps is not a rate of calls per second");
+        }
+        CallLimits { max_calls, max_cps: max_cps.map(|c| *c.get_ref()) }
+    }
+
+    /// Names appear in logs, CDRs, metrics and on command lines.
+    pub(super) fn name(&mut self, name: &Spanned<String>) {
+        let text = name.get_ref();
+        let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        if text.is_empty() || text.len() > 64 || !text.bytes().all(fits) {
+            let message = format!(
+                "the name \"{text}\" is not 1 to 64 letters, digits, \"-\", \"_\" or \".\""
+            );
+            self.problem(name.span(), message);
+        }
+    }
+
+    fn span(&mut self, value: Option<&Spanned<Span>>, default: Duration) -> Duration {
+        let Some(value) = value else { return default };
+        if value.get_ref().0.is_zero() {
+            self.problem(value.span(), "the duration is 0");
+        }
+        value.get_ref().0
+    }
+}
+
+/// See [`super::check_in`].
+pub(super) fn convert(text: &str, surroundings: &Surroundings<'_>) -> Result<Config, Vec<Problem>> {
+    let lines = Lines::new(text);
+    let reading = read::<raw::File>(text, &lines, &raw::LISTS, surroundings.env);
+    let incomplete = !reading.problems.is_empty();
+    let mut cx = Context { surroundings, lines, problems: reading.problems, incomplete };
+    let config =
+        reading.raw.map(|file| file_config(&mut cx, &file, diff::document(&reading.document)));
+    cx.problems.sort();
+    cx.problems.dedup();
+    match config {
+        Some(config) if cx.problems.is_empty() => Ok(config),
+        _ => Err(cx.problems),
+    }
+}
+
+fn file_config(cx: &mut Context<'_>, file: &raw::File, document: toml::Table) -> Config {
+    let node = node(cx, &file.node);
+    let doors = interface::convert(cx, file);
+    let trunks = trunk::convert(cx, &file.trunk, &doors);
+    let routing = sbc_core::routing::RoutingConfig {
+        trunks,
+        admission: AdmissionConfig {
+            node: cx.limits(file.admission.max_calls, file.admission.max_cps.as_ref()),
+            emergency: file.admission.emergency.clone(),
+        },
+        unknown_source: match file.sip.unknown_source {
+            raw::UnknownSource::Reject => UnknownSource::Reject,
+            raw::UnknownSource::Silent => UnknownSource::Silent,
+        },
+        ..route::convert(cx, file)
+    };
+    route::check(cx, file, &routing);
+    let cluster = file.cluster.as_ref().map(|c| cluster(cx, c.get_ref()));
+    let sip_limits = sip_limits(cx, &file.sip);
+    let media = interface::media(cx, file, &doors, node.shards);
+    let config = Config {
+        product: product(cx, &file.node),
+        interfaces: doors.into_iter().map(|d| d.interface).collect(),
+        calls: calls(cx, &file.calls, cluster.as_ref()),
+        routing,
+        transactions: transactions(cx, &file.sip),
+        transport: transport(cx, &file.transport, &sip_limits),
+        sip_limits,
+        media,
+        kernel: file.media.kernel,
+        dns: dns(cx, &file.dns),
+        cdr: cdr(cx, &file.cdr),
+        log: log(cx, &file.log),
+        metrics: file.metrics.listen.as_ref().map(|l| *l.get_ref()),
+        admin: admin(cx, &file.admin),
+        cluster,
+        node,
+        document,
+    };
+    interface::check_overlaps(cx, file);
+    config
+}
+
+fn node(cx: &mut Context<'_>, node: &raw::Node) -> NodeConfig {
+    let cores = cx.surroundings.cores.clamp(1, MAX_SHARDS);
+    NodeConfig {
+        name: node.name.as_deref().unwrap_or(cx.surroundings.hostname).into(),
+        shards: cx.bounded(node.shards.as_ref(), cores, 1..=MAX_SHARDS),
+        drain_time: node.drain_time.map_or(Duration::from_secs(30), |s| s.0),
+    }
+}
+
+fn product(cx: &mut Context<'_>, node: &raw::Node) -> std::sync::Arc<str> {
+    let Some(product) = &node.user_agent else { return "sbc".into() };
+    if !product.get_ref().bytes().all(|b| (b' '..=b'~').contains(&b)) {
+        cx.problem(product.span(), "user-agent is not printable ASCII");
+    }
+    product.get_ref().as_str().into()
+}
+
+fn transactions(cx: &mut Context<'_>, sip: &raw::Sip) -> sbc_core::transaction::Config {
+    let default = TimerConfig::default();
+    let mut timers = TimerConfig::from_base(
+        cx.span(sip.t1.as_ref(), default.t1),
+        cx.span(sip.t2.as_ref(), default.t2),
+        cx.span(sip.t4.as_ref(), default.t4),
+    );
+    if let Some(t1) = &sip.t1
+        && timers.t2 < timers.t1
+    {
+        cx.problem(t1.span(), "t1 is longer than t2");
+    }
+    timers.b = cx.span(sip.timer_b.as_ref(), timers.b);
+    timers.f = cx.span(sip.timer_f.as_ref(), timers.f);
+    let base = sbc_core::transaction::Config::default();
+    let max = cx.bounded(sip.max_transactions.as_ref(), base.max_servers, 100..=10_000_000);
+    sbc_core::transaction::Config { timers, max_clients: max, max_servers: max, ..base }
+}
+
+fn sip_limits(cx: &mut Context<'_>, sip: &raw::Sip) -> sbc_core::sip::Limits {
+    let default = sbc_core::sip::Limits::default();
+    sbc_core::sip::Limits {
+        head_bytes_max: cx.bounded(
+            sip.max_head_bytes.as_ref(),
+            default.head_bytes_max,
+            1_024..=65_535,
+        ),
+        headers_max: cx.bounded(sip.max_headers.as_ref(), default.headers_max, 32..=4_096),
+        body_bytes_max: cx.bounded(
+            sip.max_body_bytes.as_ref(),
+            default.body_bytes_max,
+            1_024..=1_048_576,
+        ),
+    }
+}
+
+fn calls(cx: &mut Context<'_>, calls: &raw::Calls, cluster: Option<&ClusterConfig>) -> CallPolicy {
+    let default = CallPolicy::default();
+    CallPolicy {
+        max_duration: calls.max_duration.map_or(default.max_duration, |d| d.0),
+        media_timeout: calls.media_timeout.map_or(default.media_timeout, |d| d.0),
+        anchor_media: calls.anchor_media.unwrap_or(default.anchor_media),
+        ring_timeout: calls.ring_timeout.map_or(default.ring_timeout, |s| s.0),
+        commit_wait: cluster.map(|c| c.commit_wait),
+        max_attempts: cx.bounded(calls.max_attempts.as_ref(), default.max_attempts, 1..=16),
+        retry_after_s: calls
+            .retry_after
+            .map_or(default.retry_after_s, |s| u32::try_from(s.0.as_secs()).unwrap_or(u32::MAX)),
+        ..default
+    }
+}
+
+fn transport(
+    cx: &mut Context<'_>,
+    t: &raw::Transport,
+    limits: &sbc_core::sip::Limits,
+) -> TransportConfig {
+    let seconds = |span: Option<Span>, default| span.map_or(Duration::from_secs(default), |s| s.0);
+    TransportConfig {
+        udp_buffer_bytes: cx.bounded(t.udp_buffer_bytes.as_ref(), 8 << 20, 65_536..=1_073_741_824),
+        udp_queue: cx.bounded(t.udp_queue.as_ref(), 8_192, 64..=1_000_000),
+        dscp: cx.bounded(t.dscp.as_ref(), 24, 0..=63),
+        connect_timeout: seconds(t.connect_timeout, 4),
+        idle_timeout: seconds(t.idle_timeout, 600),
+        half_message_timeout: seconds(t.half_message_timeout, 5),
+        max_connections: cx.bounded(t.max_connections.as_ref(), 20_000, 1..=1_000_000),
+        max_connections_per_source: cx.bounded(
+            t.max_connections_per_source.as_ref(),
+            100,
+            1..=1_000_000,
+        ),
+        write_queue_bytes: cx.bounded(t.write_queue_bytes.as_ref(), 1 << 20, 65_536..=1 << 30),
+        message_bytes_max: limits.head_bytes_max + limits.body_bytes_max,
+    }
+}
+
+fn dns(cx: &mut Context<'_>, dns: &raw::Dns) -> DnsConfig {
+    DnsConfig {
+        servers: dns.servers.clone(),
+        timeout: dns.timeout.map_or(Duration::from_secs(2), |s| s.0),
+        attempts: cx.bounded(dns.attempts.as_ref(), 2, 1..=10),
+    }
+}
+
+fn cdr(cx: &mut Context<'_>, cdr: &raw::Cdr) -> Option<CdrConfig> {
+    let rotate_bytes = cx.bounded(cdr.rotate_bytes.as_ref(), 100 << 20, 4_096..=1 << 40);
+    let keep = cx.bounded(cdr.keep.as_ref(), 30, 1..=100_000);
+    let file = cx.path(cdr.file.as_ref()?);
+    Some(CdrConfig { file, rotate_bytes, rotate_every: cdr.rotate_every.map(|s| s.0), keep })
+}
+
+fn log(cx: &mut Context<'_>, log: &raw::Log) -> LogConfig {
+    if let Some(level) = &log.level
+        && let Err(e) = level.get_ref().parse::<tracing_subscriber::filter::Targets>()
+    {
+        cx.problem(level.span(), format!("bad log filter \"{}\": {e}", level.get_ref()));
+    }
+    let level = log.level.as_ref().map_or("info", |l| l.get_ref().as_str());
+    LogConfig { level: level.to_owned(), format: log.format }
+}
+
+fn tls(cx: &mut Context<'_>, tls: &raw::Tls) -> TlsFiles {
+    for file in [&tls.ca, &tls.certificate, &tls.key] {
+        // Only that they are there: the component that uses them says what is in them.
+        let _text = cx.text(file);
+    }
+    TlsFiles {
+        ca: cx.path(tls.ca.get_ref()),
+        certificate: cx.path(tls.certificate.get_ref()),
+        key: cx.path(tls.key.get_ref()),
+    }
+}
+
+fn admin(cx: &mut Context<'_>, admin: &raw::Admin) -> AdminConfig {
+    let remote = match (&admin.listen, &admin.tls) {
+        (Some(listen), Some(files)) => Some((*listen.get_ref(), tls(cx, files))),
+        (Some(listen), None) => {
+            cx.dependent(
+                listen.span(),
+                "admin over TCP needs [admin.tls]: it is never served bare",
+            );
+            None
+        }
+        (None, Some(files)) => {
+            cx.dependent(files.ca.span(), "[admin.tls] without listen is never used");
+            None
+        }
+        (None, None) => None,
+    };
+    let socket = admin.socket.as_deref().unwrap_or(Path::new(DEFAULT_SOCKET));
+    AdminConfig { socket: cx.path(socket), remote }
+}
+
+fn cluster(cx: &mut Context<'_>, cluster: &raw::Cluster) -> ClusterConfig {
+    let listen = *cluster.listen.get_ref();
+    if *cluster.id.get_ref() == 0 {
+        cx.problem(cluster.id.span(), "a node's id is 1 or more");
+    }
+    let advertise = match &cluster.advertise {
+        Some(peer) => host_port(cx, peer, listen.port()),
+        None if listen.ip().is_unspecified() => {
+            cx.problem(
+                cluster.listen.span(),
+                "the node listens on all addresses: say in advertise where the others reach it",
+            );
+            listen.to_string()
+        }
+        None => listen.to_string(),
+    };
+    let mut ids = vec![*cluster.id.get_ref()];
+    let mut peers = Vec::new();
+    for peer in &cluster.peers {
+        let id = *peer.id.get_ref();
+        if id == 0 || ids.contains(&id) {
+            cx.problem(peer.id.span(), format!("the node id {id} is 0 or taken"));
+        }
+        ids.push(id);
+        peers.push((id, host_port(cx, &peer.address, listen.port())));
+    }
+    let local = |address: &str| {
+        address.parse::<SocketAddr>().is_ok_and(|a: SocketAddr| IpAddr::is_loopback(&a.ip()))
+    };
+    let all_local = listen.ip().is_loopback() && peers.iter().all(|(_, address)| local(address));
+    if cluster.tls.is_none() && !all_local {
+        cx.dependent(cluster.listen.span(), "a cluster beyond loopback needs [cluster.tls]");
+    }
+    let heartbeat = cx.span(cluster.heartbeat.as_ref(), Duration::from_millis(100));
+    let lease = cx.span(cluster.lease.as_ref(), Duration::from_secs(1));
+    if lease < heartbeat * 3 {
+        let span =
+            cluster.lease.as_ref().or(cluster.heartbeat.as_ref()).map_or(0..0, Spanned::span);
+        cx.problem(span, "the lease is shorter than three heartbeats");
+    }
+    ClusterConfig {
+        id: *cluster.id.get_ref(),
+        data: cx.path(&cluster.data),
+        listen,
+        advertise,
+        peers,
+        tls: cluster.tls.as_ref().map(|files| tls(cx, files)),
+        heartbeat,
+        lease,
+        commit_wait: cluster.commit_wait.map_or(Duration::from_millis(500), |s| s.0),
+        on_quorum_loss: cluster.on_quorum_loss,
+        failover: cluster.failover,
+        early_dialogs: cluster.early_dialogs,
+    }
+}
+
+fn host_port(cx: &mut Context<'_>, peer: &Spanned<super::value::PeerText>, port: u16) -> String {
+    let text = peer.get_ref();
+    if text.transport.is_some() {
+        cx.problem(peer.span(), "the channel between nodes has no transport to choose");
+    }
+    let port = text.port.unwrap_or(port);
+    match text.host.parse::<IpAddr>() {
+        Ok(ip) => SocketAddr::new(ip, port).to_string(),
+        Err(_) => format!("{}:{port}", text.host),
+    }
+}

@@ -1,0 +1,213 @@
+//! The configuration file: one strict TOML form, converted once into component configs.
+//!
+//! ```text
+//! text ─ parse.rs ─▶ raw.rs (as written) ─ convert.rs, interface.rs, trunk.rs, route.rs ─▶ Config
+//! ```
+//!
+//! Every problem of a file is reported together, with its line. A component is given only its own
+//! part of [`Config`], in its own types. Applying a configuration never happens here.
+
+mod convert;
+mod diff;
+mod interface;
+mod parse;
+mod raw;
+mod route;
+mod trunk;
+mod value;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sbc_core::routing::{BuildError, Table};
+
+pub use diff::{Change, diff};
+pub use parse::Problem;
+pub use raw::{FailoverMode, Kernel, LogFormat, OnQuorumLoss};
+
+/// A whole, checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub node: NodeConfig,
+    /// Value of our `Server` and `User-Agent` headers.
+    pub product: Arc<str>,
+    /// Signalling interfaces; `InterfaceId` is the position.
+    pub interfaces: Vec<sbc_core::net::Interface>,
+    pub calls: sbc_core::b2bua::CallPolicy,
+    /// Trunks, groups, routes, admission; already known to build.
+    pub routing: sbc_core::routing::RoutingConfig,
+    /// Timers and bounds of the transaction layer.
+    pub transactions: sbc_core::transaction::Config,
+    /// Limits of the SIP parser.
+    pub sip_limits: sbc_core::sip::Limits,
+    pub media: media_anchor::config::Config,
+    pub kernel: Kernel,
+    pub transport: TransportConfig,
+    pub dns: DnsConfig,
+    pub cdr: Option<CdrConfig>,
+    pub log: LogConfig,
+    /// Where Prometheus scrapes; `None` for nowhere.
+    pub metrics: Option<SocketAddr>,
+    pub admin: AdminConfig,
+    /// `None` for a node on its own.
+    pub cluster: Option<ClusterConfig>,
+    /// The file with variables filled in and without secrets, for `config show` and [`diff`].
+    pub document: toml::Table,
+}
+
+impl Config {
+    /// The part of every shard's core, with a routing table that takes counters, health and ids
+    /// over from the running one. The routing was checked; building it again does not fail.
+    pub fn core(
+        &self,
+        running: Option<&Table>,
+        now: Instant,
+    ) -> Result<sbc_core::core::Config, Vec<BuildError>> {
+        Ok(sbc_core::core::Config {
+            product: self.product.clone(),
+            interfaces: self.interfaces.clone(),
+            calls: self.calls.clone(),
+            routing: Arc::new(Table::build(self.routing.clone(), running, now)?),
+            transactions: self.transactions,
+            limits: self.sip_limits,
+        })
+    }
+}
+
+/// `[node]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeConfig {
+    pub name: Arc<str>,
+    /// Signalling shards; never 0.
+    pub shards: usize,
+    /// How long calls may go on after SIGTERM.
+    pub drain_time: Duration,
+}
+
+/// `[transport]`: sockets of one shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TransportConfig {
+    pub udp_buffer_bytes: usize,
+    /// Datagrams that may wait for a full socket.
+    pub udp_queue: usize,
+    /// Code point of signalling.
+    pub dscp: u8,
+    pub connect_timeout: Duration,
+    pub idle_timeout: Duration,
+    /// A message that began must be whole within this time.
+    pub half_message_timeout: Duration,
+    pub max_connections: usize,
+    pub max_connections_per_source: usize,
+    pub write_queue_bytes: usize,
+    /// Largest message on a stream: head and body limits of `[sip]` together.
+    pub message_bytes_max: usize,
+}
+
+/// `[dns]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsConfig {
+    /// Empty for those of `/etc/resolv.conf`.
+    pub servers: Vec<SocketAddr>,
+    pub timeout: Duration,
+    pub attempts: usize,
+}
+
+/// `[cdr]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CdrConfig {
+    pub file: PathBuf,
+    pub rotate_bytes: u64,
+    pub rotate_every: Option<Duration>,
+    /// Rotated files that are kept.
+    pub keep: usize,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// A `tracing` filter: `info`, or `info,sbc_core::b2bua=debug`.
+    pub level: String,
+    pub format: LogFormat,
+}
+
+/// `[admin]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminConfig {
+    pub socket: PathBuf,
+    /// A TCP endpoint with mutual TLS beside the socket.
+    pub remote: Option<(SocketAddr, TlsFiles)>,
+}
+
+/// Files of a mutual TLS endpoint, PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    pub ca: PathBuf,
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+/// `[cluster]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterConfig {
+    /// This node's id; unique in the cluster and never used again.
+    pub id: u64,
+    /// Directory of the log and the snapshots.
+    pub data: PathBuf,
+    pub listen: SocketAddr,
+    /// `host:port` that the others reach us by.
+    pub advertise: String,
+    /// The other nodes: id and `host:port`.
+    pub peers: Vec<(u64, String)>,
+    /// `None` only where every address is loopback.
+    pub tls: Option<TlsFiles>,
+    pub heartbeat: Duration,
+    pub lease: Duration,
+    /// How long a 2xx may wait for its dialog to be committed.
+    pub commit_wait: Duration,
+    pub on_quorum_loss: OnQuorumLoss,
+    pub failover: FailoverMode,
+    pub early_dialogs: bool,
+}
+
+/// What a conversion may know of its surroundings.
+pub struct Surroundings<'a> {
+    /// Relative paths start here: the directory of the file.
+    pub base: &'a Path,
+    /// Environment variables.
+    pub env: &'a dyn Fn(&str) -> Option<String>,
+    pub hostname: &'a str,
+    /// Cores of the machine.
+    pub cores: usize,
+}
+
+/// Reads and checks a file: what `sbc-node check` and a reload do. All problems or a [`Config`].
+pub fn load(path: &Path) -> Result<Config, Vec<Problem>> {
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        vec![Problem { line: 0, message: format!("cannot read {}: {e}", path.display()) }]
+    })?;
+    check(&text, path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Checks a text as if it were a file in `base`.
+pub fn check(text: &str, base: &Path) -> Result<Config, Vec<Problem>> {
+    let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    check_in(
+        text,
+        &Surroundings {
+            base,
+            env: &|name| std::env::var(name).ok(),
+            hostname: hostname.as_deref().map_or("sbc", str::trim),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+        },
+    )
+}
+
+/// Checks a text; nothing but files below it is read from outside `surroundings`.
+pub fn check_in(text: &str, surroundings: &Surroundings<'_>) -> Result<Config, Vec<Problem>> {
+    convert::convert(text, surroundings)
+}
+
+#[cfg(test)]
+mod tests;

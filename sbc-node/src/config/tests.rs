@@ -1,0 +1,272 @@
+//! Whole files: the common case, everything wrong at once, differences.
+
+use sbc_core::net::Host;
+use sbc_core::routing::{RouteTarget, Strategy};
+
+use super::*;
+
+const MINIMAL: &str = r#"
+[[interface]]
+name = "inside"
+listen = "udp://10.0.0.10:5060"
+media = { ports = "20000-29999" }
+
+[[interface]]
+name = "outside"
+listen = ["udp://192.0.2.10", "tcp://192.0.2.10"]
+advertise = "203.0.113.5"
+media = { ports = "30000-39999" }
+
+[[trunk]]
+name = "pbx"
+interface = "inside"
+peers = "10.0.0.20"
+
+[[trunk]]
+name = "carrier"
+interface = "outside"
+peers = "sip.carrier.example"
+
+[[route]]
+source = "pbx"
+target = "carrier"
+
+[[route]]
+source = "carrier"
+target = "pbx"
+"#;
+
+fn check_with(text: &str, base: &Path) -> Result<Config, Vec<Problem>> {
+    let env = |name: &str| (name == "POD_IP").then(|| "10.1.2.3".to_owned());
+    check_in(text, &Surroundings { base, env: &env, hostname: "node-7", cores: 4 })
+}
+
+fn good(text: &str) -> Config {
+    match check_with(text, Path::new("/etc/sbc")) {
+        Ok(config) => config,
+        Err(problems) => panic!("{problems:#?}"),
+    }
+}
+
+fn told(text: &str) -> Vec<String> {
+    match check_with(text, Path::new("/etc/sbc")) {
+        Ok(_) => Vec::new(),
+        Err(problems) => problems.iter().map(ToString::to_string).collect(),
+    }
+}
+
+#[test]
+fn the_common_case_fits_a_screen_and_gets_the_defaults() {
+    assert!(MINIMAL.lines().count() <= 40);
+    let c = good(MINIMAL);
+    assert_eq!((&*c.node.name, c.node.shards), ("node-7", 4));
+    let outside = &c.interfaces[1];
+    assert_eq!((&*outside.name, &*outside.realm, outside.media), ("outside", "outside", true));
+    assert_eq!(outside.listeners.len(), 2);
+    assert_eq!(outside.listeners[1].local.to_string(), "192.0.2.10:5060");
+    assert_eq!(outside.listeners[1].advertise_host, Host::Ip("203.0.113.5".parse().unwrap()));
+    assert_eq!(outside.listeners[1].advertise_port, 5060);
+    let media = c.media.interfaces[1].v4.unwrap();
+    assert_eq!(
+        (media.local.to_string(), media.advertise.to_string()),
+        ("192.0.2.10".into(), "203.0.113.5".into())
+    );
+    assert_eq!(c.media.interfaces[0].ports, 20000..=29999);
+    assert_eq!(c.routing.trunks[1].interface.0, 1);
+    assert_eq!(c.admin.socket, Path::new("/run/sbc/admin.sock"));
+    assert!(c.cdr.is_none() && c.cluster.is_none() && c.metrics.is_none());
+    assert_eq!(c.calls.commit_wait, None);
+    let core = c.core(None, Instant::now()).unwrap();
+    assert!(core.routing.trunk_by_name("carrier").is_some());
+}
+
+#[test]
+fn interface_ids_do_not_depend_on_the_order_of_the_file() {
+    let (head, tail) = MINIMAL.split_at(MINIMAL.find("[[trunk]]").unwrap());
+    let (a, b) = head.split_at(head.rfind("[[interface]]").unwrap());
+    let swapped = good(&format!("{b}{a}{tail}"));
+    assert_eq!(swapped.interfaces, good(MINIMAL).interfaces);
+}
+
+#[test]
+fn addresses_come_from_the_environment_strictly() {
+    let text = MINIMAL
+        .replace("203.0.113.5", "${POD_IP}:5070")
+        .replace("[\"udp://192.0.2.10\", \"tcp://192.0.2.10\"]", "\"udp://192.0.2.10\"");
+    let listener = &good(&text).interfaces[1].listeners[0];
+    assert_eq!(listener.advertise_host, Host::Ip("10.1.2.3".parse().unwrap()));
+    assert_eq!(listener.advertise_port, 5070);
+    let text = MINIMAL.replace("203.0.113.5", "${NODE_IP}");
+    assert_eq!(told(&text), ["line 10: the environment variable NODE_IP is not set"]);
+}
+
+#[test]
+fn groups_weights_and_prefix_files() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("lcr.csv"), "+49,both\n+4930,pbx,3\n").unwrap();
+    let text = format!(
+        "{}\n[[group]]\nname = \"both\"\ntrunks = [\"carrier\", \"pbx\"]\nweights = [3, 1]\nmax-cps = 2.5\n[[route]]\nname = \"lcr\"\nprefixes = \"lcr.csv\"\n",
+        MINIMAL
+    );
+    let c = check_with(&text, dir.path()).unwrap();
+    let group = &c.routing.groups[0];
+    assert_eq!((group.strategy, group.members[0].weight), (Strategy::Weighted, 3));
+    assert_eq!(group.limits.max_cps, Some(2.5));
+    let RouteTarget::Table(table) = &c.routing.routes[2].target else { panic!("no table") };
+    assert_eq!(table.len(), 2);
+
+    std::fs::write(dir.path().join("lcr.csv"), "+49,nobody\n").unwrap();
+    let problems = check_with(&text, dir.path()).unwrap_err();
+    let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        [
+            "line 32: no route leads to group \"both\"",
+            "line 38: the prefix table names \"nobody\", which is no group or trunk",
+        ]
+    );
+    std::fs::write(dir.path().join("lcr.csv"), "x,both\n+1,both\n+1,pbx\n").unwrap();
+    let problems = check_with(&text, dir.path()).unwrap_err();
+    assert!(
+        problems.iter().any(|p| p.message == "lcr.csv: line 3: the prefix was given before"),
+        "{problems:?}"
+    );
+}
+
+#[test]
+fn what_is_wrong_is_told_all_together_with_its_line() {
+    let text = r#"
+[node]
+shards = 0
+colour = "red"
+[[interface]]
+name = "inside"
+listen = ["udp://10.0.0.10:5060", "udp://0.0.0.0:5061"]
+media = { ports = "5000-5999" }
+[[interface]]
+name = "out side"
+listen = ["tls://192.0.2.10", "udp://192.0.2.10:70000"]
+[[trunk]]
+name = "pbx"
+interface = "inside"
+peers = ["10.0.0.20:x", "2001:db8::1"]
+sources = ["10.0.0.1/8"]
+max-cps = -1.0
+latch = "maybe"
+[[trunk]]
+name = "carrier"
+interface = "inside"
+peers = "192.0.2.1"
+translate-in = [{ match = "^0(", replace = "x" }, { match = "^0(.*)$", replace = "$1a" }]
+headers = { accept = ["X-*", "Via", "C*"] }
+failover = { codes = [200] }
+"#;
+    let want = [
+        "line 3: 0 is not in 1 to 64",
+        "line 4: unknown key \"colour\"; known here: name, shards, drain-time, user-agent",
+        "line 8: media ports 5000-5999 of interface \"inside\" overlaps listener udp://10.0.0.10:5060 of interface \"inside\"",
+        "line 10: the name \"out side\" is not 1 to 64 letters, digits, \"-\", \"_\" or \".\"",
+        "line 11: \"udp://192.0.2.10:70000\" is not a listener such as \"udp://192.0.2.1:5060\"",
+        "line 11: tls listeners are not served by this version",
+        "line 15: \"10.0.0.20:x\" is not a peer such as \"192.0.2.7\", \"sip.example.net:5060\" or \"tcp://192.0.2.7\"",
+        "line 16: \"10.0.0.1/8\": host bits are set: write 10.0.0.0/8",
+        "line 17: max-cps is not a rate of calls per second",
+        "line 18: unknown variant \"maybe\", expected one of \"off\", \"auto\", \"force\"",
+        "line 23: bad regular expression \"^0(\": unclosed group",
+        "line 23: the pattern has no capture \"1a\"; write ${1} before letters and digits",
+        "line 24: \"C*\" names a header that the SBC writes itself",
+        "line 24: \"Via\" names a header that the SBC writes itself",
+        "line 25: 200 is no failure status",
+    ];
+    assert_eq!(told(text), want);
+}
+
+#[test]
+fn references_and_reachability() {
+    let text = MINIMAL.replace("interface = \"outside\"", "interface = \"nowhere\"")
+        + r#"
+[[trunk]]
+name = "pbx"
+interface = "inside"
+sources = ["10.0.0.20", "10.9.0.0/16"]
+[[trunk]]
+name = "six"
+interface = "inside"
+peers = ["2001:db8::1", "tcp://10.0.0.5"]
+probe = { interval = "1s", timeout = "2s" }
+credentials = [{ realm = "r", username = "u" }]
+[[group]]
+name = "lost"
+trunks = ["ghost"]
+[[route]]
+name = "all"
+target = "pbx"
+[[route]]
+name = "never"
+reject = 200
+target = "nowhere"
+"#;
+    let want = [
+        "line 20: there is no interface \"nowhere\"",
+        "line 32: the name \"pbx\" is taken; trunks and groups share one space of names",
+        "line 36: probe.timeout is 0 or longer than probe.interval",
+        "line 38: interface \"inside\" has no tcp listener over IPv4 to reach \"10.0.0.5\" by",
+        "line 38: interface \"inside\" has no udp listener over IPv6 to reach \"2001:db8::1\" by",
+        "line 40: credentials need password or password-file",
+        "line 42: no route leads to group \"lost\"",
+        "line 43: there is no trunk \"ghost\"",
+        "line 47: a route needs exactly one of target, prefixes and reject",
+        "line 47: the route is never reached: \"all\" before it takes all",
+        "line 50: there is no group or trunk \"nowhere\"",
+    ];
+    assert_eq!(told(&text), want);
+}
+
+#[test]
+fn a_cluster_beyond_loopback_needs_tls_and_sane_times() {
+    let text = format!(
+        "{MINIMAL}\n[cluster]\nid = 1\ndata = \"raft\"\nlisten = \"10.0.0.10:7000\"\nlease = \"200ms\"\npeers = [{{ id = 1, address = \"10.0.0.11\" }}]\n"
+    );
+    assert_eq!(
+        told(&text),
+        [
+            "line 34: a cluster beyond loopback needs [cluster.tls]",
+            "line 35: the lease is shorter than three heartbeats",
+            "line 36: the node id 1 is 0 or taken",
+        ]
+    );
+    let text = format!(
+        "{MINIMAL}\n[cluster]\nid = 1\ndata = \"raft\"\nlisten = \"127.0.0.1:7000\"\npeers = [{{ id = 2, address = \"127.0.0.1:7001\" }}]\n"
+    );
+    let c = good(&text);
+    let cluster = c.cluster.unwrap();
+    assert_eq!(cluster.peers, [(2, "127.0.0.1:7001".to_owned())]);
+    assert_eq!(cluster.data, Path::new("/etc/sbc/raft"));
+    assert_eq!(c.calls.commit_wait, Some(Duration::from_millis(500)));
+}
+
+#[test]
+fn differences_in_words() {
+    let old = MINIMAL.to_owned()
+        + "\n[[trunk]]\nname = \"old\"\ninterface = \"inside\"\nsources = \"10.3.0.0/16\"\n[log]\nlevel = \"info\"\n";
+    let new = MINIMAL.replace("peers = \"10.0.0.20\"", "peers = \"10.0.0.20\"\nmax-calls = 50\ncredentials = [{ realm = \"r\", username = \"u\", password = \"hunter2\" }]")
+        .replace("203.0.113.5", "203.0.113.6")
+        + "\n[[trunk]]\nname = \"new\"\ninterface = \"inside\"\nsources = \"10.2.0.0/16\"\n[log]\nlevel = \"debug\"\n";
+    let (old, new) = (good(&old), good(&new));
+    let told: Vec<String> = diff(&old, &new).iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        [
+            "interface \"outside\" advertise: \"203.0.113.5\" → \"203.0.113.6\" (needs a restart)",
+            "log level: \"info\" → \"debug\"",
+            "trunk \"old\": removed",
+            "trunk \"pbx\" credentials #1: added",
+            "trunk \"pbx\" max-calls: set to 50",
+            "trunk \"new\": added",
+            "credentials of trunk \"pbx\": content changed",
+        ]
+    );
+    assert!(diff(&new, &new).is_empty());
+    assert!(!new.document.to_string().contains("hunter2"));
+    assert!(!format!("{new:?}").contains("hunter2"));
+}
