@@ -73,7 +73,14 @@ fn b_leg(m: &Message, body: &[u8]) -> Bytes {
     let mut out = Builder::request(&Method::Invite, ("sip:", user, "@", "198.51.100.9:5060"));
     out.header(
         HeaderName::Via,
-        ("SIP/2.0/UDP ", "198.51.100.1", ":", 5060u16, ";rport;branch=", "z9hG4bK0a1b2c3d4e5f60718293a4b5"),
+        (
+            "SIP/2.0/UDP ",
+            "198.51.100.1",
+            ":",
+            5060u16,
+            ";rport;branch=",
+            "z9hG4bK0a1b2c3d4e5f60718293a4b5",
+        ),
     )
     .header(HeaderName::MaxForwards, m.max_forwards().expect("number").unwrap_or(70) - 1)
     .header(
@@ -84,7 +91,10 @@ fn b_leg(m: &Message, body: &[u8]) -> Bytes {
     .header(HeaderName::CallId, "0a1b2c3d4e5f60718293a4b5c6d7e8f9")
     .header(HeaderName::CSeq, (1u32, " INVITE"))
     .header(HeaderName::Contact, ("<sip:", "198.51.100.1", ":", 5060u16, ">"))
-    .header(HeaderName::Allow, "INVITE, ACK, CANCEL, BYE, OPTIONS, PRACK, UPDATE, INFO, REFER, NOTIFY")
+    .header(
+        HeaderName::Allow,
+        "INVITE, ACK, CANCEL, BYE, OPTIONS, PRACK, UPDATE, INFO, REFER, NOTIFY",
+    )
     .header(HeaderName::Supported, "100rel, timer")
     .copy(m, HeaderName::PAssertedIdentity)
     .header(HeaderName::SessionExpires, (1800u32, ";refresher=uac"))
@@ -123,7 +133,12 @@ fn measure<T>(name: &str, mut work: impl FnMut() -> T) {
         .collect();
     rounds.sort_by(f64::total_cmp);
     let at = |share: f64| rounds.get((ROUNDS as f64 * share) as usize).copied().unwrap_or(0.0);
-    println!("{name:<44} median {:>7.0} ns   p10 {:>7.0} ns   p90 {:>7.0} ns", at(0.5), at(0.1), at(0.9));
+    println!(
+        "{name:<44} median {:>7.0} ns   p10 {:>7.0} ns   p90 {:>7.0} ns",
+        at(0.5),
+        at(0.1),
+        at(0.9)
+    );
 }
 
 fn main() {

@@ -32,7 +32,10 @@ impl<'a> Line<'a> {
     /// Whether this is attribute `name`. Names are case-sensitive (RFC 8866 §5.13), but peers are
     /// not.
     pub fn is_attribute(&self, name: &str) -> bool {
-        self.attribute().is_some_and(|(n, _)| n.eq_ignore_ascii_case(name))
+        let (value, name) = (self.value.as_bytes(), name.as_bytes());
+        self.kind == b'a'
+            && matches!(value.get(name.len()), None | Some(b':'))
+            && value.get(..name.len()).is_some_and(|n| n.eq_ignore_ascii_case(name))
     }
 
     pub(super) fn into_owned(self) -> Line<'static> {
@@ -42,11 +45,8 @@ impl<'a> Line<'a> {
 
 /// Value of the first attribute `name`; `Some("")` when it has none.
 pub(super) fn attribute<'l>(lines: &'l [Line<'_>], name: &str) -> Option<&'l str> {
-    lines
-        .iter()
-        .filter_map(Line::attribute)
-        .find(|(n, _)| n.eq_ignore_ascii_case(name))
-        .map(|(_, v)| v)
+    let line = lines.iter().find(|l| l.is_attribute(name))?;
+    Some(line.value.get(name.len() + 1..).unwrap_or(""))
 }
 
 /// Position of `kind` in the order that RFC 8866 §9 prescribes within a section.

@@ -96,7 +96,17 @@ impl Direction {
     }
 
     pub(super) fn of(lines: &[Line<'_>]) -> Option<Self> {
-        Self::ALL.into_iter().find(|d| lines.iter().any(|l| l.is_attribute(d.as_str())))
+        lines.iter().find_map(Self::of_line)
+    }
+
+    /// The direction that a line is, if it is one.
+    fn of_line(line: &Line<'_>) -> Option<Self> {
+        // All four have the same length.
+        let value = line.value();
+        if line.kind != b'a' || value.len() != Direction::SendRecv.as_str().len() {
+            return None;
+        }
+        Self::ALL.into_iter().find(|d| value.eq_ignore_ascii_case(d.as_str()))
     }
 }
 

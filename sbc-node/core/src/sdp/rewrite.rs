@@ -37,31 +37,23 @@ pub struct Anchoring<'r> {
 }
 
 /// Attributes that hold addresses, names of hosts or products, or are void behind a relay.
-const HIDDEN: &[&str] = &[
-    "candidate",
-    "remote-candidates",
-    "end-of-candidates",
-    "ice-ufrag",
-    "ice-pwd",
-    "ice-lite",
-    "ice-options",
-    "ice-mismatch",
-    "ice-pacing",
-    "rtcp",
-    "source-filter",
-    "alt",
-    "altc",
-    "path",
-    "ssrc",
-    "ssrc-group",
-    "msid",
-    "msid-semantic",
-    "tool",
-    "identity",
-    "nortpproxy",
-    "oldmediaip",
-    "oldcip",
-];
+fn is_hidden(name: &str) -> bool {
+    let hidden: &[&str] = match name.len() {
+        3 => &["alt"],
+        4 => &["rtcp", "altc", "path", "ssrc", "msid", "tool"],
+        6 => &["oldcip"],
+        7 => &["ice-pwd"],
+        8 => &["ice-lite", "identity"],
+        9 => &["candidate", "ice-ufrag"],
+        10 => &["ice-pacing", "ssrc-group", "nortpproxy", "oldmediaip"],
+        11 => &["ice-options"],
+        12 => &["ice-mismatch"],
+        13 => &["source-filter", "msid-semantic"],
+        17 => &["remote-candidates", "end-of-candidates"],
+        _ => &[],
+    };
+    hidden.iter().any(|h| h.eq_ignore_ascii_case(name))
+}
 
 impl Sdp<'_> {
     /// Rewrites the description for the other side. Bandwidth, codecs, directions and unknown
@@ -113,6 +105,16 @@ impl Sdp<'_> {
 
     /// Turns `c=0.0.0.0` into the direction that it stands for.
     fn hold_by_direction(&mut self) {
+        let lines = self.session.iter().chain(self.media.iter().flat_map(|m| &m.lines));
+        let unspecified = |l: &Line<'_>| {
+            l.kind == b'c'
+                && Connection::parse(l.value())
+                    .and_then(Connection::ip)
+                    .is_some_and(|ip| ip.is_unspecified())
+        };
+        if !lines.into_iter().any(unspecified) {
+            return;
+        }
         for index in 0..self.media.len() {
             let Some(stream) = self.stream(index) else { continue };
             let held =
@@ -128,7 +130,7 @@ impl Sdp<'_> {
     fn foreign_names(&self) -> Vec<String> {
         let mut names = Vec::new();
         let mut add = |name: &str| {
-            if name.len() > 3 && !names.iter().any(|n| n == name) {
+            if name.contains(['.', ':']) && !names.iter().any(|n| n == name) {
                 names.push(name.to_owned());
             }
         };
@@ -155,11 +157,13 @@ fn keeps(line: &Line<'_>, anchoring: &Anchoring<'_>, names: &[String]) -> bool {
     }
     let Some((name, value)) = line.attribute() else { return true };
     let is = |other: &str| name.eq_ignore_ascii_case(other);
-    if HIDDEN.iter().any(|hidden| is(hidden)) {
+    if is_hidden(name) {
         return false;
     }
     let by_policy = (anchoring.rtcp_mux || !(is("rtcp-mux") || is("rtcp-mux-only")))
         && (anchoring.crypto || !is("crypto"))
         && (anchoring.dtls || !(is("fingerprint") || is("setup") || is("tls-id")));
-    by_policy && !names.iter().any(|n| value.contains(n.as_str()))
+    // Addresses and host names hold a dot or a colon; most attributes hold none.
+    let suspect = memchr::memchr2(b'.', b':', value.as_bytes()).is_some();
+    by_policy && !(suspect && names.iter().any(|n| value.contains(n.as_str())))
 }

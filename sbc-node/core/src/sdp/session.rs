@@ -175,9 +175,35 @@ impl<'a> Sdp<'a> {
     /// The description as a message body.
     pub fn to_bytes(&self) -> Bytes {
         let mut text = String::with_capacity(1024);
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{self}");
+        self.write_to(&mut text);
         Bytes::from(text)
+    }
+
+    fn write_to(&self, out: &mut String) {
+        fn lines(out: &mut String, lines: &[Line<'_>]) {
+            for line in lines {
+                out.push(char::from(line.kind));
+                out.push('=');
+                out.push_str(line.value());
+                out.push_str("\r\n");
+            }
+        }
+        lines(out, &self.session);
+        for media in &self.media {
+            // Writing to a String cannot fail.
+            let _ = write!(out, "m={} {}", media.kind, media.port);
+            if let Some(count) = media.count {
+                let _ = write!(out, "/{count}");
+            }
+            out.push(' ');
+            out.push_str(&media.proto);
+            for format in &media.formats {
+                out.push(' ');
+                out.push_str(format);
+            }
+            out.push_str("\r\n");
+            lines(out, &media.lines);
+        }
     }
 }
 
@@ -195,30 +221,8 @@ fn rtcp_address(media: &Media<'_>, rtp: SocketAddr) -> Option<SocketAddr> {
 
 impl fmt::Display for Sdp<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let write_line = |f: &mut fmt::Formatter<'_>, line: &Line<'_>| {
-            f.write_char(char::from(line.kind))?;
-            f.write_char('=')?;
-            f.write_str(line.value())?;
-            f.write_str("\r\n")
-        };
-        for line in &self.session {
-            write_line(f, line)?;
-        }
-        for media in &self.media {
-            write!(f, "m={} {}", media.kind, media.port)?;
-            if let Some(count) = media.count {
-                write!(f, "/{count}")?;
-            }
-            write!(f, " {}", media.proto)?;
-            for format in &media.formats {
-                f.write_char(' ')?;
-                f.write_str(format)?;
-            }
-            f.write_str("\r\n")?;
-            for line in &media.lines {
-                write_line(f, line)?;
-            }
-        }
-        Ok(())
+        let mut text = String::new();
+        self.write_to(&mut text);
+        f.write_str(&text)
     }
 }

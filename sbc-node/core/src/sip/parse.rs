@@ -130,6 +130,8 @@ fn index(data: Bytes, limits: &Limits, mode: Mode) -> Result<Message, ParseError
     let mut lines: SmallVec<[Line; 24]> = SmallVec::new();
     let (mut seen, mut repeated) = (0u128, 0u128);
     let mut folded = false;
+    // Line ends that are CRLF.
+    let mut crlf = usize::from(next - line_end == 2);
     let body_at = loop {
         let line_start = next;
         let Some((mut end, mut after)) = line(&data, line_start) else {
@@ -139,11 +141,13 @@ fn index(data: Bytes, limits: &Limits, mode: Mode) -> Result<Message, ParseError
                 (Mode::Strict, false) => return fail(ParseErrorKind::NoEndOfHeaders, data.len()),
             }
         };
+        crlf += usize::from(after - end == 2);
         if end == line_start {
             break after;
         }
         while matches!(data.get(after), Some(b' ' | b'\t')) {
             let Some((fold_end, fold_after)) = line(&data, after) else { break };
+            crlf += usize::from(fold_after - fold_end == 2);
             (end, after, folded) = (fold_end, fold_after, true);
         }
         next = after;
@@ -172,8 +176,21 @@ fn index(data: Bytes, limits: &Limits, mode: Mode) -> Result<Message, ParseError
 
     let head_end = body_at.min(data.len());
     let head = data.get(..head_end).unwrap_or_default();
-    if std::str::from_utf8(head).is_err() {
+    if !head.is_ascii() && std::str::from_utf8(head).is_err() {
         return index(latin1(&data, head_end), limits, mode);
+    }
+    // Every CR but those that end a line is looked at; usually there is none, and no NUL.
+    let text = head.get(begin..).unwrap_or_default();
+    if memchr::memchr_iter(b'\r', text).count() != crlf || memchr(0, text).is_some() {
+        let stray = |line: &Line| {
+            let value = head.get(line.value as usize..line.end as usize).unwrap_or_default();
+            misplaced_control(value).map(|offset| line.value as usize + offset)
+        };
+        match (mode, lines.iter().find_map(stray)) {
+            (_, None) => {}
+            (Mode::Strict, Some(offset)) => return fail(ParseErrorKind::ControlCharacter, offset),
+            (Mode::Salvage, Some(_)) => lines.retain(|line| stray(line).is_none()),
+        }
     }
     let data = if folded { unfold(&data, &lines) } else { data };
     let body_end = body_end(&data, &lines, head_end);
@@ -268,10 +285,6 @@ fn header_line(data: &[u8], start: usize, end: usize) -> Result<Line, ParseError
     while value_end > value && matches!(text.get(value_end - 1), Some(b' ' | b'\t' | b'\r' | b'\n'))
     {
         value_end -= 1;
-    }
-    let raw = text.get(value..value_end).ok_or(bad)?;
-    if let Some(offset) = misplaced_control(raw) {
-        return fail(ParseErrorKind::ControlCharacter, start + value + offset);
     }
     Ok(Line {
         id: HeaderName::from_bytes(name),

@@ -6,28 +6,22 @@
 use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::message::{Header, Message};
 use super::method::{Method, reason_phrase};
 use super::name::HeaderName;
 use crate::net;
 
-/// Where values are written to. Cleans what could break a line.
-pub struct Out<'a>(&'a mut BytesMut);
+/// Where values are written to. What a value holds of CR, LF and NUL becomes spaces when it ends,
+/// so a value cannot break out of its line.
+pub struct Out<'a>(&'a mut Vec<u8>);
 
 impl Out<'_> {
-    /// Appends text; CR, LF and NUL become spaces.
+    /// Appends text.
     #[inline]
     pub fn str(&mut self, text: &str) {
-        let bytes = text.as_bytes();
-        if memchr::memchr3(b'\r', b'\n', 0, bytes).is_none() {
-            self.0.put_slice(bytes);
-        } else {
-            self.0.extend(
-                bytes.iter().map(|b| if matches!(b, b'\r' | b'\n' | 0) { b' ' } else { *b }),
-            );
-        }
+        self.0.extend_from_slice(text.as_bytes());
     }
 
     /// Appends a decimal number.
@@ -45,7 +39,7 @@ impl Out<'_> {
                 break;
             }
         }
-        self.0.put_slice(digits.get(at..).unwrap_or_default());
+        self.0.extend_from_slice(digits.get(at..).unwrap_or_default());
     }
 }
 
@@ -53,6 +47,17 @@ impl fmt::Write for Out<'_> {
     fn write_str(&mut self, s: &str) -> fmt::Result {
         self.str(s);
         Ok(())
+    }
+}
+
+/// Blanks CR, LF and NUL in what was written since `begin`.
+#[inline]
+fn clean(buf: &mut [u8], begin: usize) {
+    let Some(value) = buf.get_mut(begin..) else { return };
+    if memchr::memchr3(b'\r', b'\n', 0, value).is_some() {
+        for b in value.iter_mut().filter(|b| matches!(b, b'\r' | b'\n' | 0)) {
+            *b = b' ';
+        }
     }
 }
 
@@ -146,7 +151,7 @@ impl<T: WriteValue> WriteValue for Option<T> {
 /// Writes one message. Headers appear in the order of the calls; Content-Length is written last.
 #[derive(Debug)]
 pub struct Builder {
-    buf: BytesMut,
+    buf: Vec<u8>,
 }
 
 impl Builder {
@@ -154,9 +159,9 @@ impl Builder {
 
     /// Begins a request. Blanks and control characters in `uri` are percent-escaped.
     pub fn request(method: &Method, uri: impl WriteValue) -> Self {
-        let mut buf = BytesMut::with_capacity(Self::CAPACITY);
-        buf.put_slice(method.as_str().as_bytes());
-        buf.put_u8(b' ');
+        let mut buf = Vec::with_capacity(Self::CAPACITY);
+        buf.extend_from_slice(method.as_str().as_bytes());
+        buf.push(b' ');
         let begin = buf.len();
         uri.write_value(&mut Out(&mut buf));
         if buf.get(begin..).is_some_and(|u| u.iter().any(|b| *b <= b' ')) {
@@ -164,23 +169,25 @@ impl Builder {
             for b in text {
                 match b {
                     0..=b' ' => buf.extend_from_slice(format!("%{b:02X}").as_bytes()),
-                    b => buf.put_u8(b),
+                    b => buf.push(b),
                 }
             }
         }
-        buf.put_slice(b" SIP/2.0\r\n");
+        buf.extend_from_slice(b" SIP/2.0\r\n");
         Builder { buf }
     }
 
     /// Begins a response; an empty `reason` stands for the registered phrase.
     pub fn response(status: u16, reason: &str) -> Self {
-        let mut buf = BytesMut::with_capacity(Self::CAPACITY);
-        buf.put_slice(b"SIP/2.0 ");
+        let mut buf = Vec::with_capacity(Self::CAPACITY);
+        buf.extend_from_slice(b"SIP/2.0 ");
+        let begin = buf.len();
         let mut out = Out(&mut buf);
         out.int(u64::from(status));
         out.str(" ");
         out.str(if reason.is_empty() { reason_phrase(status) } else { reason });
-        buf.put_slice(b"\r\n");
+        clean(&mut buf, begin);
+        buf.extend_from_slice(b"\r\n");
         Builder { buf }
     }
 
@@ -188,7 +195,7 @@ impl Builder {
     #[inline]
     pub fn header(&mut self, name: HeaderName, value: impl WriteValue) -> &mut Self {
         debug_assert_ne!(name, HeaderName::Other);
-        self.buf.put_slice(name.as_str().as_bytes());
+        self.buf.extend_from_slice(name.as_str().as_bytes());
         self.value(value)
     }
 
@@ -197,26 +204,28 @@ impl Builder {
         if !super::scan::is_token(name) {
             return self;
         }
-        self.buf.put_slice(name.as_bytes());
+        self.buf.extend_from_slice(name.as_bytes());
         self.value(value)
     }
 
     #[inline]
     fn value(&mut self, value: impl WriteValue) -> &mut Self {
-        self.buf.put_slice(b": ");
+        self.buf.extend_from_slice(b": ");
+        let begin = self.buf.len();
         value.write_value(&mut Out(&mut self.buf));
-        self.buf.put_slice(b"\r\n");
+        clean(&mut self.buf, begin);
+        self.buf.extend_from_slice(b"\r\n");
         self
     }
 
     /// One header line of a message as it stands there, name and value byte for byte.
     #[inline]
     pub fn line(&mut self, line: Header<'_>) -> &mut Self {
-        self.buf.put_slice(line.name.as_bytes());
-        self.buf.put_slice(b": ");
+        self.buf.extend_from_slice(line.name.as_bytes());
+        self.buf.extend_from_slice(b": ");
         // A parsed value holds neither CR nor LF; NUL only as a quoted pair.
-        self.buf.put_slice(line.value.as_bytes());
-        self.buf.put_slice(b"\r\n");
+        self.buf.extend_from_slice(line.value.as_bytes());
+        self.buf.extend_from_slice(b"\r\n");
         self
     }
 
@@ -232,8 +241,8 @@ impl Builder {
 
     /// Ends the message without a body: `Content-Length: 0`.
     pub fn finish(mut self) -> Bytes {
-        self.buf.put_slice(b"Content-Length: 0\r\n\r\n");
-        self.buf.freeze()
+        self.buf.extend_from_slice(b"Content-Length: 0\r\n\r\n");
+        self.buf.into()
     }
 
     /// Ends the message with a body; Content-Type and Content-Length are written here.
@@ -241,9 +250,9 @@ impl Builder {
         self.header(HeaderName::ContentType, content_type);
         self.header(HeaderName::ContentLength, body.len() as u64);
         self.buf.reserve(body.len() + 2);
-        self.buf.put_slice(b"\r\n");
-        self.buf.put_slice(body);
-        self.buf.freeze()
+        self.buf.extend_from_slice(b"\r\n");
+        self.buf.extend_from_slice(body);
+        self.buf.into()
     }
 }
 
@@ -259,7 +268,7 @@ mod tests {
             .other("X-B", format_args!("{}", "a\nb"));
         assert_eq!(
             &b.finish()[..],
-            b"INVITE sip:a%20%20Evil:%201@b%20c SIP/2.0\r\nSubject: x  Evil: 2 \r\nX-B: a b\r\nContent-Length: 0\r\n\r\n"
+            b"INVITE sip:a%0D%0AEvil:%201@b%20c SIP/2.0\r\nSubject: x  Evil: 2 \r\nX-B: a b\r\nContent-Length: 0\r\n\r\n"
         );
         let b = Builder::response(400, "Bad\r\nEvil: 1\r\n\r\n");
         assert_eq!(&b.finish()[..], b"SIP/2.0 400 Bad  Evil: 1    \r\nContent-Length: 0\r\n\r\n");

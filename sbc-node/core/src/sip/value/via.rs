@@ -121,14 +121,13 @@ impl<'a> FromValue<'a> for Via<'a> {
     #[inline]
     fn from_value(text: &'a str) -> Result<Self, ValueError> {
         // sent-protocol: `SIP SLASH 2.0 SLASH transport LWS`, blanks around slashes allowed.
-        let (transport, rest) = match text.get(..8) {
-            Some(start) if start.eq_ignore_ascii_case("SIP/2.0/") => {
-                (text.get(8..).unwrap_or("")).trim_ascii_start()
-            }
-            _ => spaced_protocol(text)?,
-        }
-        .split_once([' ', '\t'])
-        .ok_or(ValueError::Syntax)?;
+        let rest = match text.strip_prefix("SIP/2.0/") {
+            Some(rest) => rest.trim_ascii_start(),
+            None => spaced_protocol(text)?,
+        };
+        let blank =
+            rest.bytes().position(|b| matches!(b, b' ' | b'\t')).ok_or(ValueError::Syntax)?;
+        let (transport, rest) = rest.split_at_checked(blank).ok_or(ValueError::Syntax)?;
         if !is_token(transport) {
             return Err(ValueError::Syntax);
         }
