@@ -271,10 +271,7 @@ fn rfc4475_3_1_1_3_to_5_escapes() {
     let m = message("rfc4475", "esc01");
     let uri = m.request_uri().expect("uri");
     assert_eq!((&*uri.user_decoded(), uri.host()), ("sips:user@example.com", "example.net"));
-    assert_eq!(
-        &*m.to().map(|t| t.uri().expect("uri")).expect("to").user_decoded(),
-        "user"
-    );
+    assert_eq!(&*m.to().map(|t| t.uri().expect("uri")).expect("to").user_decoded(), "user");
     let m = message("rfc4475", "escnull");
     assert_eq!(&*m.to().expect("to").uri().expect("uri").user_decoded(), "null-\0-null");
     assert_eq!(m.values(HeaderName::Contact).count(), 2);

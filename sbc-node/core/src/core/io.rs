@@ -188,4 +188,6 @@ pub enum Event {
     Trace(Box<Trace>),
     /// Draining and no call is left.
     Drained,
+    /// A peer of a trunk went up or down, by its probes.
+    Peer { trunk: Arc<str>, host: Arc<str>, up: bool },
 }

@@ -5,8 +5,10 @@
 
 mod config;
 mod io;
+mod probe;
 mod shard;
 
 pub use config::*;
 pub use io::*;
+pub use probe::{ProbeCx, Prober};
 pub use shard::Core;
