@@ -36,6 +36,10 @@ impl Outside for ShardOutside {
             }
             Event::Trace(trace) => self.traces.publish(Watched::Message(Arc::from(trace))),
             Event::Drained => tracing::info!(shard = self.shard, "drained"),
+            Event::Peer { trunk, host, up: true } => tracing::info!(%trunk, %host, "peer is up"),
+            Event::Peer { trunk, host, up: false } => {
+                tracing::warn!(%trunk, %host, "peer is down");
+            }
         }
     }
 

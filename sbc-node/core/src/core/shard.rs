@@ -10,9 +10,9 @@ use std::time::Instant;
 use bytes::Bytes;
 use hashbrown::HashMap;
 
-use super::{Config, Event, Input, Output};
+use super::{Config, Event, Input, Output, ProbeCx, Prober};
 use crate::b2bua::{CallId, CallSummary, Calls, Cx, Env, Incoming, Purpose, Stats, WallClock};
-use crate::ids::Ids;
+use crate::ids::{Ids, ShardHint};
 use crate::media::Anchor;
 use crate::net::Flow;
 use crate::routing::Routing;
@@ -24,6 +24,8 @@ use crate::transaction::{self, ServerId, TransactionLayer};
 pub struct Core {
     env: Env,
     calls: Calls,
+    /// Set on the one shard that probes the trunks.
+    prober: Option<Prober>,
     drained: bool,
 }
 
@@ -49,7 +51,20 @@ impl Core {
             stats: Stats::default(),
             next_id: 0,
         };
-        Core { env, calls: Calls::default(), drained: false }
+        Core { env, calls: Calls::default(), prober: None, drained: false }
+    }
+
+    /// Makes this the shard that probes the trunks of its node (one per node, by its index).
+    pub fn probe_trunks(&mut self, now: Instant, shard: u32) {
+        let mut prober = Prober::new(now, ShardHint(shard));
+        prober.configure(&mut probe_cx(&mut self.env, now));
+        self.prober = Some(prober);
+    }
+
+    /// Probes the peers of a trunk at once; `false` where nobody probes it from here.
+    pub fn probe_now(&mut self, now: Instant, trunk: &str) -> bool {
+        let mut cx = probe_cx(&mut self.env, now);
+        self.prober.as_mut().is_some_and(|prober| prober.probe_now(&mut cx, trunk))
     }
 
     /// One mutation. Drain [`Core::poll`] afterwards.
@@ -64,27 +79,40 @@ impl Core {
             // Transactions learn of it when a transmission fails; calls outlive connections.
             Input::ConnClosed { .. } => {}
             Input::Resolved { id, result } => {
-                self.calls.resolved(&mut cx, id, result);
+                let probe = self
+                    .prober
+                    .as_mut()
+                    .is_some_and(|prober| prober.resolved(&mut probe_cx(cx.env, now), id, &result));
+                if !probe {
+                    self.calls.resolved(&mut cx, id, result);
+                }
             }
             Input::MediaTimeout { session } => self.calls.media_timeout(&mut cx, session),
             Input::MediaLatched { session } => self.calls.media_latched(&mut cx, session),
             Input::Stored { id, protected } => self.calls.stored(&mut cx, id, protected),
             Input::Adopt { record, mode } => self.calls.adopt(&mut cx, &record, mode),
             Input::Command(command) => self.calls.command(&mut cx, &command),
-            Input::Configure(config) => configure(&mut cx, config),
+            Input::Configure(config) => {
+                configure(&mut cx, config);
+                if let Some(prober) = &mut self.prober {
+                    prober.configure(&mut probe_cx(cx.env, now));
+                }
+            }
         }
         self.settle(now, anchor);
     }
 
     /// The next output, if any.
     pub fn poll(&mut self) -> Option<Output> {
-        self.env.txn.poll_output().or_else(|| self.env.out.pop_front())
+        let probes = || self.prober.as_mut().and_then(Prober::poll);
+        self.env.txn.poll_output().or_else(|| self.env.out.pop_front()).or_else(probes)
     }
 
     /// When to call `handle(now, Input::Tick)`; may come a little early.
     pub fn deadline(&self) -> Option<Instant> {
-        let both = [self.env.timers.deadline(), self.env.txn.deadline()];
-        both.into_iter().flatten().min()
+        let probes = self.prober.as_ref().and_then(Prober::deadline);
+        let all = [self.env.timers.deadline(), self.env.txn.deadline(), probes];
+        all.into_iter().flatten().min()
     }
 
     /// Ties the clock to wall time anew (after the system clock was stepped).
@@ -153,14 +181,53 @@ impl Core {
         while let Some((_, timer)) = cx.env.timers.pop(now) {
             self.calls.timer(&mut cx, timer);
         }
+        if let Some(prober) = &mut self.prober {
+            prober.handle_tick(&mut probe_cx(cx.env, now));
+        }
         while let Some(event) = cx.env.txn.poll_event() {
-            dispatch(&mut cx, &mut self.calls, event);
+            let probe = self
+                .prober
+                .as_mut()
+                .is_some_and(|prober| probe_event(prober, &mut probe_cx(cx.env, now), &event));
+            if !probe {
+                dispatch(&mut cx, &mut self.calls, event);
+            }
         }
         let empty = self.calls.len() == 0;
         if cx.env.draining && empty && !self.drained {
             cx.event(Event::Drained);
         }
         self.drained = cx.env.draining && empty;
+    }
+}
+
+/// What the prober may touch of the shard.
+fn probe_cx(env: &mut Env, now: Instant) -> ProbeCx<'_> {
+    ProbeCx {
+        now,
+        txn: &mut env.txn,
+        routing: &mut env.routing,
+        interfaces: &env.config.interfaces,
+        product: &env.config.product,
+    }
+}
+
+/// Whether the event was the outcome of a probe.
+fn probe_event(prober: &mut Prober, cx: &mut ProbeCx<'_>, event: &transaction::Event) -> bool {
+    use transaction::Event as E;
+    match event {
+        E::Response { owner, message, .. } => {
+            message.status().is_some_and(|status| prober.response(cx, *owner, status))
+        }
+        E::ClientTimeout { owner, .. } | E::ClientTransportError { owner, .. } => {
+            prober.failed(cx, *owner)
+        }
+        E::Request { .. }
+        | E::Ack { .. }
+        | E::Cancelled { .. }
+        | E::StrayOk { .. }
+        | E::ServerTimeout { .. }
+        | E::ServerTransportError { .. } => false,
     }
 }
 

@@ -345,6 +345,7 @@ impl World {
                     self.traces.push(format!("{:?} {:?} {first}", t.side, t.direction));
                 }
                 Output::Event(Event::Drained) => self.drained = true,
+                Output::Event(Event::Peer { .. }) => {}
             }
         }
     }
