@@ -270,3 +270,94 @@ fn differences_in_words() {
     assert!(!new.document.to_string().contains("hunter2"));
     assert!(!format!("{new:?}").contains("hunter2"));
 }
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+#[test]
+fn every_example_is_good() {
+    let env = |name: &str| match name {
+        "NODE_IP" => Some("10.0.0.11".to_owned()),
+        "PUBLIC_IP" => Some("203.0.113.11".to_owned()),
+        "NODE_NAME" => Some("1".to_owned()),
+        _ => None,
+    };
+    let mut seen = Vec::new();
+    let mut folders = vec![repository().join("deploy/examples")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "toml") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let around = Surroundings { base: &folder, env: &env, hostname: "h", cores: 2 };
+                if let Err(problems) = check_in(&text, &around) {
+                    panic!("{}: {problems:#?}", path.display());
+                }
+                seen.push(path.file_name().unwrap().to_string_lossy().into_owned());
+            }
+        }
+    }
+    seen.sort();
+    assert_eq!(
+        seen,
+        ["carrier.toml", "cluster.toml", "ipv6.toml", "loopback.toml", "minimal.toml"]
+    );
+}
+
+/// The document has a heading per section and a row `| `key` | …` per key; what serde knows of
+/// each section is asked by giving it a key that it cannot know.
+#[test]
+fn every_key_is_documented_and_every_documented_key_exists() {
+    let sections = [
+        ("[node]", "[node]\n~"),
+        ("[[interface]]", "[[interface]]\n~"),
+        ("[interface.media]", "[[interface]]\nname=\"i\"\nlisten=[]\n[interface.media]\n~"),
+        ("[media]", "[media]\n~"),
+        ("[sip]", "[sip]\n~"),
+        ("[calls]", "[calls]\n~"),
+        ("[transport]", "[transport]\n~"),
+        ("[dns]", "[dns]\n~"),
+        ("[[trunk]]", "[[trunk]]\n~"),
+        ("[trunk.probe]", "[[trunk]]\n[trunk.probe]\n~"),
+        ("[trunk.codecs]", "[[trunk]]\n[trunk.codecs]\n~"),
+        ("[[trunk.translate-in]]", "[[trunk]]\n[[trunk.translate-in]]\n~"),
+        ("[trunk.headers]", "[[trunk]]\n[trunk.headers]\n~"),
+        ("[[trunk.credentials]]", "[[trunk]]\n[[trunk.credentials]]\n~"),
+        ("[trunk.failover]", "[[trunk]]\n[trunk.failover]\n~"),
+        ("[trunk.session-timer]", "[[trunk]]\n[trunk.session-timer]\n~"),
+        ("[[group]]", "[[group]]\n~"),
+        ("[[route]]", "[[route]]\n~"),
+        ("[admission]", "[admission]\n~"),
+        ("[cdr]", "[cdr]\n~"),
+        ("[log]", "[log]\n~"),
+        ("[metrics]", "[metrics]\n~"),
+        ("[admin]", "[admin]\n~"),
+        ("[admin.tls]", "[admin.tls]\n~"),
+        ("[cluster]", "[cluster]\n~"),
+        ("[[cluster.peers]]", "[cluster]\n[[cluster.peers]]\n~"),
+    ];
+    let document = std::fs::read_to_string(repository().join("docs/configuration.md")).unwrap();
+    let mut wrong = Vec::new();
+    for (section, text) in sections {
+        let text = text.replace('~', "qqqqqqqqqqqqqqqqqqqqqqqq = 1\n");
+        let told = told(&text);
+        let known = told
+            .iter()
+            .find_map(|t| t.split_once("; known here: ").map(|(_, known)| known.to_owned()))
+            .unwrap_or_else(|| panic!("{section}: {told:?}"));
+        let mut known: Vec<&str> = known.split(", ").collect();
+        let body = document.split_once(&format!("`{section}`\n")).map_or("", |(_, rest)| rest);
+        let body = body.split("\n#").next().unwrap_or("");
+        let mut documented: Vec<&str> =
+            body.lines().filter_map(|l| l.strip_prefix("| `")?.split('`').next()).collect();
+        known.sort_unstable();
+        documented.sort_unstable();
+        if known != documented {
+            wrong.push(format!("{section}: known {known:?}, documented {documented:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
