@@ -15,7 +15,7 @@
 //! report.rs    status
 //! ```
 //!
-//! Entry point: [`open`].
+//! Entry points: [`open`] for the relay, [`BanSet::open`] for the guard's drop set.
 
 mod apply;
 mod backend;
@@ -29,7 +29,10 @@ mod open;
 mod plan;
 mod relay;
 mod report;
+#[cfg(test)]
+mod tests;
 
+pub use nft::{Ban, BanConfig, BanError, BanSet, BanTarget};
 pub use open::{KernelConfig, Opened, Way, open};
 pub use plan::Reason;
 pub use report::{KernelStatus, Report, Totals};

@@ -11,7 +11,9 @@ use hashbrown::HashMap;
 use nix::errno::Errno;
 
 use super::backend::Device;
-use super::netlink::{Attrs, Bus, MsgBuf, NetlinkSocket, NlMsgView, RecvError, ne32};
+use super::netlink::{
+    Attrs, Bus, MsgBuf, NLM_F_DUMP, NLM_F_REQUEST, NetlinkSocket, NlMsgView, RecvError, ne32,
+};
 use super::plan::{NextHop, Reason};
 
 /// What has changed since the last look.
@@ -123,8 +125,6 @@ const RTAX_MTU: u16 = 2;
 const RTMSG_LEN: usize = 12;
 const IFINFO_LEN: usize = 16;
 const IFADDR_LEN: usize = 8;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_DUMP: u16 = 0x300;
 
 impl Stack {
     /// Opens the sockets and reads devices and addresses.
@@ -235,6 +235,12 @@ impl Stack {
             return Err(Reason::LocalDestination);
         }
         Ok(NextHop { mtu: hop.mtu.min(link.mtu), ..hop })
+    }
+
+    /// The Ethernet devices that are up.
+    pub(crate) fn ethernet(&self) -> impl Iterator<Item = &Device> {
+        let links = self.links.values().filter(|l| l.up && !l.loopback);
+        links.map(|l| &l.device).filter(|d| d.ethernet)
     }
 
     fn shown(&self, index: u32) -> Option<(Device, u32)> {

@@ -34,10 +34,10 @@ impl Tap {
             // SAFETY: an all-zero sockaddr_ll is valid; the kernel reads as much as its size says.
             let bound = unsafe {
                 let mut addr: libc::sockaddr_ll = std::mem::zeroed();
-                addr.sll_family = libc::AF_PACKET as u16;
-                addr.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+                addr.sll_family = u16::try_from(libc::AF_PACKET).expect("17");
+                addr.sll_protocol = u16::try_from(libc::ETH_P_ALL).expect("3").to_be();
                 addr.sll_ifindex = i32::try_from(index).expect("small");
-                let len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+                let len = libc::socklen_t::try_from(size_of_val(&addr)).expect("20");
                 libc::bind(fd.as_raw_fd(), (&raw const addr).cast(), len)
             };
             assert_eq!(bound, 0, "bind to {device}");

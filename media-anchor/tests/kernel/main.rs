@@ -1,6 +1,8 @@
 //! The kernel relay in network namespaces, with real packets, for each kernel way.
 
+mod bans;
 mod call;
+mod changes;
 mod frame;
 mod netns;
 mod rewrite;

@@ -9,5 +9,8 @@ mod msg;
 mod socket;
 
 pub(crate) use attr::{Attrs, be64, ne32};
-pub(crate) use msg::{Messages, MsgBuf, Nest, NlMsgView};
+pub(crate) use msg::{
+    Messages, MsgBuf, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REQUEST,
+    Nest, NlMsgView,
+};
 pub(crate) use socket::{Bus, NetlinkSocket, RecvError};

@@ -2,6 +2,13 @@
 //!
 //! Lengths are patched when a message or nest ends. No meaning of any family lives here.
 
+pub(crate) const NLM_F_REQUEST: u16 = 1;
+pub(crate) const NLM_F_ACK: u16 = 4;
+pub(crate) const NLM_F_ECHO: u16 = 8;
+pub(crate) const NLM_F_DUMP: u16 = 0x300;
+pub(crate) const NLM_F_EXCL: u16 = 0x200;
+pub(crate) const NLM_F_CREATE: u16 = 0x400;
+
 const HEADER_LEN: usize = 16;
 const NESTED: u16 = 0x8000;
 
@@ -106,7 +113,7 @@ pub(crate) struct NlMsgView<'a> {
 impl<'a> NlMsgView<'a> {
     /// For NLMSG_ERROR: the errno as a positive number, 0 for an acknowledgement.
     pub(crate) fn errno(&self) -> Option<i32> {
-        if self.kind != libc::NLMSG_ERROR as u16 {
+        if i32::from(self.kind) != libc::NLMSG_ERROR {
             return None;
         }
         let raw = i32::from_ne_bytes(self.payload.get(..4)?.try_into().ok()?);
@@ -114,7 +121,7 @@ impl<'a> NlMsgView<'a> {
     }
 
     pub(crate) fn is_done(&self) -> bool {
-        self.kind == libc::NLMSG_DONE as u16
+        i32::from(self.kind) == libc::NLMSG_DONE
     }
 
     /// The payload behind a family header of `len` bytes.

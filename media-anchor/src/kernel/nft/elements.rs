@@ -12,7 +12,8 @@ use nix::errno::Errno;
 use super::super::backend::{CommitError, Fault, Op};
 use super::super::element::{Action, Counters, Element, Key};
 use super::super::netlink::{
-    Attrs, Bus, MsgBuf, Nest, NetlinkSocket, NlMsgView, RecvError, be64, ne32,
+    Attrs, Bus, MsgBuf, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REQUEST,
+    Nest, NetlinkSocket, NlMsgView, RecvError, be64, ne32,
 };
 use super::ruleset::{MAP4, MAP6, NETDEV, msg_type};
 
@@ -20,13 +21,6 @@ const NFNL_MSG_BATCH_BEGIN: u16 = 16;
 const NFNL_MSG_BATCH_END: u16 = 17;
 /// Batch messages name the nf_tables subsystem in the resource id (network order).
 const BATCH: [u8; 4] = [0, 0, 0, 10];
-
-const NLM_F_ECHO: u16 = 0x08;
-const NLM_F_EXCL: u16 = 0x200;
-const NLM_F_CREATE: u16 = 0x400;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_DUMP: u16 = 0x300;
 
 const LIST_TABLE: u16 = 1;
 const LIST_SET: u16 = 2;

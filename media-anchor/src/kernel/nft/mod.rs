@@ -9,9 +9,11 @@
 //! ```
 
 mod backend;
+mod ban;
 
 mod elements;
 mod expr;
 mod ruleset;
 
 pub(crate) use backend::Nft;
+pub use ban::{Ban, BanConfig, BanError, BanSet, BanTarget};

@@ -18,8 +18,8 @@ use super::super::element::{QUAD4, QUAD6, TTL};
 use super::super::netlink::MsgBuf;
 use super::expr::{Base, Csum, Expr, reg};
 
-/// nfnetlink header of a netdev message: family, version, resource id.
-pub(super) const NETDEV: [u8; 4] = [libc::NFPROTO_NETDEV as u8, 0, 0, 0];
+/// nfnetlink header of a netdev message: family (NFPROTO_NETDEV), version, resource id.
+pub(super) const NETDEV: [u8; 4] = [5, 0, 0, 0];
 /// Names of the two maps of the relay.
 pub(super) const MAP4: &str = "m4";
 pub(super) const MAP6: &str = "m6";
