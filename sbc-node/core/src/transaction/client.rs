@@ -144,6 +144,7 @@ impl TransactionLayer {
         request: ClientRequest,
     ) -> Result<ClientId, TableFull> {
         if self.clients.is_full() {
+            self.stats.refused_clients += 1;
             return Err(TableFull);
         }
         let ClientRequest { owner, branch, method, mut dest, mut data, timeout, large } = request;

@@ -66,6 +66,14 @@ impl TimerConfig {
     }
 }
 
+impl TimerConfig {
+    /// The same values, but none that repeats at once: T1 of at least 1 ms, T2 of at least T1.
+    pub(super) fn sane(self) -> Self {
+        let t1 = self.t1.max(Duration::from_millis(1));
+        TimerConfig { t1, t2: self.t2.max(t1), ..self }
+    }
+}
+
 impl Default for TimerConfig {
     /// T1 500 ms, T2 4 s, T4 5 s.
     fn default() -> Self {
@@ -80,7 +88,8 @@ pub struct Config {
     pub timers: TimerConfig,
     /// Past it [`send_request`](super::TransactionLayer::send_request) refuses.
     pub max_clients: usize,
-    /// Past it a new request is answered 503 without a transaction.
+    /// Past it a new request is answered 503 without a transaction. The last tenth is kept for
+    /// requests within dialogs.
     pub max_servers: usize,
     /// Value of `Retry-After` in that 503, in seconds.
     pub retry_after_secs: u32,

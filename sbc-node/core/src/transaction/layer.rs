@@ -54,6 +54,7 @@ pub struct TransactionLayer {
 impl TransactionLayer {
     /// An empty layer whose time starts at `now`.
     pub fn new(config: Config, mut ids: Ids, now: Instant) -> Self {
+        let config = Config { timers: config.timers.sane(), ..config };
         let key = (ids.rng().next_u64(), ids.rng().next_u64());
         TransactionLayer {
             config,
@@ -74,7 +75,7 @@ impl TransactionLayer {
 
     /// Takes new timer values and bounds; running timers keep what they were started with.
     pub fn set_config(&mut self, config: Config) {
-        self.config = config;
+        self.config = Config { timers: config.timers.sane(), ..config };
         self.clients.set_max(config.max_clients);
         self.servers.set_max(config.max_servers);
     }

@@ -204,7 +204,9 @@ impl TransactionLayer {
             self.stats.request_retransmissions += 1;
             return self.step_server(now, index, Cause::Repeat, Context::default());
         }
-        if self.servers.is_full() {
+        // A flood of new calls must not keep the calls that are up from ending.
+        let in_dialog = message.to_tag().is_some();
+        if self.servers.is_full() || (!in_dialog && self.servers.is_nearly_full()) {
             self.stats.refused_full += 1;
             return self.refuse_full(&flow, &message);
         }

@@ -28,6 +28,11 @@ impl<T> Table<T> {
         self.slab.len() >= self.max.min(u32::MAX as usize)
     }
 
+    /// Whether only the last tenth is left, which is kept for requests within dialogs.
+    pub(super) fn is_nearly_full(&self) -> bool {
+        self.is_full() || self.slab.len() >= self.max - self.max / 10
+    }
+
     /// Yields index and generation.
     pub(super) fn insert(&mut self, value: T) -> (u32, u32) {
         self.generation = self.generation.wrapping_add(1);

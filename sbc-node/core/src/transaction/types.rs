@@ -112,6 +112,8 @@ pub struct Stats {
     pub servers: usize,
     /// Requests refused with 503 because the server table is full.
     pub refused_full: u64,
+    /// Requests of the TU refused because the client table is full.
+    pub refused_clients: u64,
     /// Requests that came again and were absorbed or answered from memory.
     pub request_retransmissions: u64,
     /// Requests and ACKs that we sent again.

@@ -341,6 +341,7 @@ fn a_full_table_refuses() {
     };
     let now = b.now();
     assert!(b.layer.send_request(now, request).is_err());
+    assert_eq!(b.layer.stats().refused_clients, 1);
     // CANCEL has to go all the same.
     b.answer(0, 180);
     b.cancel(id, None);
@@ -387,4 +388,16 @@ fn a_flood_of_late_2xx_is_told_a_few_times_per_second() {
     let told = ["32000 ! stray ok", "32000 ! stray ok", "32000 ! stray ok", "33000 ! stray ok"];
     assert_eq!(b.ladder(), told);
     assert_eq!(b.layer.stats().stray_responses, 11);
+}
+
+#[test]
+fn zero_timers_do_not_spin() {
+    let zero = std::time::Duration::ZERO;
+    let mut timers = TimerConfig::from_base(zero, zero, zero);
+    timers.f = std::time::Duration::from_millis(5);
+    let mut b = Bench::with(Udp, Config { timers, ..Config::default() });
+    b.request(Method::Options, 0, Large::Udp);
+    b.run_dry();
+    assert_eq!(b.ladder().last().map(String::as_str), Some("5 ! client timeout"));
+    assert!(b.sent.len() <= 6);
 }

@@ -280,3 +280,20 @@ fn a_full_table_answers_503_and_keeps_nothing() {
     assert!(refused.to_tag().is_some());
     assert_eq!((b.layer.stats().refused_full, b.layer.stats().servers), (1, 1));
 }
+
+#[test]
+fn the_last_tenth_is_for_requests_within_dialogs() {
+    let mut b = Bench::with(Udp, Config { max_servers: 10, ..Config::default() });
+    let options = |n: u32, tag: &str| {
+        request("OPTIONS", Udp, tag)
+            .replace("Kpeer", &format!("K{n}"))
+            .replace("Call-ID: x", &format!("Call-ID: {n}"))
+    };
+    for n in 0..10 {
+        b.receive(options(n, "").as_bytes());
+    }
+    assert_eq!((b.layer.stats().servers, b.layer.stats().refused_full), (9, 1));
+    b.receive(options(10, ";tag=ours").as_bytes());
+    b.receive(options(11, ";tag=ours").as_bytes());
+    assert_eq!((b.layer.stats().servers, b.layer.stats().refused_full), (10, 2));
+}
