@@ -9,6 +9,7 @@ pub mod cidr;
 pub mod core;
 pub mod dialog;
 pub mod digest;
+pub mod fuzz;
 pub mod ids;
 pub mod media;
 pub mod net;

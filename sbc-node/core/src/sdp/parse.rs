@@ -77,7 +77,8 @@ pub(super) fn parse(body: &[u8]) -> Result<Sdp<'_>, SdpError> {
         if memchr::memchr2(b'\r', 0, text).is_some() {
             return Err(bad);
         }
-        if number == 1 && !(kind == b'v' && text.trim_ascii() == b"0") {
+        let first = sdp.session.is_empty() && sdp.media.is_empty();
+        if first && !(kind == b'v' && text.trim_ascii() == b"0") {
             return Err(SdpError::new(SdpErrorKind::NoVersion, number));
         }
         let text = String::from_utf8_lossy(text);

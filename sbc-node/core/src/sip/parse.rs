@@ -295,20 +295,21 @@ fn header_line(data: &[u8], start: usize, end: usize) -> Result<Line, ParseError
     })
 }
 
-/// Offset of a CR that is not part of a fold, or of a NUL that is not a quoted pair.
-#[inline]
+/// Offset of a CR that is not part of a fold, or of a NUL that is not a quoted pair of a quoted
+/// string.
 fn misplaced_control(value: &[u8]) -> Option<usize> {
-    let mut from = 0;
-    while let Some(found) = memchr::memchr2(b'\r', 0, value.get(from..)?) {
-        let i = from + found;
-        let legal = match value.get(i) {
-            Some(b'\r') => value.get(i + 1) == Some(&b'\n'),
-            _ => i > 0 && value.get(i - 1) == Some(&b'\\'),
+    let (mut quoted, mut escaped) = (false, false);
+    for (i, b) in value.iter().enumerate() {
+        let legal = match b {
+            b'\r' => value.get(i + 1) == Some(&b'\n'),
+            0 => quoted && escaped,
+            _ => true,
         };
         if !legal {
             return Some(i);
         }
-        from = i + 1;
+        quoted ^= *b == b'"' && !escaped;
+        escaped = quoted && *b == b'\\' && !escaped;
     }
     None
 }

@@ -121,6 +121,20 @@ pub(crate) fn find_outside(text: &str, a: u8, b: u8, angles: bool) -> usize {
     bytes.len()
 }
 
+/// Whether every quoted string that begins in `text` also ends in it. An open one would swallow
+/// what is written behind it.
+#[inline]
+pub(crate) fn quotes_closed(text: &str) -> bool {
+    let mut at = 0;
+    while let Some(open) = memchr::memchr(b'"', text.as_bytes().get(at..).unwrap_or_default()) {
+        match quoted_end(text, at + open) {
+            Some(end) => at = end,
+            None => return false,
+        }
+    }
+    true
+}
+
 /// The elements of a comma-separated list, trimmed, empty ones skipped (RFC 3261 §7.3.1).
 #[derive(Clone, Debug)]
 pub struct List<'a> {

@@ -42,8 +42,9 @@ impl UriRef<'_> {
             return false;
         }
         let (a, b) = (self.params(), other.params());
-        let shared = a.iter().all(|(name, value)| match b.get(name) {
-            Some(theirs) => same_value(value.unwrap_or(""), theirs),
+        // A parameter given twice counts as its first.
+        let shared = a.iter().all(|(name, _)| match b.get(name) {
+            Some(theirs) => same_value(a.get(name).unwrap_or(""), theirs),
             None => !SIGNIFICANT.iter().any(|s| s.eq_ignore_ascii_case(name)),
         });
         let none_missing = SIGNIFICANT.iter().all(|s| a.has(s) || !b.has(s));

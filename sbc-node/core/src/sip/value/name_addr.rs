@@ -5,7 +5,9 @@ use std::borrow::Cow;
 use std::fmt;
 
 use super::{FromValue, ValueError};
-use crate::sip::scan::{Params, find_outside, is_token_byte, quoted_end, trim, unquote};
+use crate::sip::scan::{
+    Params, find_outside, is_token_byte, quoted_end, quotes_closed, trim, unquote,
+};
 use crate::sip::uri::UriRef;
 use crate::sip::write::{Out, WriteValue};
 
@@ -76,6 +78,9 @@ impl<'a> FromValue<'a> for NameAddr<'a> {
         if uri_str.is_empty() || !(params.is_empty() || params.starts_with(';')) {
             return Err(ValueError::Syntax);
         }
+        if !quotes_closed(params) {
+            return Err(ValueError::Unclosed);
+        }
         Ok(NameAddr { display_raw, uri_str, params: Params(params) })
     }
 }
@@ -88,6 +93,9 @@ fn addr_spec(text: &str) -> Result<NameAddr<'_>, ValueError> {
     let uri_str = trim(uri);
     if uri_str.is_empty() || params.starts_with('?') || uri_str.contains([' ', '\t', '"', '>']) {
         return Err(ValueError::Syntax);
+    }
+    if !quotes_closed(params) {
+        return Err(ValueError::Unclosed);
     }
     Ok(NameAddr { display_raw: "", uri_str, params: Params(params) })
 }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::{FromValue, ValueError};
-use crate::sip::scan::{Params, is_host_name, is_token, number, trim};
+use crate::sip::scan::{Params, is_host_name, is_token, number, quotes_closed, trim};
 use crate::sip::write::{Out, WriteValue};
 
 /// The magic cookie of RFC 3261 §8.1.1.7.
@@ -134,6 +134,9 @@ impl<'a> FromValue<'a> for Via<'a> {
         let end = memchr::memchr(b';', rest.as_bytes()).unwrap_or(rest.len());
         let (sent_by, params) = rest.split_at_checked(end).ok_or(ValueError::Syntax)?;
         let Host { host, port } = Host::parse(trim(sent_by))?;
+        if !quotes_closed(params) {
+            return Err(ValueError::Unclosed);
+        }
         Ok(Via { transport, host, port, params: Params(params) })
     }
 }
