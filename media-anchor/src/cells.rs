@@ -141,8 +141,8 @@ impl SideCell {
 
 /// The order of the codes; 0 is where a stream starts.
 const STAYS: [Stay; 11] = [
-    Stay::NotLatched,
     Stay::Off,
+    Stay::NotLatched,
     Stay::NoPeer,
     Stay::Direction,
     Stay::Family,
@@ -169,7 +169,7 @@ fn path_code(path: Path) -> u8 {
 fn path_of(code: u8) -> Path {
     match code {
         KERNEL => Path::Kernel,
-        code => Path::Userspace(STAYS.get(usize::from(code)).copied().unwrap_or(Stay::NotLatched)),
+        code => Path::Userspace(STAYS.get(usize::from(code)).copied().unwrap_or(Stay::Off)),
     }
 }
 

@@ -14,10 +14,12 @@
 //! How the kernel does it is the applier's business (`plan_types.rs`).
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::session::{SideState, Stream};
 use super::{Engine, Output};
+use crate::cells::StreamCell;
 use crate::config::OffloadConfig;
 use crate::plan_types::{Flow, FlowChange, FlowCounters, FlowId, FlowOutcome, Path, Stay, Tuple};
 use crate::types::{Component, SessionId, Side, rtcp_of};
@@ -30,6 +32,8 @@ pub(super) struct FlowState {
     before: FlowCounters,
     /// What it has relayed since the last one.
     since: FlowCounters,
+    /// Where a leaving flow is still counted when its stream has ended and begun anew.
+    owner: Option<Arc<StreamCell>>,
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +61,15 @@ impl FlowState {
     /// Whether the kernel relays it for sure.
     pub(super) fn is_installed(&self) -> bool {
         matches!(self.place, Place::Kernel(_))
+    }
+
+    /// The stream has begun anew with other counters; what is still in the kernel is the old one's.
+    pub(super) fn hand_over(self, old: &Arc<StreamCell>) -> FlowState {
+        if self.is_in_kernel() {
+            FlowState { owner: self.owner.or_else(|| Some(old.clone())), ..self }
+        } else {
+            FlowState::default()
+        }
     }
 
     /// All that the kernel relayed of it.
@@ -222,8 +235,12 @@ impl Engine {
         let side = stream.side_mut(flow_id.from);
         let flow = side.flow_mut(flow_id.component);
         let path = flow.outcome(outcome, now + retry_after);
-        cell.side(flow_id.from).kernel(flow_id.component, flow.total());
+        let counted = flow.owner.as_ref().unwrap_or(&cell);
+        counted.side(flow_id.from).kernel(flow_id.component, flow.total());
         let Some(path) = path else { return };
+        if flow.owner.is_some() && !flow.is_in_kernel() {
+            *flow = FlowState::default();
+        }
         cell.side(flow_id.from).set_path(flow_id.component, path);
         side.reception.interrupt();
         if path != Path::Kernel {

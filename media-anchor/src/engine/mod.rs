@@ -10,8 +10,12 @@
 //! ```
 
 mod flows;
+#[cfg(test)]
+mod model_tests;
 mod packet;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;

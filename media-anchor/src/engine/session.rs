@@ -154,8 +154,9 @@ impl Stream {
         if self.dropped {
             let fresh = Stream::new(kind, cell);
             let old = std::mem::replace(self, fresh);
+            let cell = old.cell;
             for (side, old) in self.sides.iter_mut().zip(old.sides) {
-                side.flows = old.flows;
+                side.flows = old.flows.map(|flow| flow.hand_over(&cell));
             }
         }
         self.kind = kind;
