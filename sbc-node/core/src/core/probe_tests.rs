@@ -3,8 +3,11 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::core::ResolveQuery;
+use crate::core::{Core, Input, ResolveQuery};
 use crate::ids::Ids;
+use crate::media::{
+    Anchor, Local, MediaError, MediaId, Remote, Side, SideSpec, StreamKind, StreamStats, Taken,
+};
 use crate::net::{Flow, Host, InterfaceId, Listener, Transport};
 use crate::routing::{Peer, PeerHealth, RoutingConfig, Table, TrunkConfig};
 use crate::sip::{self, Limits, Message};
@@ -267,4 +270,103 @@ fn a_reload_forgets_what_was_asked_before() {
     b.run_for(Duration::from_secs(20));
     assert_eq!(b.health("three"), PeerHealth::Up);
     assert_eq!(b.changes, [("three".to_owned(), true)]);
+}
+
+/// A probe carries no media.
+struct NoAnchor;
+
+impl Anchor for NoAnchor {
+    fn open(&mut self, _: MediaId, _: Option<Duration>) -> Result<(), MediaError> {
+        Err(MediaError::NoPorts)
+    }
+
+    fn bind(
+        &mut self,
+        _: MediaId,
+        _: usize,
+        _: StreamKind,
+        _: Side,
+        _: SideSpec,
+    ) -> Result<Local, MediaError> {
+        Err(MediaError::Unknown)
+    }
+
+    fn remote(
+        &mut self,
+        _: MediaId,
+        _: usize,
+        _: Side,
+        _: &Remote,
+        _: bool,
+    ) -> Result<(), MediaError> {
+        Err(MediaError::Unknown)
+    }
+
+    fn rebind(
+        &mut self,
+        _: MediaId,
+        _: usize,
+        _: StreamKind,
+        _: Side,
+        _: &Taken,
+    ) -> Result<(), MediaError> {
+        Err(MediaError::Unknown)
+    }
+
+    fn drop_stream(&mut self, _: MediaId, _: usize) {}
+
+    fn stats(&mut self, _: MediaId) -> Vec<StreamStats> {
+        Vec::new()
+    }
+
+    fn close(&mut self, _: MediaId) -> Vec<StreamStats> {
+        Vec::new()
+    }
+}
+
+#[test]
+fn a_shard_probes_by_itself_once_told_to() {
+    let Bench { t0, interfaces, .. } = Bench::new(&[]);
+    let config = super::super::Config {
+        product: "sbc".into(),
+        interfaces,
+        calls: crate::b2bua::CallPolicy::default(),
+        routing: routing(&["one"]),
+        transactions: transaction::Config::default(),
+        limits: Limits::default(),
+    };
+    let clock = crate::b2bua::WallClock { at: t0, unix_ms: 0 };
+    let mut core = Core::new(Arc::new(config), 7, clock);
+    assert_eq!(core.deadline(), None);
+    core.probe_trunks(t0, 0);
+    let mut now = t0;
+    let mut up = None;
+    while up.is_none() {
+        now = now.max(core.deadline().expect("a probe is due"));
+        core.handle(now, Input::Tick, &mut NoAnchor);
+        while let Some(output) = core.poll() {
+            let input = match output {
+                Output::Resolve { id, .. } => Input::Resolved { id, result: Ok(vec![target(1)]) },
+                Output::Transmit { dest, data, .. } => {
+                    let Destination::Target { interface, target } = dest else {
+                        panic!("a target")
+                    };
+                    let request = sip::parse(data, &Limits::default()).expect("well-formed");
+                    let data = sip::response(&request, 200, "", Some("t"), None).finish();
+                    let local = "10.0.0.1:5060".parse().expect("address");
+                    let (transport, remote) = (target.transport, target.addr);
+                    let flow = Flow { interface, transport, local, remote, conn: None };
+                    Input::Message { flow, data }
+                }
+                Output::Event(Event::Peer { up: change, .. }) => {
+                    up = Some(change);
+                    continue;
+                }
+                other => panic!("{other:?}"),
+            };
+            core.handle(now, input, &mut NoAnchor);
+        }
+    }
+    assert_eq!(up, Some(true));
+    assert!(core.probe_now(now, "one") && !core.probe_now(now, "two"));
 }
