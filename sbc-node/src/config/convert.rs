@@ -10,19 +10,21 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sbc_core::b2bua::CallPolicy;
-use sbc_core::routing::{AdmissionConfig, CallLimits, UnknownSource};
+use sbc_core::routing::{AdmissionConfig, CallLimits, Secret, UnknownSource};
 use sbc_core::transaction::TimerConfig;
 use toml::Spanned;
 
 use super::parse::{Lines, read};
 use super::value::Span;
 use super::{
-    AdminConfig, CdrConfig, ClusterConfig, Config, DnsConfig, LogConfig, NodeConfig, Problem,
-    Surroundings, TlsFiles, TransportConfig, diff, interface, raw, route, trunk,
+    AdminConfig, CdrConfig, ClusterConfig, Config, DnsConfig, FloatingConfig, JoinConfig,
+    JoinToken, LogConfig, NodeConfig, Problem, Surroundings, TlsFiles, TransportConfig, diff,
+    interface, raw, route, trunk,
 };
 
 const MAX_SHARDS: usize = 64;
 const DEFAULT_SOCKET: &str = "/run/sbc/admin.sock";
+const DEFAULT_CLUSTER_PORT: u16 = 7000;
 
 /// Gathers problems and knows the surroundings.
 pub(super) struct Context<'a> {
@@ -233,7 +235,7 @@ fn calls(cx: &mut Context<'_>, calls: &raw::Calls, cluster: Option<&ClusterConfi
         media_timeout: calls.media_timeout.map_or(default.media_timeout, |d| d.0),
         anchor_media: calls.anchor_media.unwrap_or(default.anchor_media),
         ring_timeout: calls.ring_timeout.map_or(default.ring_timeout, |s| s.0),
-        commit_wait: cluster.map(|c| c.commit_wait),
+        commit_wait: cluster.map(|c| c.timing.propose),
         max_attempts: cx.bounded(calls.max_attempts.as_ref(), default.max_attempts, 1..=16),
         retry_after_s: calls
             .retry_after
@@ -323,60 +325,110 @@ fn admin(cx: &mut Context<'_>, admin: &raw::Admin) -> AdminConfig {
     AdminConfig { socket: cx.path(socket), remote }
 }
 
-fn cluster(cx: &mut Context<'_>, cluster: &raw::Cluster) -> ClusterConfig {
-    let listen = *cluster.listen.get_ref();
-    if *cluster.id.get_ref() == 0 {
-        cx.problem(cluster.id.span(), "a node's id is 1 or more");
+fn cluster(cx: &mut Context<'_>, raw: &raw::Cluster) -> ClusterConfig {
+    let port = raw.listen.as_ref().map_or(DEFAULT_CLUSTER_PORT, |l| l.get_ref().port());
+    let advertise = raw.advertise.as_ref().map(|peer| host_port(cx, peer, port));
+    if let Some(listen) = &raw.listen
+        && listen.get_ref().ip().is_unspecified()
+        && advertise.is_none()
+    {
+        cx.problem(
+            listen.span(),
+            "the node listens on all addresses: say in advertise where the others reach it",
+        );
     }
-    let advertise = match &cluster.advertise {
-        Some(peer) => host_port(cx, peer, listen.port()),
-        None if listen.ip().is_unspecified() => {
-            cx.problem(
-                cluster.listen.span(),
-                "the node listens on all addresses: say in advertise where the others reach it",
-            );
-            listen.to_string()
+    let join = raw.join.as_ref().and_then(|join| {
+        if raw.listen.is_none() {
+            cx.problem(join.span(), "a node that joins needs listen, so that the others reach it");
         }
-        None => listen.to_string(),
-    };
-    let mut ids = vec![*cluster.id.get_ref()];
-    let mut peers = Vec::new();
-    for peer in &cluster.peers {
-        let id = *peer.id.get_ref();
-        if id == 0 || ids.contains(&id) {
-            cx.problem(peer.id.span(), format!("the node id {id} is 0 or taken"));
+        cluster_join(cx, join, port)
+    });
+    let mut addresses = Vec::new();
+    for row in &raw.address {
+        let address = row.get_ref();
+        if addresses.iter().any(|a: &FloatingConfig| a.address == address.address) {
+            cx.problem(row.span(), format!("{} is there twice", address.address));
         }
-        ids.push(id);
-        peers.push((id, host_port(cx, &peer.address, listen.port())));
+        if address.group == 0 {
+            cx.problem(row.span(), "an address group is 1 or more");
+        }
+        addresses.push(FloatingConfig {
+            address: address.address,
+            device: address.device.clone(),
+            group: address.group,
+        });
     }
-    let local = |address: &str| {
-        address.parse::<SocketAddr>().is_ok_and(|a: SocketAddr| IpAddr::is_loopback(&a.ip()))
-    };
-    let all_local = listen.ip().is_loopback() && peers.iter().all(|(_, address)| local(address));
-    if cluster.tls.is_none() && !all_local {
-        cx.dependent(cluster.listen.span(), "a cluster beyond loopback needs [cluster.tls]");
-    }
-    let heartbeat = cx.span(cluster.heartbeat.as_ref(), Duration::from_millis(100));
-    let lease = cx.span(cluster.lease.as_ref(), Duration::from_secs(1));
-    if lease < heartbeat * 3 {
-        let span =
-            cluster.lease.as_ref().or(cluster.heartbeat.as_ref()).map_or(0..0, Spanned::span);
-        cx.problem(span, "the lease is shorter than three heartbeats");
+    let failover = raw.failover.as_ref().map(|f| *f.get_ref()).unwrap_or_default();
+    if (failover == raw::FailoverMode::Address) == addresses.is_empty() {
+        let span = raw.failover.as_ref().map(Spanned::span);
+        let span = span.or(raw.address.first().map(Spanned::span)).unwrap_or(0..0);
+        cx.problem(span, "failover = \"address\" and [[cluster.address]] go together");
     }
     ClusterConfig {
-        id: *cluster.id.get_ref(),
-        data: cx.path(&cluster.data),
-        listen,
+        data: cx.path(&raw.data),
+        listen: raw.listen.as_ref().map(|l| *l.get_ref()),
         advertise,
-        peers,
-        tls: cluster.tls.as_ref().map(|files| tls(cx, files)),
+        join,
+        timing: cluster_timing(cx, raw),
+        on_quorum_loss: raw.on_quorum_loss,
+        failover,
+        early_dialogs: raw.early_dialogs,
+        addresses,
+    }
+}
+
+fn cluster_timing(cx: &mut Context<'_>, raw: &raw::Cluster) -> sbc_cluster::Timing {
+    let default = sbc_cluster::Timing::default();
+    let heartbeat = cx.span(raw.heartbeat.as_ref(), default.heartbeat);
+    let lease = cx.span(raw.lease.as_ref(), default.lease);
+    let timing = sbc_cluster::Timing {
         heartbeat,
         lease,
-        commit_wait: cluster.commit_wait.map_or(Duration::from_millis(500), |s| s.0),
-        on_quorum_loss: cluster.on_quorum_loss,
-        failover: cluster.failover,
-        early_dialogs: cluster.early_dialogs,
+        handover: cx.span(raw.handover.as_ref(), lease + default.handover - default.lease),
+        election: cx.span(raw.election.as_ref(), default.election.max(heartbeat * 4)),
+        propose: raw.commit_wait.map_or(default.propose, |s| s.0),
+    };
+    let place = |value: &Option<Spanned<Span>>| value.as_ref().map_or(0..0, Spanned::span);
+    if lease < heartbeat * 3 {
+        let span = if raw.lease.is_some() { place(&raw.lease) } else { place(&raw.heartbeat) };
+        cx.problem(span, "the lease is shorter than three heartbeats");
     }
+    if timing.handover <= lease {
+        cx.problem(place(&raw.handover), "the handover delay is not longer than the lease");
+    }
+    if timing.election < heartbeat * 2 {
+        cx.problem(place(&raw.election), "the election timeout is shorter than two heartbeats");
+    }
+    timing
+}
+
+fn cluster_join(cx: &mut Context<'_>, join: &Spanned<raw::Join>, port: u16) -> Option<JoinConfig> {
+    let raw = join.get_ref();
+    let token = match (&raw.token, &raw.token_file) {
+        (Some(token), None) => JoinToken::Text(Secret::new(token)),
+        (None, Some(file)) => JoinToken::File(cx.path(file)),
+        (Some(_), Some(_)) | (None, None) => {
+            cx.problem(join.span(), "joining needs exactly one of token and token-file");
+            return None;
+        }
+    };
+    let seeds: Vec<String> = raw.seeds.0.iter().map(|s| host_port(cx, s, port)).collect();
+    let seeds = match (seeds.is_empty(), &raw.dns, &raw.etcd) {
+        (false, None, None) => sbc_cluster::Discovery::Static(seeds),
+        (true, Some(name), None) => sbc_cluster::Discovery::Dns {
+            name: name.get_ref().host.to_string(),
+            port: name.get_ref().port.unwrap_or(port),
+        },
+        (true, None, Some(etcd)) => sbc_cluster::Discovery::Etcd {
+            endpoints: etcd.endpoints.clone(),
+            prefix: etcd.prefix.clone(),
+        },
+        (_, _, _) => {
+            cx.problem(join.span(), "joining needs exactly one of seeds, dns and etcd");
+            return None;
+        }
+    };
+    Some(JoinConfig { token, seeds })
 }
 
 fn host_port(cx: &mut Context<'_>, peer: &Spanned<super::value::PeerText>, port: u16) -> String {

@@ -286,7 +286,8 @@ pub(super) fn check_overlaps(cx: &mut Context<'_>, file: &raw::File) {
     };
     claims.extend(file.metrics.listen.iter().map(|l| tcp("metrics", l)));
     claims.extend(file.admin.listen.iter().map(|l| tcp("admin", l)));
-    claims.extend(file.cluster.iter().map(|c| tcp("cluster", &c.get_ref().listen)));
+    let cluster = file.cluster.iter().filter_map(|c| c.get_ref().listen.as_ref());
+    claims.extend(cluster.map(|l| tcp("cluster", l)));
     for (index, claim) in claims.iter().enumerate() {
         let clash = claims.iter().take(index).find(|other| claim.clashes(other));
         if let Some(other) = clash {

@@ -149,26 +149,45 @@ pub struct TlsFiles {
 }
 
 /// `[cluster]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct ClusterConfig {
-    /// This node's id; unique in the cluster and never used again.
-    pub id: u64,
-    /// Directory of the log and the snapshots.
+    /// Directory of the log, the snapshots and the certificates.
     pub data: PathBuf,
-    pub listen: SocketAddr,
-    /// `host:port` that the others reach us by.
-    pub advertise: String,
-    /// The other nodes: id and `host:port`.
-    pub peers: Vec<(u64, String)>,
-    /// `None` only where every address is loopback.
-    pub tls: Option<TlsFiles>,
-    pub heartbeat: Duration,
-    pub lease: Duration,
-    /// How long a 2xx may wait for its dialog to be committed.
-    pub commit_wait: Duration,
+    /// `None` for a cluster of one, which opens no socket.
+    pub listen: Option<SocketAddr>,
+    /// `host:port` that the others reach us by, where it is not the listening address.
+    pub advertise: Option<String>,
+    /// Where a node without data comes from; a new cluster begins when absent.
+    pub join: Option<JoinConfig>,
+    /// `propose` is how long a 2xx may wait for its dialog to be committed.
+    pub timing: sbc_cluster::Timing,
     pub on_quorum_loss: OnQuorumLoss,
     pub failover: FailoverMode,
     pub early_dialogs: bool,
+    pub addresses: Vec<FloatingConfig>,
+}
+
+/// `[cluster.join]`.
+#[derive(Clone, Debug)]
+pub struct JoinConfig {
+    pub token: JoinToken,
+    pub seeds: sbc_cluster::Discovery,
+}
+
+/// Where the join token is; a file is read when it is needed.
+#[derive(Clone, Debug)]
+pub enum JoinToken {
+    Text(sbc_core::routing::Secret),
+    File(PathBuf),
+}
+
+/// `[[cluster.address]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FloatingConfig {
+    pub address: std::net::IpAddr,
+    pub device: String,
+    /// Addresses of one group move together.
+    pub group: u32,
 }
 
 /// What a conversion may know of its surroundings.

@@ -457,29 +457,61 @@ pub(super) struct Tls {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct Cluster {
-    pub(super) id: Spanned<u64>,
     pub(super) data: PathBuf,
-    pub(super) listen: Spanned<std::net::SocketAddr>,
+    pub(super) listen: Option<Spanned<std::net::SocketAddr>>,
     pub(super) advertise: Option<Spanned<PeerText>>,
-    #[serde(default)]
-    pub(super) peers: Vec<ClusterPeer>,
-    pub(super) tls: Option<Tls>,
+    pub(super) join: Option<Spanned<Join>>,
     pub(super) heartbeat: Option<Spanned<Span>>,
+    pub(super) election: Option<Spanned<Span>>,
     pub(super) lease: Option<Spanned<Span>>,
+    pub(super) handover: Option<Spanned<Span>>,
     pub(super) commit_wait: Option<Span>,
     #[serde(default)]
     pub(super) on_quorum_loss: OnQuorumLoss,
-    #[serde(default)]
-    pub(super) failover: FailoverMode,
+    pub(super) failover: Option<Spanned<FailoverMode>>,
     #[serde(default)]
     pub(super) early_dialogs: bool,
+    #[serde(default)]
+    pub(super) address: Vec<Spanned<FloatingAddress>>,
+}
+
+/// How a node without data finds the cluster that it shall join.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Join {
+    pub(super) token: Option<String>,
+    pub(super) token_file: Option<PathBuf>,
+    #[serde(default)]
+    pub(super) seeds: OneOrMany<Spanned<PeerText>>,
+    pub(super) dns: Option<Spanned<PeerText>>,
+    pub(super) etcd: Option<Etcd>,
+}
+
+impl std::fmt::Debug for Join {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Join").field("seeds", &self.seeds).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub(super) struct ClusterPeer {
-    pub(super) id: Spanned<u64>,
-    pub(super) address: Spanned<PeerText>,
+pub(super) struct Etcd {
+    pub(super) endpoints: Vec<String>,
+    pub(super) prefix: String,
+}
+
+/// An address that goes to a survivor when its holder dies.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct FloatingAddress {
+    pub(super) address: std::net::IpAddr,
+    pub(super) device: String,
+    #[serde(default = "one")]
+    pub(super) group: u32,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// What new calls get while there is no majority.

@@ -223,26 +223,39 @@ target = "nowhere"
 }
 
 #[test]
-fn a_cluster_beyond_loopback_needs_tls_and_sane_times() {
+fn a_cluster_of_one_needs_a_directory_only() {
+    let c = good(&format!("{MINIMAL}\n[cluster]\ndata = \"raft\"\n"));
+    assert_eq!(c.calls.commit_wait, Some(Duration::from_millis(500)));
+    let cluster = c.cluster.unwrap();
+    assert_eq!(cluster.data, Path::new("/etc/sbc/raft"));
+    assert!(cluster.listen.is_none() && cluster.join.is_none() && cluster.addresses.is_empty());
+}
+
+#[test]
+fn a_cluster_needs_sane_times_and_addresses() {
     let text = format!(
-        "{MINIMAL}\n[cluster]\nid = 1\ndata = \"raft\"\nlisten = \"10.0.0.10:7000\"\nlease = \"200ms\"\npeers = [{{ id = 1, address = \"10.0.0.11\" }}]\n"
+        "{MINIMAL}\n[cluster]\ndata = \"raft\"\nlisten = \"0.0.0.0:7000\"\nlease = \"200ms\"\n\
+         handover = \"100ms\"\nfailover = \"address\"\njoin = {{ token = \"x\" }}\n"
     );
     assert_eq!(
         told(&text),
         [
-            "line 34: a cluster beyond loopback needs [cluster.tls]",
-            "line 35: the lease is shorter than three heartbeats",
-            "line 36: the node id 1 is 0 or taken",
+            "line 33: the node listens on all addresses: say in advertise where the others reach it",
+            "line 34: the lease is shorter than three heartbeats",
+            "line 35: the handover delay is not longer than the lease",
+            "line 36: failover = \"address\" and [[cluster.address]] go together",
+            "line 37: joining needs exactly one of seeds, dns and etcd",
         ]
     );
     let text = format!(
-        "{MINIMAL}\n[cluster]\nid = 1\ndata = \"raft\"\nlisten = \"127.0.0.1:7000\"\npeers = [{{ id = 2, address = \"127.0.0.1:7001\" }}]\n"
+        "{MINIMAL}\n[cluster]\ndata = \"raft\"\nlisten = \"10.0.0.10:7000\"\nfailover = \"address\"\n\
+         [cluster.join]\ntoken-file = \"token\"\nseeds = [\"10.0.0.11\", \"sbc-2:7001\"]\n\
+         [[cluster.address]]\naddress = \"10.0.0.100\"\ndevice = \"eth0\"\n"
     );
-    let c = good(&text);
-    let cluster = c.cluster.unwrap();
-    assert_eq!(cluster.peers, [(2, "127.0.0.1:7001".to_owned())]);
-    assert_eq!(cluster.data, Path::new("/etc/sbc/raft"));
-    assert_eq!(c.calls.commit_wait, Some(Duration::from_millis(500)));
+    let cluster = good(&text).cluster.unwrap();
+    let sbc_cluster::Discovery::Static(seeds) = cluster.join.unwrap().seeds else { panic!() };
+    assert_eq!(seeds, ["10.0.0.11:7000", "sbc-2:7001"]);
+    assert_eq!(cluster.addresses[0].group, 1);
 }
 
 #[test]
