@@ -280,7 +280,8 @@ impl Message {
 
     pub fn call_id(&self) -> Result<&str, HeaderError> {
         let value = self.only(HeaderName::CallId)?;
-        if value.is_empty() || value.bytes().any(|b| b <= b' ') {
+        // No early exit: this way it is done 16 bytes at a time.
+        if value.is_empty() || value.bytes().fold(false, |blank, b| blank | (b <= b' ')) {
             return Err(HeaderError::Bad(HeaderName::CallId, ValueError::Syntax));
         }
         Ok(value)

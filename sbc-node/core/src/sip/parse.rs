@@ -231,9 +231,9 @@ fn start_line(data: &[u8], begin: usize, end: usize, mode: Mode) -> Result<Start
     let uri = (at(begin + space + 1), at(begin + last));
     // Exactly one SP around the URI and none after the version (§7.1); `validate` answers 400.
     let well_formed = text.len() == last + 1 + version.len()
-        && text
-            .get(space + 1..last)
-            .is_some_and(|u| !u.is_empty() && !u.iter().any(|b| *b <= b' '));
+        && text.get(space + 1..last).is_some_and(|u| {
+            !u.is_empty() && !u.iter().fold(false, |blank, b| blank | (*b <= b' '))
+        });
     Ok(Start::Request { method: Method::new(method), uri, well_formed })
 }
 
@@ -267,14 +267,16 @@ fn status_line(
 fn header_line(data: &[u8], start: usize, end: usize) -> Result<Line, ParseError> {
     let bad = ParseError { kind: ParseErrorKind::BadHeaderLine, offset: start };
     let text = data.get(start..end).ok_or(bad)?;
-    let name_len = text.iter().position(|b| !is_token_byte(*b)).ok_or(bad)?;
-    let name = text.get(..name_len).filter(|n| !n.is_empty()).ok_or(bad)?;
-    let mut value = name_len;
+    let colon = text.iter().position(|b| *b == b':').ok_or(bad)?;
+    let mut value = colon;
+    let mut name = text.get(..colon).ok_or(bad)?;
     // `Name  : value` is legal (§7.3.1, HCOLON).
-    while let Some(b' ' | b'\t') = text.get(value) {
-        value += 1;
+    while let [rest @ .., b' ' | b'\t'] = name {
+        name = rest;
     }
-    if text.get(value) != Some(&b':') {
+    let id = HeaderName::from_bytes(name);
+    // A name that is known is a token; others must be looked at.
+    if id == HeaderName::Other && (name.is_empty() || !name.iter().all(|b| is_token_byte(*b))) {
         return Err(bad);
     }
     value += 1;
@@ -287,8 +289,8 @@ fn header_line(data: &[u8], start: usize, end: usize) -> Result<Line, ParseError
         value_end -= 1;
     }
     Ok(Line {
-        id: HeaderName::from_bytes(name),
-        name_len: u16::try_from(name_len).map_err(|_| bad)?,
+        id,
+        name_len: u16::try_from(name.len()).map_err(|_| bad)?,
         name: at(start),
         value: at(start + value),
         end: at(start + value_end),

@@ -66,20 +66,12 @@ pub(crate) fn is_user_byte(b: u8) -> bool {
 #[inline]
 pub(crate) fn trim(text: &str) -> &str {
     let bytes = text.as_bytes();
-    if let (Some(first), Some(last)) = (bytes.first(), bytes.last())
-        && *first > b' '
-        && *last > b' '
-    {
-        return text;
+    match (bytes.first(), bytes.last()) {
+        (Some(first), Some(last)) if *first > b' ' && *last > b' ' => return text,
+        (None, _) | (_, None) => return text,
+        (Some(_), Some(_)) => {}
     }
     text.trim_matches([' ', '\t', '\r', '\n'])
-}
-
-/// Splits at the first `sep`; both sides trimmed.
-#[inline]
-pub(crate) fn split_once_trim(text: &str, sep: u8) -> Option<(&str, &str)> {
-    let at = memchr::memchr(sep, text.as_bytes())?;
-    Some((trim(text.get(..at)?), trim(text.get(at + 1..)?)))
 }
 
 /// Offset just after a quoted string that begins at `start` (which holds `"`); `None` if unclosed.
@@ -212,20 +204,24 @@ impl<'a> Iterator for ParamIter<'a> {
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            if self.rest.is_empty() {
+            let skip = self.rest.bytes().take_while(|b| matches!(b, b';' | b' ' | b'\t')).count();
+            let text = self.rest.get(skip..).unwrap_or("");
+            if text.is_empty() {
                 return None;
             }
-            let bytes = self.rest.as_bytes();
-            let at = match memchr::memchr2(b';', b'"', bytes) {
-                None => bytes.len(),
-                Some(at) if bytes.get(at) == Some(&b';') => at,
-                Some(_) => find_outside(self.rest, b';', b';', false),
+            let at = match text.bytes().position(|b| matches!(b, b';' | b'"')) {
+                None => text.len(),
+                Some(at) if text.as_bytes().get(at) == Some(&b';') => at,
+                Some(_) => find_outside(text, b';', b';', false),
             };
-            let one = trim(self.rest.get(..at).unwrap_or(""));
-            self.rest = self.rest.get(at + 1..).unwrap_or("");
+            self.rest = text.get(at + 1..).unwrap_or("");
+            let one = trim(text.get(..at).unwrap_or(""));
             if !one.is_empty() {
-                return Some(match split_once_trim(one, b'=') {
-                    Some((name, value)) => (name, Some(value)),
+                return Some(match one.bytes().position(|b| b == b'=') {
+                    Some(at) => {
+                        let (name, value) = one.split_at_checked(at).unwrap_or((one, ""));
+                        (trim(name), Some(trim(value.get(1..).unwrap_or(""))))
+                    }
                     None => (one, None),
                 });
             }
