@@ -1,5 +1,6 @@
 //! The kernel relay in network namespaces, with real packets, for each kernel way.
 
+mod anchored;
 mod bans;
 mod call;
 mod changes;
