@@ -23,6 +23,7 @@ impl Call {
         }
         let Some(wait) = self.ok_wait.take() else { return };
         cx.env.timers.cancel(wait.timer);
+        let Some(client_seq) = wait.client_seq else { return };
         let answer = match (wait.offer_in_ok, body::sdp(message)) {
             (true, Some(sdp)) => self.late_answer(cx, side, &sdp),
             (true, None) => Err(()),
@@ -33,14 +34,14 @@ impl Call {
         match answer {
             Ok(sdp) => {
                 let late = sdp.is_some();
-                self.send_ack(cx, other, wait.client_seq, sdp);
-                if late {
+                self.send_ack(cx, other, client_seq, sdp);
+                if late || wait.in_dialog {
                     self.store_change(cx);
                 }
             }
             Err(()) => {
                 // RFC 3261 §13.2.1: no answer where one is due ends the session.
-                self.send_ack(cx, other, wait.client_seq, None);
+                self.send_ack(cx, other, client_seq, None);
                 self.end(cx, EndedBy::Sbc(EndCause::Media), None, Some("SIP;cause=488"));
             }
         }

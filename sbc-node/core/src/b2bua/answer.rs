@@ -207,6 +207,23 @@ impl Media {
         }
     }
 
+    /// Takes the answer to an offer that only repeated what is in force: nothing is written.
+    pub(crate) fn note(
+        &mut self,
+        cx: &mut Cx<'_>,
+        side: Side,
+        leg: &mut Leg,
+        sdp: &Bytes,
+    ) -> Result<(), Refusal> {
+        let bad = Refusal { status: 488, reason: "", retry: false };
+        let parsed = Sdp::parse(sdp).map_err(|_| bad)?;
+        for (index, stream) in parsed.streams().enumerate().filter(|(_, s)| s.active) {
+            self.tell(cx, index, side, remote_of(&stream, leg.trunk.config.latch))?;
+        }
+        leg.sdp.remote = Some(Bytes::copy_from_slice(sdp));
+        Ok(())
+    }
+
     /// Remembers how things are, before an offer inside the dialog is tried.
     pub(crate) fn begin_offer(&mut self) {
         self.before = Some(Box::new(self.streams.clone()));

@@ -56,7 +56,6 @@ impl Call {
         }
         let mut fork = attempt.forks.swap_remove(fork);
         fork.leg.dialog.routes = wire::route_set(message, true);
-        wire::follow_target(&mut fork.leg);
         let to_a = DialogRef { call: self.key, side: Side::A, fork: 0 };
         cx.env.tags.insert(fork.a_tag.clone(), to_a);
         self.a.dialog.local_tag = fork.a_tag.clone();
@@ -192,14 +191,17 @@ impl Call {
             flow: setup.flow,
             status,
             server_seq,
-            client_seq,
+            client_seq: Some(client_seq),
             ok,
             schedule,
             timer,
             offer_in_ok: !offered,
+            in_dialog: false,
         }));
-        self.arm_session(cx, Side::A);
-        self.arm_session(cx, Side::B);
+        for side in [Side::A, Side::B] {
+            self.follow(cx, side, 0);
+            self.arm_session(cx, side);
+        }
         self.arm_duration(cx);
     }
 

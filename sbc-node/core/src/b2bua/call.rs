@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use super::answer::Media;
 use super::cdr::{CdrAttempt, EndedBy};
-use super::env::{Cx, Traced};
+use super::env::{Cx, ResolveFor, Traced};
 use super::record::CallId;
 use super::wire;
 use crate::core::{Destination, Direction, ResolveError, StoreId};
@@ -196,12 +196,15 @@ pub(crate) struct OkWait {
     pub(crate) status: u16,
     /// CSeq of the INVITE on that side, and of ours on the other.
     pub(crate) server_seq: u32,
-    pub(crate) client_seq: u32,
+    /// `None` when we answered without asking the other side.
+    pub(crate) client_seq: Option<u32>,
     pub(crate) ok: Bytes,
     pub(crate) schedule: OkRetransmit,
     pub(crate) timer: TimerKey,
     /// The 2xx carried an offer: the ACK carries the answer.
     pub(crate) offer_in_ok: bool,
+    /// Of a re-INVITE.
+    pub(crate) in_dialog: bool,
 }
 
 /// A transaction across both legs, or one of ours on one leg.
@@ -211,6 +214,8 @@ pub(crate) struct Exchange {
     pub(crate) method: Method,
     /// The side that our request went to.
     pub(crate) to: Side,
+    /// Which fork's dialog, while the call was being set up.
+    pub(crate) fork: u8,
     /// The request that asked for it; `None` for requests of our own.
     pub(crate) asked: Option<Asked>,
     pub(crate) client: Option<ClientId>,
@@ -229,6 +234,13 @@ pub(crate) struct Asked {
     pub(crate) flow: Flow,
 }
 
+impl Asked {
+    /// The same, to answer it after it was handed on.
+    pub(crate) fn again(&self) -> Asked {
+        Asked { server: self.server, request: self.request.clone(), flow: self.flow }
+    }
+}
+
 /// What an exchange is about beyond passing it on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ExchangeKind {
@@ -242,8 +254,8 @@ pub(crate) enum ExchangeKind {
     Refresh,
     /// Our own re-INVITE after taking the call over.
     Adopted,
-    /// PRACK for fork n of the call being set up; ours when leg A does not do 100rel.
-    Prack { fork: u8, offered: bool },
+    /// PRACK of a fork of the call being set up; ours when leg A does not do 100rel.
+    Prack { offered: bool },
 }
 
 /// An offer that is open, and who made it.
@@ -330,6 +342,54 @@ impl Call {
         match side {
             Side::A => Some(&mut self.a),
             Side::B => self.b.as_mut(),
+        }
+    }
+
+    /// The leg of a side; of B, while forks ring, that of fork n.
+    pub(crate) fn leg_at(&self, side: Side, fork: u8) -> Option<&Leg> {
+        match (side, &self.phase, &self.b) {
+            (Side::A, _, _) => Some(&self.a),
+            (Side::B, Phase::Setup(setup), None) => {
+                setup.attempt.as_ref()?.forks.get(usize::from(fork)).map(|f| &f.leg)
+            }
+            (Side::B, _, b) => b.as_ref(),
+        }
+    }
+
+    pub(crate) fn leg_at_mut(&mut self, side: Side, fork: u8) -> Option<&mut Leg> {
+        match (side, &mut self.phase, &mut self.b) {
+            (Side::A, _, _) => Some(&mut self.a),
+            (Side::B, Phase::Setup(setup), None) => {
+                setup.attempt.as_mut()?.forks.get_mut(usize::from(fork)).map(|f| &mut f.leg)
+            }
+            (Side::B, _, b) => b.as_mut(),
+        }
+    }
+
+    pub(crate) fn hop_of(&self, side: Side, fork: u8) -> Hop {
+        self.leg_at(side, fork).map_or(self.a.hop, |l| l.hop)
+    }
+
+    /// The fork that a request in an early dialog means: by its tag on leg A, by the peer's own
+    /// tag on leg B.
+    pub(crate) fn fork_number(&self, dialog: &DialogRef, remote_tag: &str) -> u8 {
+        match (dialog.side, &self.phase) {
+            (Side::B, Phase::Setup(setup)) => {
+                let forks = setup.attempt.iter().flat_map(|a| &a.forks);
+                let at = forks.map(|f| &f.leg).position(|l| *l.dialog.remote_tag == *remote_tag);
+                at.and_then(|at| u8::try_from(at).ok()).unwrap_or(0)
+            }
+            (_, _) => dialog.fork,
+        }
+    }
+
+    /// Follows a leg's next hop after its target changed: an address at once, a name when it is
+    /// resolved.
+    pub(crate) fn follow(&mut self, cx: &mut Cx<'_>, side: Side, fork: u8) {
+        let key = self.key;
+        let Some(leg) = self.leg_at_mut(side, fork) else { return };
+        if let Some(query) = wire::follow_target(cx, leg) {
+            cx.resolve(query, ResolveFor::Leg { call: key, side });
         }
     }
 

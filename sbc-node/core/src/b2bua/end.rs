@@ -4,6 +4,7 @@ use super::attempt::forget_attempt;
 use super::call::{Call, CallTimers, ExchangeKind, Phase};
 use super::cdr::{Cdr, CdrLeg, EndCause, EndedBy};
 use super::env::Cx;
+use super::exchange::Request;
 use super::hide::{self, Crossing};
 use super::progress::forget_forks;
 use crate::core::{Event, Record};
@@ -107,7 +108,9 @@ impl Call {
     fn ack_before_bye(&mut self, cx: &mut Cx<'_>) {
         let Some(wait) = self.ok_wait.take() else { return };
         cx.env.timers.cancel(wait.timer);
-        self.send_ack(cx, wait.side.other(), wait.client_seq, None);
+        if let Some(seq) = wait.client_seq {
+            self.send_ack(cx, wait.side.other(), seq, None);
+        }
     }
 
     /// Requests that still wait for the other side when the call ends get 487
@@ -128,7 +131,7 @@ impl Call {
     }
 
     fn send_bye(&mut self, cx: &mut Cx<'_>, side: Side, reason: Option<&str>) {
-        self.request(cx, side, Method::Bye, ExchangeKind::Bye, |out| {
+        self.start_exchange(cx, Request::own(side, Method::Bye, ExchangeKind::Bye), |out| {
             if let Some(reason) = reason {
                 out.header(HeaderName::Reason, reason);
             }

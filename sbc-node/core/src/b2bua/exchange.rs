@@ -9,42 +9,48 @@ use super::end::cause;
 use super::env::{Cx, Purpose, Sent};
 use super::hide::{self, Crossing};
 use super::wire;
+use crate::dialog::Dialog;
 use crate::media::Side;
 use crate::sip::{Builder, HeaderName, Message, Method};
 
 /// A body and its type.
 pub(crate) type Body = Option<(String, Bytes)>;
 
-impl Call {
-    /// Sends a request of our own on a leg. `write` adds headers and yields the body.
-    pub(crate) fn request(
-        &mut self,
-        cx: &mut Cx<'_>,
-        to: Side,
-        method: Method,
-        kind: ExchangeKind,
-        write: impl FnOnce(&mut Builder) -> Body,
-    ) -> bool {
-        self.start_exchange(cx, to, method, kind, None, wire::MAX_FORWARDS, write)
-    }
+/// A request to send inside a call.
+pub(crate) struct Request {
+    pub(crate) to: Side,
+    /// Which fork's dialog, while the call is being set up.
+    pub(crate) fork: u8,
+    pub(crate) method: Method,
+    pub(crate) kind: ExchangeKind,
+    pub(crate) asked: Option<Asked>,
+    pub(crate) max_forwards: u8,
+}
 
-    /// Starts an exchange towards a confirmed leg. `false` when it could not be sent.
-    #[expect(clippy::too_many_arguments, reason = "one place where a request in a call is made")]
+impl Request {
+    /// A request that nobody asked us for.
+    pub(crate) fn own(to: Side, method: Method, kind: ExchangeKind) -> Self {
+        Request { to, fork: 0, method, kind, asked: None, max_forwards: wire::MAX_FORWARDS }
+    }
+}
+
+impl Call {
+    /// Starts an exchange. `write` adds headers and yields the body. `false` when it could not be
+    /// sent; the caller answers whoever asked.
     pub(crate) fn start_exchange(
         &mut self,
         cx: &mut Cx<'_>,
-        to: Side,
-        method: Method,
-        kind: ExchangeKind,
-        asked: Option<Asked>,
-        max_forwards: u8,
+        request: Request,
         write: impl FnOnce(&mut Builder) -> Body,
     ) -> bool {
+        let Request { to, fork, method, kind, asked, max_forwards } = request;
         let (hint, number) = (self.hint, self.next_exchange);
-        let Some(leg) = self.leg_mut(to) else { return false };
+        let early_tag = self.early_a_tag(to, fork);
+        let Some(leg) = self.leg_at_mut(to, fork) else { return false };
         let seq = leg.dialog.next_seq();
-        let begun =
-            wire::begin_request(cx, hint, &leg.dialog, &leg.hop, &method, seq, max_forwards);
+        let early = early_tag.map(|tag| Dialog { local_tag: tag, ..leg.dialog.clone() });
+        let dialog = early.as_ref().unwrap_or(&leg.dialog);
+        let begun = wire::begin_request(cx, hint, dialog, &leg.hop, &method, seq, max_forwards);
         let Some((mut out, branch)) = begun else { return false };
         let dest = wire::destination(&leg.hop);
         let data = match write(&mut out) {
@@ -55,18 +61,29 @@ impl Call {
         let sent = Sent { method: method.clone(), branch, dest, data, purpose, timeout: None };
         let Some(client) = cx.send(self.traced(to), sent) else { return false };
         self.next_exchange = number.wrapping_add(1);
-        let exchange = Exchange {
+        self.exchanges.push(Box::new(Exchange {
             number,
             method,
             to,
+            fork,
             asked,
             client: Some(client),
             client_seq: seq,
             kind,
             authorized: false,
-        };
-        self.exchanges.push(Box::new(exchange));
+        }));
         true
+    }
+
+    /// In an early dialog other than the first, A knows us by the fork's tag.
+    fn early_a_tag(&self, to: Side, fork: u8) -> Option<Box<str>> {
+        match (&self.phase, to) {
+            (Phase::Setup(setup), Side::A) => {
+                let forks = &setup.attempt.as_ref()?.forks;
+                forks.get(usize::from(fork)).map(|f| f.a_tag.clone())
+            }
+            (_, _) => None,
+        }
     }
 
     /// Passes a request of one leg on to the other as it is: INFO, MESSAGE, NOTIFY, ….
@@ -92,28 +109,23 @@ impl Call {
             Some(body) => Some(body),
             None => any_body(&message),
         };
-        let again = Asked { server: asked.server, request: message.clone(), flow: asked.flow };
-        let sent = self.start_exchange(
-            cx,
-            to,
-            method,
-            ExchangeKind::Plain,
-            Some(asked),
-            forwards,
-            |out| {
-                let way = Crossing {
-                    from: &from_trunk.config,
-                    to: &to_trunk.config,
-                    host: &host,
-                    pai_user: None,
-                };
-                hide::cross(out, &message, &way);
-                for (name, value) in extra.drain(..) {
-                    out.header(name, value);
-                }
-                body
-            },
-        );
+        let again = asked.again();
+        let kind = ExchangeKind::Plain;
+        let request =
+            Request { to, fork: 0, method, kind, asked: Some(asked), max_forwards: forwards };
+        let sent = self.start_exchange(cx, request, |out| {
+            let way = Crossing {
+                from: &from_trunk.config,
+                to: &to_trunk.config,
+                host: &host,
+                pai_user: None,
+            };
+            hide::cross(out, &message, &way);
+            for (name, value) in extra.drain(..) {
+                out.header(name, value);
+            }
+            body
+        });
         if !sent {
             self.answer(cx, from, &again, 503, &[]);
         }
@@ -161,9 +173,7 @@ impl Call {
             // RFC 4320 §4.2: no 408 for anything but INVITE; the asker's own timer tells it.
             let silent = status == 408 && exchange.method != Method::Invite;
             let answer = if silent { 504 } else { status };
-            let asked =
-                Asked { server: asked.server, request: asked.request.clone(), flow: asked.flow };
-            self.answer(cx, from, &asked, answer, &[]);
+            self.answer(cx, from, asked, answer, &[]);
         }
         if matches!(exchange.kind, ExchangeKind::Session { .. }) {
             self.media.roll_back(cx);

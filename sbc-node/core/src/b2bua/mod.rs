@@ -27,6 +27,7 @@ mod refer;
 mod replaces;
 mod restore;
 mod session;
+mod session_timer;
 mod stats;
 mod summary;
 mod table;

@@ -1,12 +1,13 @@
 //! Reliable provisional responses (RFC 3262): PRACK end to end where both sides do 100rel, our own
 //! towards the side whose partner does not.
 
-use super::answer::{Passing, Role};
+use super::answer::Role;
+use super::body;
 use super::call::{Asked, Call, CallTimer, DialogRef, Exchange, ExchangeKind, Phase};
 use super::cdr::{EndCause, EndedBy};
-use super::env::{Cx, Purpose, Sent};
+use super::env::Cx;
+use super::exchange::Request;
 use super::hide::{self, Crossing};
-use super::{body, wire};
 use crate::dialog::PrackMatch;
 use crate::media::Side;
 use crate::sip::value::RAck;
@@ -18,8 +19,8 @@ impl Call {
     pub(crate) fn own_prack(&mut self, cx: &mut Cx<'_>, fork: usize, rseq: u32, message: &Message) {
         let Ok(cseq) = message.cseq() else { return };
         let rack = RAck { rseq, cseq: CSeq { number: cseq.number, method: "INVITE" } };
-        let kind = ExchangeKind::Prack { fork: u8::try_from(fork).unwrap_or(0), offered: false };
-        self.send_prack(cx, fork, kind, None, &rack, None);
+        let fork = u8::try_from(fork).unwrap_or(0);
+        self.send_prack(cx, fork, None, &rack, None);
     }
 
     /// A PRACK from A for a provisional response of ours.
@@ -44,19 +45,17 @@ impl Call {
             // B knows nothing of it: A's wish for reliability ends here.
             return self.answer(cx, dialog.side, &asked, 200, &[]);
         };
-        let offer = match self.prack_body(cx, fork, &asked.request) {
+        let offer = match self.prack_body(cx, dialog.fork, &asked.request) {
             Ok(body) => body,
             Err(status) => return self.answer(cx, dialog.side, &asked, status, &[]),
         };
-        let Some(seq) = self.fork_mut(fork).map(|f| f.leg.dialog.local_seq) else { return };
-        let seq = self.fork_invite_seq(fork).unwrap_or(seq);
+        let Some(seq) = self.invite_seq() else { return };
         let rack = RAck { rseq: map.b_rseq, cseq: CSeq { number: seq, method: "INVITE" } };
-        let kind = ExchangeKind::Prack { fork: dialog.fork, offered: offer.is_some() };
-        self.send_prack(cx, fork, kind, Some(asked), &rack, offer);
+        self.send_prack(cx, dialog.fork, Some(asked), &rack, offer);
     }
 
-    /// CSeq of the INVITE that a fork belongs to.
-    fn fork_invite_seq(&mut self, _fork: usize) -> Option<u32> {
+    /// CSeq of the INVITE that the forks belong to.
+    fn invite_seq(&mut self) -> Option<u32> {
         self.current_attempt()?.leg.as_ref().map(|l| l.dialog.local_seq)
     }
 
@@ -64,65 +63,38 @@ impl Call {
     fn prack_body(
         &mut self,
         cx: &mut Cx<'_>,
-        fork: usize,
+        fork: u8,
         request: &Message,
     ) -> Result<Option<Bytes>, u16> {
         let Some(sdp) = body::sdp(request) else { return Ok(None) };
-        let Call { phase: Phase::Setup(setup), media, a, .. } = self else { return Err(481) };
-        let offered = body::sdp(&setup.invite).is_some();
+        let offered = self.setup_mut().is_some_and(|s| body::sdp(&s.invite).is_some());
         let role = if offered { Role::Offer } else { Role::Answer };
-        let fork = setup.attempt.as_mut().and_then(|t| t.forks.get_mut(fork)).ok_or(481u16)?;
-        let passing = Passing { from: Side::A, role, sdp: &sdp, writer: a, reader: &mut fork.leg };
-        media.pass(cx, passing).map(Some).map_err(|r| r.status)
+        self.cross_sdp(cx, Side::A, fork, role, &sdp).map(Some).map_err(|r| r.status)
     }
 
     /// Sends a PRACK in a fork's early dialog.
     fn send_prack(
         &mut self,
         cx: &mut Cx<'_>,
-        fork: usize,
-        kind: ExchangeKind,
+        fork: u8,
         asked: Option<Asked>,
         rack: &RAck<'_>,
         sdp: Option<Bytes>,
     ) {
-        let (hint, number, key) = (self.hint, self.next_exchange, self.key);
-        let host = self.fork_mut(fork).map(|f| f.leg.hop);
-        let host = host.and_then(|hop| cx.listener(&hop).map(|l| l.advertise_host.clone()));
+        let kind = ExchangeKind::Prack { offered: sdp.is_some() };
+        let host = cx.listener(&self.hop_of(Side::B, fork)).map(|l| l.advertise_host.clone());
         let from = self.a.trunk.clone();
-        let traced = self.traced(Side::B);
-        let Some(f) = self.fork_mut(fork) else { return };
-        let seq = f.leg.dialog.next_seq();
-        let (dialog, hop) = (&f.leg.dialog, &f.leg.hop);
-        let begun =
-            wire::begin_request(cx, hint, dialog, hop, &Method::Prack, seq, wire::MAX_FORWARDS);
-        let Some((mut out, branch)) = begun else { return };
-        out.header(HeaderName::RAck, rack);
-        if let (Some(asked), Some(host)) = (&asked, host) {
-            let to = &f.leg.trunk.config;
-            let way = Crossing { from: &from.config, to, host: &host, pai_user: None };
-            hide::cross(&mut out, &asked.request, &way);
-        }
-        let dest = wire::destination(&f.leg.hop);
-        let data = match sdp {
-            Some(sdp) => out.finish_with("application/sdp", &sdp),
-            None => out.finish(),
-        };
-        let purpose = Purpose::Exchange { call: key, number };
-        let sent = Sent { method: Method::Prack, branch, dest, data, purpose, timeout: None };
-        let Some(client) = cx.send(traced, sent) else { return };
-        self.next_exchange = number.wrapping_add(1);
-        let method = Method::Prack;
-        self.exchanges.push(Box::new(Exchange {
-            number,
-            method,
-            to: Side::B,
-            asked,
-            client: Some(client),
-            client_seq: seq,
-            kind,
-            authorized: false,
-        }));
+        let to = self.leg_at(Side::B, fork).map(|l| l.trunk.clone());
+        let message = asked.as_ref().map(|a| a.request.clone());
+        let request = Request { fork, asked, ..Request::own(Side::B, Method::Prack, kind) };
+        self.start_exchange(cx, request, |out| {
+            out.header(HeaderName::RAck, rack);
+            if let (Some(message), Some(host), Some(to)) = (&message, &host, &to) {
+                let (from, to) = (&from.config, &to.config);
+                hide::cross(out, message, &Crossing { from, to, host, pai_user: None });
+            }
+            sdp.map(|sdp| ("application/sdp".to_owned(), sdp))
+        });
     }
 
     /// The final response to a PRACK that was passed on or is ours.
@@ -132,31 +104,11 @@ impl Call {
         exchange: Box<Exchange>,
         message: &Message,
     ) {
-        let ExchangeKind::Prack { fork, offered } = exchange.kind else { return };
+        let ExchangeKind::Prack { offered } = exchange.kind else { return };
         let Some(asked) = &exchange.asked else { return };
-        let mut sdp = None;
-        if let (true, Some(text)) = (offered, body::sdp(message)) {
-            let Call { phase, media, a, b, .. } = self;
-            let leg = match phase {
-                Phase::Setup(s) => s
-                    .attempt
-                    .as_mut()
-                    .and_then(|t| t.forks.get_mut(usize::from(fork)))
-                    .map(|f| &mut f.leg)
-                    .or(b.as_mut()),
-                Phase::Up | Phase::Ending => b.as_mut(),
-            };
-            if let Some(leg) = leg {
-                let passing = Passing {
-                    from: Side::B,
-                    role: Role::Answer,
-                    sdp: &text,
-                    writer: leg,
-                    reader: a,
-                };
-                sdp = media.pass(cx, passing).ok();
-            }
-        }
+        let sdp = body::sdp(message)
+            .filter(|_| offered)
+            .and_then(|sdp| self.cross_sdp(cx, Side::B, exchange.fork, Role::Answer, &sdp).ok());
         let status = message.status().unwrap_or(500);
         let out = cx.response(&asked.request, &asked.flow, status, "", None);
         let data = match sdp {

@@ -43,7 +43,7 @@ impl Call {
             let leg = &mut attempt.forks.get_mut(at)?.leg;
             wire::read_peer(message, &mut leg.peer);
             if wire::refresh_target(message, leg) {
-                wire::follow_target(leg);
+                wire::follow_target(cx, leg);
             }
             return Some(at);
         }
@@ -55,7 +55,7 @@ impl Call {
         leg.dialog.routes = wire::route_set(message, true);
         wire::read_peer(message, &mut leg.peer);
         wire::refresh_target(message, &mut leg);
-        wire::follow_target(&mut leg);
+        wire::follow_target(cx, &mut leg);
         let fork = u8::try_from(attempt.forks.len()).ok()?;
         // A tag that has carried a description is not used again for another dialog.
         let fresh = fork == 0 && !setup.a_tag_described;

@@ -334,7 +334,8 @@ impl Call {
         let side = dialog.side;
         let seq = asked.request.cseq().map_or(0, |c| c.number);
         let method = asked.request.method().cloned().unwrap_or(Method::Options);
-        if let Some(leg) = self.dialog_leg_mut(&dialog, asked.request.from_tag())
+        let fork = self.fork_number(&dialog, asked.request.from_tag());
+        if let Some(leg) = self.leg_at_mut(side, fork)
             && leg.dialog.take_remote_seq(seq).is_err()
         {
             return self.answer(cx, side, &asked, 500, &[]);

@@ -193,20 +193,27 @@ pub(crate) fn next_hop(dialog: &Dialog, hop: &Hop) -> NextHop {
     }
 }
 
-/// Points a leg's requests at its next hop where that is an address. Peers behind NAT are reached
-/// where they sent from, whatever they say; names are resolved by [`Call::follow_name`].
-///
-/// [`Call::follow_name`]: super::call::Call::follow_name
-pub(crate) fn follow_target(leg: &mut Leg) {
+/// Points a leg's requests at its next hop where that is an address; yields what to resolve where
+/// it is a name. Peers behind NAT are reached where they sent from, whatever they say, and a next
+/// hop that the interface cannot reach is not believed.
+pub(crate) fn follow_target(cx: &Cx<'_>, leg: &mut Leg) -> Option<ResolveQuery> {
     if leg.trunk.config.latch == Latch::Force {
-        return;
+        return None;
     }
-    if let NextHop::Address(target) = next_hop(&leg.dialog, &leg.hop) {
-        if leg.hop.flow.is_some_and(|f| f.remote != target.addr || f.transport != target.transport)
-        {
-            leg.hop.flow = None;
+    match next_hop(&leg.dialog, &leg.hop) {
+        NextHop::Address(target) => {
+            let hop = Hop { target, flow: None, ..leg.hop };
+            let same = leg
+                .hop
+                .flow
+                .is_some_and(|f| f.remote == target.addr && f.transport == target.transport);
+            if !same && cx.listener(&hop).is_some() {
+                leg.hop = hop;
+            }
+            None
         }
-        leg.hop.target = target;
+        NextHop::Name(query) => Some(query),
+        NextHop::Unusable => None,
     }
 }
 
