@@ -83,7 +83,7 @@ impl Call {
             }
         };
         let sdp = sdp.filter(|_| repeat || body::sdp(message).is_some());
-        let client_seq = b.dialog.local_seq;
+        let client_seq = message.cseq().map_or(1, |c| c.number);
         self.start_session_timers(cx, message);
         let ok = self.ok_text(cx, message, sdp).ok_or(lost)?;
         self.commit(cx, status, ok, client_seq);

@@ -10,9 +10,11 @@ use super::call::{Attempt, Call, CallTimer, DialogRef, Failure, Hop, Leg, Peer, 
 use super::cdr::{CdrAttempt, EndCause, EndedBy};
 use super::env::{Cx, Purpose, ResolveFor, Sent};
 use super::hide::{self, Crossing, Display};
+use super::progress::forget_forks;
 use super::{body, wire};
 use crate::core::ResolveError;
 use crate::dialog::Dialog;
+use crate::ids::ShardHint;
 use crate::media::Side;
 use crate::net::{Host, Target, Transport};
 use crate::routing::{SessionTimerMode, TrunkConfig};
@@ -119,49 +121,12 @@ impl Call {
 
     /// A dialog to be: our identifiers and the names that the trunk shall see.
     fn new_b_leg(&mut self, cx: &mut Cx<'_>, target: Target) -> Option<Leg> {
+        let hint = self.hint;
         let Phase::Setup(setup) = &mut self.phase else { return None };
         let hop = setup.plan.targets.get(setup.attempt.as_ref()?.hop)?;
-        let trunk = hop.trunk.clone();
-        let route = Hop { interface: trunk.config.interface, target, flow: None };
-        let listener = cx.listener(&route)?;
-        let far_host = match &trunk.config.domain {
-            Some(domain) => Host::Name(domain.clone()),
-            None => peer_host(&hop.peer().host),
-        };
-        let from = setup.invite.from().ok()?;
-        let numbers = &hop.numbers;
-        let anonymous = !trunk.config.trusted && hide::wants_anonymity(&setup.invite);
-        let local = local_name(&from, &numbers.from, &listener.advertise_host, anonymous);
-        let to = setup.invite.to().ok()?;
-        let port = hop.peer().port.filter(|_| trunk.config.domain.is_none());
-        let at = |user: &str, uri: Option<UriRef<'_>>, port: Option<u16>| {
-            let at = if user.is_empty() { "" } else { "@" };
-            let phone = if uri.is_some_and(hide::is_phone) { ";user=phone" } else { "" };
-            match port {
-                Some(port) => format!("sip:{user}{at}{far_host}:{port}{phone}"),
-                None => format!("sip:{user}{at}{far_host}{phone}"),
-            }
-        };
-        let mut request_uri = at(&numbers.ruri, setup.invite.request_uri().ok(), port);
-        if let Some(param) = target.transport.uri_param().filter(|_| trunk.config.domain.is_none())
-        {
-            request_uri.push_str(";transport=");
-            request_uri.push_str(param);
-        }
-        let remote = format!("<{}>", at(&numbers.to, to.uri().ok(), None));
-        let dialog = Dialog {
-            call_id: cx.ids().call_id(self.hint).as_str().into(),
-            local_tag: cx.ids().tag(self.hint).as_str().into(),
-            remote_tag: "".into(),
-            local: local.into(),
-            remote: remote.into(),
-            local_seq: 0,
-            remote_seq: None,
-            target: request_uri.into(),
-            routes: Vec::new(),
-        };
+        let (dialog, route) = outgoing_dialog(cx, hint, &setup.invite, hop, target)?;
         Some(Leg {
-            trunk,
+            trunk: hop.trunk.clone(),
             dialog,
             hop: route,
             peer: Peer::default(),
@@ -233,7 +198,7 @@ impl Call {
         for (name, value) in &to.headers.set {
             out.other(name, &**value);
         }
-        super::replaces::cross(cx, &mut out, &invite, &hop.trunk);
+        super::replaces::cross(&mut out, setup.replaced.as_ref(), &hop.trunk);
         let data = match &offer {
             Some(offer) => out.finish_with("application/sdp", offer),
             None => out.finish(),
@@ -274,6 +239,7 @@ impl Call {
             self.facts.attempts.push(CdrAttempt { trunk, peer, status });
         }
         forget_attempt(cx, &attempt);
+        forget_forks(cx, &attempt, Some(&setup.a_tag));
         let over = message.is_none()
             || hop.is_some_and(|h| h.trunk.config.failover.applies(status))
             || status == 503;
@@ -370,6 +336,55 @@ impl Call {
     }
 }
 
+/// The dialog (or none to be) that a request of A opens on a trunk: our identifiers, the names
+/// that the trunk shall see, and the hop. `None` when the trunk's interface cannot reach `target`.
+pub(crate) fn outgoing_dialog(
+    cx: &mut Cx<'_>,
+    hint: ShardHint,
+    request: &Message,
+    to: &crate::routing::Hop,
+    target: Target,
+) -> Option<(Dialog, Hop)> {
+    let config = &to.trunk.config;
+    let route = Hop { interface: config.interface, target, flow: None };
+    let own_host = cx.listener(&route)?.advertise_host.clone();
+    let far_host = match &config.domain {
+        Some(domain) => Host::Name(domain.clone()),
+        None => peer_host(&to.peer().host),
+    };
+    let at = |user: &str, uri: Option<UriRef<'_>>, port: Option<u16>| {
+        let at = if user.is_empty() { "" } else { "@" };
+        let phone = if uri.is_some_and(hide::is_phone) { ";user=phone" } else { "" };
+        match port {
+            Some(port) => format!("sip:{user}{at}{far_host}:{port}{phone}"),
+            None => format!("sip:{user}{at}{far_host}{phone}"),
+        }
+    };
+    let numbers = &to.numbers;
+    let by_peer = config.domain.is_none();
+    let port = to.peer().port.filter(|_| by_peer);
+    let mut request_uri = at(&numbers.ruri, request.request_uri().ok(), port);
+    if let Some(param) = target.transport.uri_param().filter(|_| by_peer) {
+        request_uri.push_str(";transport=");
+        request_uri.push_str(param);
+    }
+    let remote = format!("<{}>", at(&numbers.to, request.to().ok()?.uri().ok(), None));
+    let anonymous = !config.trusted && hide::wants_anonymity(request);
+    let local = local_name(&request.from().ok()?, &numbers.from, &own_host, anonymous);
+    let dialog = Dialog {
+        call_id: cx.ids().call_id(hint).as_str().into(),
+        local_tag: cx.ids().tag(hint).as_str().into(),
+        remote_tag: "".into(),
+        local: local.into(),
+        remote: remote.into(),
+        local_seq: 0,
+        remote_seq: None,
+        target: request_uri.into(),
+        routes: Vec::new(),
+    };
+    Some((dialog, route))
+}
+
 /// Drops what the tables know of an attempt's dialogs.
 pub(crate) fn forget_attempt(cx: &mut Cx<'_>, attempt: &Attempt) {
     if let Some(leg) = &attempt.leg {
@@ -454,7 +469,7 @@ fn keep_best(best: &mut Option<Failure>, new: Failure) {
 
 /// What a target's failure becomes towards the caller: nothing that would make the caller act on
 /// our relation with the target.
-fn mapped(status: u16) -> u16 {
+pub(crate) fn mapped(status: u16) -> u16 {
     match status {
         // A redirection is not followed and not told: the target may only name inside hosts.
         300..=399 => 480,

@@ -10,6 +10,7 @@ use super::answer::Media;
 use super::cdr::{CdrAttempt, EndedBy};
 use super::env::{Cx, ResolveFor, Traced};
 use super::record::CallId;
+use super::replaces::Replaced;
 use super::wire;
 use crate::core::{Destination, Direction, ResolveError, StoreId};
 use crate::dialog::{Dialog, Outgoing, SessionTimer};
@@ -154,6 +155,8 @@ pub(crate) struct Setup {
     /// Reliable provisional responses towards the caller.
     pub(crate) reliable: Outgoing,
     pub(crate) reliable_timer: Option<TimerKey>,
+    /// The call that this one shall replace (RFC 3891).
+    pub(crate) replaced: Option<Replaced>,
     /// The 2xx that waits for its commit.
     pub(crate) committing: Option<Committing>,
     pub(crate) requires_100rel: bool,
@@ -224,6 +227,8 @@ pub(crate) struct Exchange {
     pub(crate) kind: ExchangeKind,
     /// A challenge was answered already.
     pub(crate) authorized: bool,
+    /// The request as sent, kept where the peer may challenge it.
+    pub(crate) sent: Option<Bytes>,
 }
 
 /// The request on the other side that an exchange serves.
@@ -258,13 +263,13 @@ pub(crate) enum ExchangeKind {
     Prack { offered: bool },
 }
 
-/// An offer that is open, and who made it.
+/// Who made the offer that is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Pending {
-    /// The side that our request went to.
-    pub(crate) to: Side,
-    /// Made by us, not on behalf of the other side.
-    pub(crate) own: bool,
+pub(crate) enum Pending {
+    /// The side that asks now.
+    Theirs,
+    /// We, or the other side through us.
+    Ours,
 }
 
 /// A call in the making, up, or ending.
@@ -283,6 +288,8 @@ pub(crate) struct Call {
     pub(crate) timers: CallTimers,
     pub(crate) permits: SmallVec<[Permit; 2]>,
     pub(crate) facts: Box<Facts>,
+    /// REFERs that crossed: the referrer's side, their CSeq there and on the other leg.
+    pub(crate) refers: SmallVec<[(Side, u32, u32); 0]>,
     pub(crate) trace: bool,
     pub(crate) revision: u32,
 }

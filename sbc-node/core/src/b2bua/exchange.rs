@@ -58,6 +58,7 @@ impl Call {
             None => out.finish(),
         };
         let purpose = Purpose::Exchange { call: self.key, number };
+        let kept = self.may_be_challenged(to, fork).then(|| data.clone());
         let sent = Sent { method: method.clone(), branch, dest, data, purpose, timeout: None };
         let Some(client) = cx.send(self.traced(to), sent) else { return false };
         self.next_exchange = number.wrapping_add(1);
@@ -71,6 +72,7 @@ impl Call {
             client_seq: seq,
             kind,
             authorized: false,
+            sent: kept,
         }));
         true
     }
@@ -88,6 +90,17 @@ impl Call {
 
     /// Passes a request of one leg on to the other as it is: INFO, MESSAGE, NOTIFY, ….
     pub(crate) fn pass_on(&mut self, cx: &mut Cx<'_>, from: Side, asked: Asked) {
+        self.pass_on_with(cx, from, asked, Vec::new());
+    }
+
+    /// The same, with headers that were written for the other side.
+    pub(crate) fn pass_on_with(
+        &mut self,
+        cx: &mut Cx<'_>,
+        from: Side,
+        asked: Asked,
+        headers: Vec<(HeaderName, String)>,
+    ) {
         if self.exchanges.len() >= cx.env.config.calls.max_exchanges {
             let retry = (HeaderName::RetryAfter, cx.env.config.calls.retry_after_s.to_string());
             return self.answer(cx, from, &asked, 503, &[retry]);
@@ -104,7 +117,7 @@ impl Call {
         let method = message.method().cloned().unwrap_or(Method::Info);
         let (Some(reader), Some(writer)) = (self.leg(to), self.leg(from)) else { return };
         let (from_trunk, to_trunk) = (writer.trunk.clone(), reader.trunk.clone());
-        let mut extra = super::refer::mapped_headers(cx, self, from, &message);
+        let event = self.mapped_event(from, &message);
         let body = match super::refer::mapped_body(&message) {
             Some(body) => Some(body),
             None => any_body(&message),
@@ -120,9 +133,15 @@ impl Call {
                 host: &host,
                 pai_user: None,
             };
-            hide::cross(out, &message, &way);
-            for (name, value) in extra.drain(..) {
-                out.header(name, value);
+            match &event {
+                Some(event) => {
+                    hide::cross_but(out, &message, &way, HeaderName::Event);
+                    out.header(HeaderName::Event, event);
+                }
+                None => hide::cross(out, &message, &way),
+            }
+            for (name, value) in &headers {
+                out.header(*name, value);
             }
             body
         });
@@ -144,7 +163,7 @@ impl Call {
             return;
         }
         let mut exchange = self.exchanges.swap_remove(at);
-        if matches!(status, 401 | 407) && !exchange.authorized {
+        if matches!(status, 401 | 407) {
             exchange = match self.authorize_exchange(cx, exchange, message) {
                 None => return,
                 Some(back) => back,
@@ -223,7 +242,8 @@ impl Call {
         sdp: Option<Bytes>,
     ) -> Option<Bytes> {
         let from = exchange.to.other();
-        let (leg, other) = (self.leg(from)?, self.leg(exchange.to)?);
+        let (leg, other) =
+            (self.leg_at(from, exchange.fork)?, self.leg_at(exchange.to, exchange.fork)?);
         let mut out = cx.response(&asked.request, &asked.flow, status, "", None);
         let listener = cx.listener(&leg.hop)?;
         if wire::has_contact(&exchange.method) && status < 300 {
@@ -269,18 +289,27 @@ impl Call {
         cx.respond(self.traced(side), &asked.flow, asked.server, status, out.finish());
     }
 
-    /// Whether an INVITE or UPDATE with an offer is under way, and from whom.
-    pub(crate) fn pending_offer(&self) -> Option<Pending> {
+    /// An offer under way that keeps `side` from making one, and who made it. What we asked the
+    /// other leg alone is no hindrance unless `crosses`.
+    pub(crate) fn pending_offer(&self, side: Side, crosses: bool) -> Option<Pending> {
         let open = |e: &&Box<Exchange>| match e.kind {
-            ExchangeKind::Session { .. } | ExchangeKind::Refresh | ExchangeKind::Adopted => true,
-            ExchangeKind::Prack { offered, .. } => offered,
+            ExchangeKind::Session { .. } | ExchangeKind::Refresh | ExchangeKind::Adopted => {
+                e.asked.is_some() || e.to == side || crosses
+            }
+            ExchangeKind::Prack { offered } => offered,
             ExchangeKind::Plain | ExchangeKind::Bye => false,
         };
         if let Some(exchange) = self.exchanges.iter().find(open) {
-            return Some(Pending { to: exchange.to, own: exchange.asked.is_none() });
+            let theirs = exchange.asked.is_some() && exchange.to != side;
+            return Some(if theirs { Pending::Theirs } else { Pending::Ours });
         }
         // Until the ACK the INVITE transaction is not over for the side that sent it.
-        self.ok_wait.as_ref().map(|w| Pending { to: w.side.other(), own: false })
+        let wait = self.ok_wait.as_ref()?;
+        match (wait.side == side, wait.client_seq.is_some() || crosses) {
+            (true, _) => Some(Pending::Theirs),
+            (false, true) => Some(Pending::Ours),
+            (false, false) => None,
+        }
     }
 }
 

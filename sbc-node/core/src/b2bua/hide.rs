@@ -3,6 +3,8 @@
 //!
 //! Via, Contact, tags and all that makes a message ours is written by `wire.rs`, never copied.
 
+use std::fmt;
+
 use crate::net::Host;
 use crate::routing::{HeaderPolicy, TrunkConfig};
 use crate::sip::value::FromValue;
@@ -138,9 +140,14 @@ pub(crate) struct Crossing<'a> {
 
 /// Copies what may cross from `message` into `out`.
 pub(crate) fn cross(out: &mut Builder, message: &Message, way: &Crossing<'_>) {
+    cross_but(out, message, way, HeaderName::Via);
+}
+
+/// The same without one header, which the caller writes anew.
+pub(crate) fn cross_but(out: &mut Builder, message: &Message, way: &Crossing<'_>, but: HeaderName) {
     let trusted = way.from.trusted && way.to.trusted;
     let mut pai_user = way.pai_user;
-    for header in message.headers() {
+    for header in message.headers().filter(|h| h.id != but) {
         match class(header.id) {
             Class::Never => {}
             Class::Always => {
@@ -194,23 +201,27 @@ pub(crate) struct Hosted<'a> {
     pub(crate) host: &'a Host,
 }
 
-impl WriteValue for Hosted<'_> {
-    fn write_value(&self, out: &mut Out<'_>) {
+impl fmt::Display for Hosted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.uri.scheme() == Scheme::Tel && self.user == self.uri.user() {
-            return out.str(self.uri.as_str());
+            return f.write_str(self.uri.as_str());
         }
         let sips = self.uri.scheme() == Scheme::Sips;
-        out.str(if sips { "sips:" } else { "sip:" });
+        f.write_str(if sips { "sips:" } else { "sip:" })?;
         if let Some(user) = self.user.filter(|u| !u.is_empty()) {
-            (user, "@").write_value(out);
+            write!(f, "{user}@")?;
         }
         if self.uri.host().eq_ignore_ascii_case("anonymous.invalid") {
-            return out.str("anonymous.invalid");
+            return f.write_str("anonymous.invalid");
         }
-        self.host.write_value(out);
-        if is_phone(self.uri) {
-            out.str(";user=phone");
-        }
+        write!(f, "{}", self.host)?;
+        if is_phone(self.uri) { f.write_str(";user=phone") } else { Ok(()) }
+    }
+}
+
+impl WriteValue for Hosted<'_> {
+    fn write_value(&self, out: &mut Out<'_>) {
+        format_args!("{self}").write_value(out);
     }
 }
 

@@ -8,6 +8,7 @@ use super::answer::Media;
 use super::call::{Call, CallKey, CallTimers, DialogRef, Facts, Leg, Peer, Phase, SdpState, Setup};
 use super::env::Cx;
 use super::record::CallId;
+use super::replaces::Replaced;
 use super::{hide, wire};
 use crate::dialog::{Dialog, MIN_SE_S, Outgoing};
 use crate::ids::ShardHint;
@@ -64,6 +65,7 @@ pub(crate) struct Accepted {
     trunk: Arc<Trunk>,
     plan: Plan,
     permit: Permit,
+    pub(crate) replaced: Option<Replaced>,
 }
 
 /// Checks everything that can be refused before a call exists.
@@ -99,7 +101,7 @@ pub(crate) fn accept(
     }
     let plan = route(cx, message, &trunk)?;
     let permit = cx.env.routing.admit(cx.now, &trunk, plan.emergency)?;
-    Ok(Accepted { trunk, plan, permit })
+    Ok(Accepted { trunk, plan, permit, replaced: None })
 }
 
 /// Option tags in Require that we do not know: 420 with all of them (RFC 3261 §8.2.2.3).
@@ -142,7 +144,8 @@ fn session_interval(message: &Message, trunk: &Trunk) -> Result<(), Refuse> {
     Ok(())
 }
 
-fn route(cx: &mut Cx<'_>, message: &Message, trunk: &Trunk) -> Result<Plan, Refuse> {
+/// Where a request goes.
+pub(crate) fn route(cx: &mut Cx<'_>, message: &Message, trunk: &Trunk) -> Result<Plan, Refuse> {
     let bad = |_| Refuse::new(400, "Bad Request: malformed URI");
     let ruri = message.request_uri().map_err(bad)?;
     let from = message.from().map_err(|_| Refuse::new(400, ""))?.uri().map_err(bad)?;
@@ -216,6 +219,7 @@ pub(crate) fn make(
         failure: None,
         reliable: Outgoing::default(),
         reliable_timer: None,
+        replaced: accepted.replaced,
         committing: None,
         a_tag_described: false,
         requires_100rel: hide::has_option(message, HeaderName::Require, "100rel"),
@@ -235,6 +239,7 @@ pub(crate) fn make(
         timers: CallTimers::default(),
         permits: SmallVec::from_iter([accepted.permit]),
         facts: Box::new(facts),
+        refers: SmallVec::new(),
         trace: cx.env.trace_all,
         revision: 0,
     }
@@ -269,7 +274,7 @@ fn uas_dialog(message: &Message, tag: &str) -> Dialog {
 pub(crate) fn refuse(cx: &mut Cx<'_>, incoming: &Incoming<'_>, refuse: &Refuse) {
     cx.env.stats.refused += 1;
     if refuse.silent {
-        return;
+        return cx.env.txn.forget(incoming.server);
     }
     let hint = ShardHint::of_call_id(incoming.message.call_id().unwrap_or("").as_bytes());
     let tag = cx.ids().tag(hint);

@@ -1,12 +1,47 @@
-//! Requests outside any dialog other than INVITE.
+//! Requests outside any dialog other than INVITE: OPTIONS to us is answered, MESSAGE is routed and
+//! passed on hop by hop like a call, the rest is refused.
 
+use slab::Slab;
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+use super::attempt::{mapped, outgoing_dialog};
 use super::call::{Asked, Call};
-use super::env::Cx;
+use super::env::{Cx, Purpose, ResolveFor, Sent};
+use super::exchange::any_body;
+use super::hide::{self, Crossing};
 use super::invite::{self, Incoming, Refuse};
-use super::table::Calls;
 use super::wire;
+use crate::core::ResolveError;
+use crate::ids::ShardHint;
 use crate::media::Side;
-use crate::sip::{HeaderName, Method};
+use crate::net::{Target, Transport};
+use crate::routing::{Plan, Trunk};
+use crate::sip::{HeaderName, Message, Method};
+
+/// A request on its way across, without a dialog.
+struct Relay {
+    /// Tells apart what used the same place before.
+    number: u32,
+    asked: Asked,
+    from: Arc<Trunk>,
+    plan: Plan,
+    next_hop: usize,
+    hop: usize,
+    addresses: SmallVec<[Target; 2]>,
+    /// The last failure that a target sent.
+    failure: Option<u16>,
+}
+
+/// Requests outside dialogs of one shard.
+#[derive(Default)]
+pub(crate) struct Relays {
+    slots: Slab<Box<Relay>>,
+    last: u32,
+}
+
+/// The part of a relay's number that its [`Purpose`] has room for.
+const NUMBER: u32 = (1 << 22) - 1;
 
 impl Call {
     /// OPTIONS inside a dialog asks us (RFC 3261 §11.2).
@@ -17,22 +52,224 @@ impl Call {
     }
 }
 
-impl Calls {
-    pub(crate) fn outside(&mut self, cx: &mut Cx<'_>, incoming: &Incoming<'_>) {
-        let method = incoming.message.method();
-        if method == Some(&Method::Options) {
-            let status = if cx.env.draining { 503 } else { 200 };
-            let tag = cx.ids().tag(crate::ids::ShardHint(0));
-            let mut out = cx.response(incoming.message, &incoming.flow, status, "", Some(&tag));
-            out.header(HeaderName::Allow, wire::ALLOW);
-            out.header(HeaderName::Accept, "application/sdp");
-            return cx.respond(None, &incoming.flow, incoming.server, status, out.finish());
-        }
-        let status = match method {
-            Some(Method::Other(_)) => 501,
-            Some(Method::Bye | Method::Prack | Method::Update | Method::Info) => 481,
-            _ => 405,
-        };
-        invite::refuse(cx, incoming, &Refuse::new(status, ""));
+impl Relays {
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
     }
+
+    /// A request outside any dialog that is not INVITE.
+    pub(crate) fn request(&mut self, cx: &mut Cx<'_>, incoming: &Incoming<'_>) {
+        let trunk = match cx.env.routing.identify(&incoming.flow) {
+            Some(trunk) => trunk.clone(),
+            None => {
+                let reject = cx.env.routing.unknown_source().into();
+                return invite::refuse(cx, incoming, &reject);
+            }
+        };
+        let refusal = match incoming.message.method() {
+            Some(Method::Options) => return options(cx, incoming),
+            Some(Method::Message) => match self.relay(cx, incoming, trunk) {
+                Ok(()) => return,
+                Err(refuse) => refuse,
+            },
+            Some(Method::Other(_)) => Refuse::new(501, ""),
+            Some(
+                Method::Bye
+                | Method::Prack
+                | Method::Update
+                | Method::Info
+                | Method::Notify
+                | Method::Cancel
+                | Method::Ack,
+            ) => Refuse::new(481, ""),
+            Some(
+                Method::Invite
+                | Method::Register
+                | Method::Subscribe
+                | Method::Refer
+                | Method::Publish,
+            )
+            | None => Refuse::new(405, ""),
+        };
+        invite::refuse(cx, incoming, &refusal);
+    }
+
+    fn relay(
+        &mut self,
+        cx: &mut Cx<'_>,
+        incoming: &Incoming<'_>,
+        from: Arc<Trunk>,
+    ) -> Result<(), Refuse> {
+        let message = incoming.message;
+        let retry = || cx.env.config.calls.retry_after_s.to_string();
+        if cx.env.draining || self.slots.len() >= cx.env.config.calls.max_relays {
+            return Err(Refuse::with(503, "", HeaderName::RetryAfter, retry()));
+        }
+        if incoming.merged {
+            return Err(Refuse::new(482, ""));
+        }
+        if message.max_forwards().ok().flatten() == Some(0) {
+            return Err(Refuse::new(483, ""));
+        }
+        invite::require(message)?;
+        let plan = invite::route(cx, message, &from)?;
+        self.last = self.last.wrapping_add(1) & NUMBER;
+        let asked =
+            Asked { server: incoming.server, request: message.clone(), flow: incoming.flow };
+        let relay = Relay {
+            number: self.last,
+            asked,
+            from,
+            plan,
+            next_hop: 0,
+            hop: 0,
+            addresses: SmallVec::new(),
+            failure: None,
+        };
+        let index = self.slots.insert(Box::new(relay));
+        self.next(cx, index);
+        Ok(())
+    }
+
+    fn get(&mut self, index: u32, number: u32) -> Option<&mut Relay> {
+        self.slots.get_mut(index as usize).map(|r| &mut **r).filter(|r| r.number == number)
+    }
+
+    /// Tries the next address, the next hop, or answers with the last failure.
+    fn next(&mut self, cx: &mut Cx<'_>, index: usize) {
+        loop {
+            let Some(relay) = self.slots.get_mut(index) else { return };
+            if let Some(target) = relay.addresses.pop() {
+                if send(cx, relay, index, target) {
+                    return;
+                }
+                continue;
+            }
+            let Some(hop) = relay.plan.targets.get(relay.next_hop) else {
+                // RFC 4320 §4.2: a non-INVITE never gets a 408.
+                let status = relay.failure.map_or(504, mapped);
+                return self.finish(cx, index, status, None);
+            };
+            relay.hop = relay.next_hop;
+            relay.next_hop += 1;
+            let (peer, interface) = (hop.peer(), hop.trunk.config.interface);
+            match peer.ip() {
+                Some(ip) => {
+                    let transport = peer.transport.unwrap_or(Transport::Udp);
+                    let port = peer.port.unwrap_or(transport.default_port());
+                    relay.addresses.push(Target { transport, addr: (ip, port).into() });
+                }
+                None => {
+                    let index = u32::try_from(index).unwrap_or(u32::MAX);
+                    let whom = ResolveFor::Relay { index, number: relay.number };
+                    let query = peer.resolve_query(interface);
+                    cx.resolve(query, whom);
+                    return;
+                }
+            }
+        }
+    }
+
+    pub(crate) fn resolved(
+        &mut self,
+        cx: &mut Cx<'_>,
+        index: u32,
+        number: u32,
+        result: Result<Vec<Target>, ResolveError>,
+    ) {
+        let Some(relay) = self.get(index, number) else { return };
+        relay.addresses = result.unwrap_or_default().into_iter().take(4).rev().collect();
+        self.next(cx, index as usize);
+    }
+
+    /// A response to a request that we passed on.
+    pub(crate) fn response(&mut self, cx: &mut Cx<'_>, index: u32, number: u32, message: &Message) {
+        let status = message.status().unwrap_or(500);
+        let Some(relay) = self.get(index, number).filter(|_| status >= 200) else { return };
+        let fails_over = relay
+            .plan
+            .targets
+            .get(relay.hop)
+            .is_some_and(|hop| hop.trunk.config.failover.applies(status));
+        if fails_over {
+            relay.failure = Some(status);
+            return self.next(cx, index as usize);
+        }
+        self.finish(cx, index as usize, mapped(status), Some(message));
+    }
+
+    /// A request that we passed on got no answer, or could not be sent.
+    pub(crate) fn failed(&mut self, cx: &mut Cx<'_>, index: u32, number: u32) {
+        if self.get(index, number).is_some() {
+            self.next(cx, index as usize);
+        }
+    }
+
+    /// Answers whoever asked, and forgets the request.
+    fn finish(&mut self, cx: &mut Cx<'_>, index: usize, status: u16, message: Option<&Message>) {
+        let Some(relay) = self.slots.try_remove(index) else { return };
+        let asked = &relay.asked;
+        let hint = ShardHint::of_call_id(asked.request.call_id().unwrap_or("").as_bytes());
+        let tag = cx.ids().tag(hint);
+        let mut out = cx.response(&asked.request, &asked.flow, status, "", Some(&tag));
+        let hop = relay.plan.targets.get(relay.hop);
+        let host = cx.listener(&wire::hop_of_flow(&asked.flow)).map(|l| l.advertise_host.clone());
+        let mut body = None;
+        if let (Some(message), Some(hop), Some(host)) = (message, hop, &host) {
+            let (from, to) = (&hop.trunk.config, &relay.from.config);
+            hide::cross(&mut out, message, &Crossing { from, to, host, pai_user: None });
+            body = any_body(message);
+        }
+        let data = match body {
+            Some((kind, body)) => out.finish_with(&kind, &body),
+            None => out.finish(),
+        };
+        cx.respond(None, &asked.flow, asked.server, status, data);
+    }
+}
+
+/// Writes a request for its current hop and sends it. `false` when the hop cannot be reached.
+fn send(cx: &mut Cx<'_>, relay: &Relay, index: usize, target: Target) -> bool {
+    let Some(hop) = relay.plan.targets.get(relay.hop) else { return false };
+    let request = &relay.asked.request;
+    let hint = ShardHint::of_call_id(request.call_id().unwrap_or("").as_bytes());
+    let Some((dialog, route)) = outgoing_dialog(cx, hint, request, hop, target) else {
+        return false;
+    };
+    let Some(method) = request.method() else { return false };
+    let forwards = request.max_forwards().ok().flatten().unwrap_or(wire::MAX_FORWARDS);
+    let forwards = forwards.saturating_sub(1);
+    let begun = wire::begin_request(cx, hint, &dialog, &route, method, 1, forwards);
+    let Some((mut out, branch)) = begun else { return false };
+    let host = cx.listener(&route).map(|l| l.advertise_host.clone());
+    if let Some(host) = &host {
+        let (from, to) = (&relay.from.config, &hop.trunk.config);
+        let pai_user = hop.numbers.pai.as_deref();
+        hide::cross(&mut out, request, &Crossing { from, to, host, pai_user });
+    }
+    let data = match any_body(request) {
+        Some((kind, body)) => out.finish_with(&kind, &body),
+        None => out.finish(),
+    };
+    let index = u32::try_from(index).unwrap_or(u32::MAX);
+    let purpose = Purpose::Relay { index, number: relay.number };
+    let dest = wire::destination(&route);
+    let timeout = hop.trunk.config.failover.no_answer;
+    let sent = Sent { method: method.clone(), branch, dest, data, purpose, timeout };
+    cx.send(None, sent).is_some()
+}
+
+/// OPTIONS asks whether we are there and what we can do; in a drain we are not.
+fn options(cx: &mut Cx<'_>, incoming: &Incoming<'_>) {
+    let status = if cx.env.draining { 503 } else { 200 };
+    let hint = ShardHint::of_call_id(incoming.message.call_id().unwrap_or("").as_bytes());
+    let tag = cx.ids().tag(hint);
+    let mut out = cx.response(incoming.message, &incoming.flow, status, "", Some(&tag));
+    if status == 503 {
+        out.header(HeaderName::RetryAfter, cx.env.config.calls.retry_after_s);
+    }
+    out.header(HeaderName::Allow, wire::ALLOW)
+        .header(HeaderName::Accept, "application/sdp")
+        .header(HeaderName::Supported, "100rel, timer, replaces, norefersub");
+    cx.respond(None, &incoming.flow, incoming.server, status, out.finish());
 }

@@ -6,7 +6,9 @@ use bytes::Bytes;
 
 use super::answer::{Passing, Role};
 use super::answered::wish;
-use super::call::{Asked, Call, CallTimer, DialogRef, Exchange, ExchangeKind, Leg, OkWait, Phase};
+use super::call::{
+    Asked, Call, CallTimer, DialogRef, Exchange, ExchangeKind, Leg, OkWait, Pending, Phase,
+};
 use super::cdr::{EndCause, EndedBy};
 use super::end::cause;
 use super::env::Cx;
@@ -65,12 +67,13 @@ impl Call {
     /// Answers 491 or 500 when another offer is open (RFC 3261 §14.2, RFC 3311 §5.2).
     fn in_glare(&mut self, cx: &mut Cx<'_>, side: Side, asked: &Asked) -> bool {
         use rand::RngExt;
-        let Some(pending) = self.pending_offer() else { return false };
-        if pending.to == side {
-            self.answer(cx, side, asked, 491, &[]);
-        } else {
-            let wait = cx.ids().rng().random_range(0..=10u32).to_string();
-            self.answer(cx, side, asked, 500, &[(HeaderName::RetryAfter, wait)]);
+        match self.pending_offer(side, true) {
+            None => return false,
+            Some(Pending::Ours) => self.answer(cx, side, asked, 491, &[]),
+            Some(Pending::Theirs) => {
+                let wait = cx.ids().rng().random_range(0..=10u32).to_string();
+                self.answer(cx, side, asked, 500, &[(HeaderName::RetryAfter, wait)]);
+            }
         }
         true
     }

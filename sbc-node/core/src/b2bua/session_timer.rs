@@ -48,7 +48,7 @@ impl Call {
             let reason = "SIP;cause=408;text=\"Session timer expired\"";
             return self.end(cx, EndedBy::Sbc(EndCause::SessionExpired), None, Some(reason));
         }
-        if self.pending_offer().is_some() {
+        if self.pending_offer(side, false).is_some() {
             let at = cx.now + RETRY;
             return self.arm_session_at(cx, side, Some(at));
         }
@@ -164,7 +164,7 @@ impl Call {
         if !matches!(self.phase, Phase::Up) {
             return;
         }
-        if self.pending_offer().is_some() {
+        if self.pending_offer(side, false).is_some() {
             return self.retry_after_glare(cx, side);
         }
         let now = cx.now;

@@ -9,7 +9,9 @@ use super::call::{Asked, Call, CallKey, CallTimer, DialogRef, Phase};
 use super::cdr::{EndCause, EndedBy};
 use super::env::{CHECK, Cx, Purpose, ResolveFor, Timer};
 use super::invite::{self, Incoming, Refuse};
+use super::outside::Relays;
 use super::record::CallId;
+use super::refer::Referral;
 use crate::core::{Command, ResolveError, ResolveId, StoreId};
 use crate::media::{MediaId, Side};
 use crate::net::{Flow, Target};
@@ -22,6 +24,8 @@ use hashbrown::HashMap;
 pub(crate) struct Calls {
     slots: Slab<Box<Call>>,
     by_id: HashMap<CallId, u32>,
+    /// Requests outside dialogs on their way.
+    pub(crate) relays: Relays,
 }
 
 impl Calls {
@@ -58,6 +62,10 @@ impl Calls {
         true
     }
 
+    pub(crate) fn get(&self, key: CallKey) -> Option<&Call> {
+        self.slots.get(key.index as usize).map(|c| &**c).filter(|c| same(c.key, key))
+    }
+
     fn key_of(&self, id: CallId) -> Option<CallKey> {
         self.by_id.get(&id).map(|&index| CallKey { index, id })
     }
@@ -84,9 +92,14 @@ impl Calls {
         } else {
             invite::accept(cx, incoming, self.len())
         };
-        let accepted = match accepted {
-            Ok(accepted) => accepted,
-            Err(refuse) => return invite::refuse(cx, incoming, &refuse),
+        let replaced = self.check_replaces(cx, incoming.message);
+        let accepted = match (accepted, replaced) {
+            (Ok(mut accepted), Ok(replaced)) => {
+                accepted.replaced = replaced;
+                accepted
+            }
+            (Ok(_), Err(())) => return invite::refuse(cx, incoming, &Refuse::new(481, "")),
+            (Err(refuse), _) => return invite::refuse(cx, incoming, &refuse),
         };
         let id = invite::new_call_id(cx);
         let made = self.insert(cx, id, |cx, key| invite::make(cx, incoming, accepted, key));
@@ -138,9 +151,11 @@ impl Calls {
             return cx.respond(None, &flow, server, 481, out.finish());
         };
         cx.own_server(server, Purpose::Invite { call: dialog.call, attempt: 0 });
+        let refers = asked.request.method() == Some(&Method::Refer);
+        let referral = refers.then(|| self.referral(cx, &asked.request));
         self.with(cx, dialog.call, |call, cx| {
             call.trace_received(cx, dialog.side, &flow, &asked.request);
-            call.dialog_request(cx, dialog, asked);
+            call.dialog_request(cx, dialog, asked, referral);
         });
     }
 
@@ -228,7 +243,8 @@ impl Calls {
             Purpose::Exchange { call, number } => {
                 self.with(cx, call, |call, cx| call.exchange_failed(cx, number, status));
             }
-            Purpose::Relay { .. } | Purpose::Stray => {}
+            Purpose::Relay { index, number } => self.relays.failed(cx, index, number),
+            Purpose::Stray => {}
         }
     }
 
@@ -251,8 +267,8 @@ impl Calls {
         cx: &mut Cx<'_>,
         id: ResolveId,
         result: Result<Vec<Target>, ResolveError>,
-    ) -> Option<ResolveFor> {
-        let whom = cx.env.resolves.remove(&id)?;
+    ) {
+        let Some(whom) = cx.env.resolves.remove(&id) else { return };
         match whom {
             ResolveFor::Attempt { call, attempt } => {
                 self.with(cx, call, |call, cx| call.resolved(cx, attempt, result));
@@ -260,9 +276,10 @@ impl Calls {
             ResolveFor::Leg { call, side } => {
                 self.with(cx, call, |call, _| call.hop_resolved(side, result));
             }
-            ResolveFor::Relay { .. } => return Some(whom),
+            ResolveFor::Relay { index, number } => {
+                self.relays.resolved(cx, index, number, result);
+            }
         }
-        None
     }
 
     pub(crate) fn stored(&mut self, cx: &mut Cx<'_>, id: StoreId, protected: bool) {
@@ -330,7 +347,13 @@ impl Call {
     }
 
     /// A request inside one of the call's dialogs, CSeq checked, handed to its operation.
-    fn dialog_request(&mut self, cx: &mut Cx<'_>, dialog: DialogRef, asked: Asked) {
+    fn dialog_request(
+        &mut self,
+        cx: &mut Cx<'_>,
+        dialog: DialogRef,
+        asked: Asked,
+        referral: Option<Referral>,
+    ) {
         let side = dialog.side;
         let seq = asked.request.cseq().map_or(0, |c| c.number);
         let method = asked.request.method().cloned().unwrap_or(Method::Options);
@@ -356,7 +379,9 @@ impl Call {
             Method::Info | Method::Message | Method::Notify | Method::Subscribe if up => {
                 self.pass_on(cx, side, asked);
             }
-            Method::Refer if up => self.refer(cx, side, asked),
+            Method::Refer if up && let Some(referral) = &referral => {
+                self.refer(cx, side, asked, referral);
+            }
             // Known methods that come too early wait for their dialog to be confirmed.
             Method::Invite
             | Method::Info

@@ -131,6 +131,7 @@ impl Core {
     /// Whether nothing is left: no call, no transaction, no timer, no output.
     pub fn is_idle(&self) -> bool {
         self.calls.len() == 0
+            && self.calls.relays.len() == 0
             && self.env.txn.is_idle()
             && self.env.timers.is_empty()
             && self.env.tags.is_empty()
@@ -249,7 +250,10 @@ fn dispatch(cx: &mut Cx<'_>, calls: &mut Calls, event: transaction::Event) {
             Purpose::Exchange { call, number } => {
                 calls.exchange_response(cx, call, number, &message);
             }
-            Purpose::Relay { .. } | Purpose::Stray => {}
+            Purpose::Relay { index, number } => {
+                calls.relays.response(cx, index, number, &message);
+            }
+            Purpose::Stray => {}
         },
         E::StrayOk { flow, message } => crate::b2bua::hang_up_stray(cx, &message, Some(&flow)),
         E::ClientTimeout { owner, .. } => calls.client_failed(cx, Purpose::open(owner), 408),
@@ -277,7 +281,7 @@ fn request(
         Some(Method::Invite) => {
             calls.invite(cx, &Incoming { server, flow, message: &message, merged });
         }
-        _ => calls.outside(cx, &Incoming { server, flow, message: &message, merged }),
+        _ => calls.relays.request(cx, &Incoming { server, flow, message: &message, merged }),
     }
 }
 

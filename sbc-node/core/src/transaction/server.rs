@@ -178,6 +178,14 @@ impl TransactionLayer {
         Ok(())
     }
 
+    /// Ends a transaction without any answer, for those who shall not learn that we are here. A
+    /// request that comes again is a new one.
+    pub fn forget(&mut self, id: ServerId) {
+        if let Some(index) = self.servers.check(id.index, id.generation) {
+            self.remove_server(index);
+        }
+    }
+
     /// Says whose the transaction is; told with its later events.
     pub fn set_owner(&mut self, id: ServerId, owner: Owner) {
         if let Some(index) = self.servers.check(id.index, id.generation)
