@@ -19,6 +19,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         // Raft messages stay opaque bytes: never copied into a Vec, never converted.
         .bytes(".")
+        // `sbcctl --output json` prints the replies of the management API as they are.
+        .type_attribute(".sbc.admin.v1", "#[derive(serde::Serialize)]")
+        .field_attribute("TraceEvent.message", "#[serde(skip)]")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -2,8 +2,11 @@
 //!
 //! Protocol logic never lives here; it is `sbc-core`, driven by `shard`.
 
+pub mod admin;
+pub mod anchor;
 pub mod config;
 pub mod floating;
+pub mod node;
 pub mod resolve;
 pub mod shard;
 pub mod store;

@@ -5,6 +5,7 @@
 
 pub mod command;
 pub mod commit;
+pub mod core;
 pub mod queue;
 pub mod run;
 pub mod stats;

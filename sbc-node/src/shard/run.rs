@@ -52,6 +52,8 @@ pub trait Outside: Send {
     fn store(&mut self, id: StoreId, wait: Option<Duration>, record: Record) -> bool;
     /// Starts a lookup; false when it could not be queued.
     fn resolve(&mut self, request: Request) -> bool;
+    /// What other threads have for the machine (media events), after they woke the shard.
+    fn next_input(&mut self) -> Option<Input>;
 }
 
 /// What a shard is made of.
@@ -258,6 +260,10 @@ impl<M: Machine> Shard<M> {
         for _ in 0..QUEUE_BUDGET {
             let Some(command) = self.mailbox.next_command() else { break };
             self.command(command, now);
+        }
+        for _ in 0..QUEUE_BUDGET {
+            let Some(input) = self.outside.next_input() else { break };
+            self.feed(input, now);
         }
         let mut left = QUEUE_BUDGET;
         while left > 0

@@ -38,6 +38,8 @@ pub struct Settings {
     pub rotate_bytes: Option<u64>,
     /// A file is turned over when it is older than this.
     pub rotate_every: Option<Duration>,
+    /// Older files that are kept; `None` keeps all.
+    pub keep: Option<usize>,
     /// Whether each batch is synced to the disk.
     pub fsync: bool,
 }
@@ -48,6 +50,7 @@ impl Default for Settings {
             path: None,
             rotate_bytes: Some(256 << 20),
             rotate_every: Some(Duration::from_secs(86_400)),
+            keep: None,
             fsync: false,
         }
     }
@@ -303,7 +306,29 @@ impl CdrFile {
         if let Some(free) = free {
             fs::rename(path, free)?;
         }
-        self.reopen()
+        self.reopen()?;
+        self.forget_old()
+    }
+
+    /// Removes the oldest files past the number to keep.
+    fn forget_old(&self) -> io::Result<()> {
+        let (Some(path), Some(keep)) = (&self.settings.path, self.settings.keep) else {
+            return Ok(());
+        };
+        let (Some(name), Some(dir)) = (path.file_name(), path.parent()) else { return Ok(()) };
+        let prefix = format!("{}.2", name.to_string_lossy());
+        let dir = if dir.as_os_str().is_empty() { std::path::Path::new(".") } else { dir };
+        let mut old: Vec<PathBuf> = fs::read_dir(dir)?
+            .filter_map(|entry| entry.ok().map(|e| e.path()))
+            .filter(|p| {
+                p.file_name().is_some_and(|n| n.to_string_lossy().starts_with(prefix.as_str()))
+            })
+            .collect();
+        // The time in the name sorts by age; numbers of one second by when they were written.
+        let written = |p: &PathBuf| fs::metadata(p).and_then(|m| m.modified()).ok();
+        old.sort_by_key(|p| (written(p), p.clone()));
+        let excess = old.len().saturating_sub(keep);
+        old.iter().take(excess).try_for_each(fs::remove_file)
     }
 }
 

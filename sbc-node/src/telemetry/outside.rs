@@ -4,12 +4,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sbc_core::core::{Event, Record, StoreId};
+use sbc_core::core::{Event, Input, Record, StoreId};
 use tokio::sync::mpsc;
 
 use super::cdr::CdrSink;
 use super::metrics::CallMetrics;
 use super::trace::{TraceHub, Watched};
+use crate::anchor::MediaEvents;
 use crate::resolve::Request;
 use crate::shard::commit::Store;
 use crate::shard::run::Outside;
@@ -22,6 +23,7 @@ pub struct ShardOutside {
     pub calls: Arc<CallMetrics>,
     pub resolver: mpsc::Sender<Request>,
     pub store: Arc<dyn Store>,
+    pub media: MediaEvents,
 }
 
 impl Outside for ShardOutside {
@@ -35,6 +37,13 @@ impl Outside for ShardOutside {
                 self.cdrs.push(cdr);
             }
             Event::Trace(trace) => self.traces.publish(Watched::Message(Arc::from(trace))),
+            Event::Peer { trunk, host, up } => {
+                if up {
+                    tracing::info!(%trunk, %host, "peer up");
+                } else {
+                    tracing::warn!(%trunk, %host, "peer down");
+                }
+            }
             Event::Drained => tracing::info!(shard = self.shard, "drained"),
             Event::Peer { trunk, host, up: true } => tracing::info!(%trunk, %host, "peer is up"),
             Event::Peer { trunk, host, up: false } => {
@@ -49,5 +58,9 @@ impl Outside for ShardOutside {
 
     fn resolve(&mut self, request: Request) -> bool {
         self.resolver.try_send(request).is_ok()
+    }
+
+    fn next_input(&mut self) -> Option<Input> {
+        self.media.next_input()
     }
 }

@@ -146,6 +146,10 @@ impl Outside for TestOutside {
     fn resolve(&mut self, request: Request) -> bool {
         self.0.as_ref().is_some_and(|s| s.try_send(request).is_ok())
     }
+
+    fn next_input(&mut self) -> Option<Input> {
+        None
+    }
 }
 
 /// How the shards of a test are made.

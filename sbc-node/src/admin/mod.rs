@@ -1,0 +1,13 @@
+//! The management API: gRPC on a private unix socket, and on TCP with mutual TLS.
+//!
+//! One file per service; `server.rs` listens, `convert.rs` is where prost types stop. Services for
+//! bans, registrations and the cluster will stand beside these.
+
+mod calls;
+mod configuration;
+pub mod convert;
+mod media;
+mod nodes;
+pub mod server;
+pub mod tls;
+mod trunks;

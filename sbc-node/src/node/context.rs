@@ -1,0 +1,313 @@
+//! What management sees of a running node: its shards by their queues, its counters, its state.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use media_anchor::MediaAnchor;
+use sbc_core::core::{Core, Input};
+use sbc_core::media::Anchor;
+use tokio::sync::{Mutex, oneshot};
+
+use super::reload::Running;
+use crate::shard::command::Command;
+use crate::shard::queue::Handle;
+use crate::shard::stats::{Kind, ShardStats};
+use crate::telemetry::cdr::CdrSink;
+use crate::telemetry::http::Pages;
+use crate::telemetry::log::LogControl;
+use crate::telemetry::metrics::{
+    CallMetrics, CdrSource, Fetched, Metrics, ProcessSource, Sample, ShardSource, number,
+};
+use crate::telemetry::time::unix_ms;
+use crate::telemetry::trace::TraceHub;
+
+/// How long a shard may take to answer a query.
+const ANSWER_TIME: Duration = Duration::from_secs(2);
+/// How long a command is offered to a shard whose queue is full.
+const OFFER_TIME: Duration = Duration::from_secs(5);
+
+/// Whether the node takes calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeState {
+    Running,
+    /// No new calls; an operator may undo it.
+    Draining,
+    /// On its way out.
+    Stopping,
+}
+
+impl NodeState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            NodeState::Running => "running",
+            NodeState::Draining => "draining",
+            NodeState::Stopping => "stopping",
+        }
+    }
+}
+
+/// What a context is made of.
+pub(super) struct Made {
+    pub(super) shards: Vec<Handle<Core>>,
+    pub(super) stats: Vec<Arc<ShardStats>>,
+    pub(super) anchor: Arc<MediaAnchor>,
+    pub(super) calls: Arc<CallMetrics>,
+    pub(super) traces: TraceHub,
+    pub(super) cdrs: CdrSink,
+    pub(super) log: LogControl,
+    pub(super) running: Running,
+}
+
+/// A running node.
+pub struct Context {
+    pub shards: Vec<Handle<Core>>,
+    pub stats: Vec<Arc<ShardStats>>,
+    pub anchor: Arc<MediaAnchor>,
+    pub traces: TraceHub,
+    pub cdrs: CdrSink,
+    pub log: LogControl,
+    pub running: ArcSwap<Running>,
+    pub started_ms: u64,
+    pub(super) reloading: Mutex<()>,
+    state: AtomicU8,
+    metrics: Metrics,
+    fetched: Fetched,
+}
+
+impl Context {
+    pub(super) fn new(made: Made) -> Arc<Context> {
+        let started_ms = unix_ms();
+        let fetched = Fetched::default();
+        let metrics = Metrics::new(
+            &made.calls,
+            vec![
+                Box::new(ShardSource(made.stats.clone())),
+                Box::new(CdrSource(Arc::clone(&made.cdrs.stats))),
+                Box::new(ProcessSource { started_ms }),
+                Box::new(fetched.clone()),
+            ],
+        );
+        Arc::new(Context {
+            shards: made.shards,
+            stats: made.stats,
+            anchor: made.anchor,
+            traces: made.traces,
+            cdrs: made.cdrs,
+            log: made.log,
+            running: ArcSwap::from_pointee(made.running),
+            started_ms,
+            reloading: Mutex::new(()),
+            state: AtomicU8::new(0),
+            metrics,
+            fetched,
+        })
+    }
+
+    pub fn node(&self) -> Arc<str> {
+        Arc::clone(&self.running.load().config.node.name)
+    }
+
+    pub fn state(&self) -> NodeState {
+        match self.state.load(Ordering::Relaxed) {
+            0 => NodeState::Running,
+            1 => NodeState::Draining,
+            _ => NodeState::Stopping,
+        }
+    }
+
+    /// A node that stops never takes calls again.
+    pub fn set_state(&self, state: NodeState) {
+        let value = match state {
+            NodeState::Running => 0,
+            NodeState::Draining => 1,
+            NodeState::Stopping => 2,
+        };
+        self.state.fetch_max(value, Ordering::Relaxed);
+        if state == NodeState::Running {
+            // Only a drain can be undone.
+            let _ = self.state.compare_exchange(1, 0, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    /// Asks every shard; one that does not answer in time is left out, and logged.
+    pub async fn ask<T: Send + 'static>(
+        &self,
+        f: impl Fn(&mut Core, Instant, &mut dyn Anchor) -> T + Clone + Send + 'static,
+    ) -> Vec<(usize, T)> {
+        let mut pending = Vec::new();
+        for (index, handle) in self.shards.iter().enumerate() {
+            let (sender, receiver) = oneshot::channel();
+            let f = f.clone();
+            let job = Box::new(move |core: &mut Core, now: Instant, anchor: &mut dyn Anchor| {
+                // Whoever asked may have gone away.
+                let _ = sender.send(f(core, now, anchor));
+            });
+            self.offer(handle, Command::Job(job)).await;
+            pending.push((index, receiver));
+        }
+        let mut answers = Vec::new();
+        for (index, receiver) in pending {
+            match tokio::time::timeout(ANSWER_TIME, receiver).await {
+                Ok(Ok(answer)) => answers.push((index, answer)),
+                Ok(Err(_)) | Err(_) => tracing::warn!(shard = index, "no answer from a shard"),
+            }
+        }
+        answers
+    }
+
+    /// Gives every shard an input.
+    pub async fn broadcast(&self, input: impl Fn() -> Input) {
+        for handle in &self.shards {
+            self.offer(handle, Command::Input(input())).await;
+        }
+    }
+
+    async fn offer(&self, handle: &Handle<Core>, mut command: Command<Core>) {
+        let until = Instant::now() + OFFER_TIME;
+        while let Err(back) = handle.command(command) {
+            if Instant::now() > until {
+                tracing::error!(command = ?back, "a shard takes no commands");
+                return;
+            }
+            command = back;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Calls of all shards.
+    pub async fn call_count(&self) -> u64 {
+        let answers = self.ask(|core, _, _| core.stats().calls).await;
+        answers.iter().map(|(_, calls)| calls).sum()
+    }
+
+    /// Waits until no call is left; false when `until` comes first.
+    pub(super) async fn calls_gone(&self, until: Instant) -> bool {
+        loop {
+            if self.call_count().await == 0 {
+                return true;
+            }
+            if Instant::now() >= until {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Named trouble.
+    pub fn alarms(&self) -> Vec<String> {
+        self.cdrs.alarm().map(str::to_owned).into_iter().collect()
+    }
+
+    /// The metrics, with what must be asked for freshly asked.
+    pub async fn metrics_text(&self) -> String {
+        let mut samples = Vec::new();
+        for (shard, (calls, txn)) in
+            self.ask(|core, _, _| (core.stats(), core.transaction_stats())).await
+        {
+            core_samples(shard, &calls, &txn, &mut samples);
+        }
+        self.media_samples(&mut samples);
+        self.trunk_samples(&mut samples);
+        self.fetched.set(samples);
+        self.metrics.text()
+    }
+
+    fn media_samples(&self, out: &mut Vec<Sample>) {
+        let totals = self.anchor.totals();
+        let mut push = |name, help, kind, labels, value: u64| {
+            out.push(Sample { name, help, kind, labels, value: number(value) });
+        };
+        let (c, g) = (Kind::Counter, Kind::Gauge);
+        push("sbc_media_relayed_datagrams", "Relayed in userspace", c, vec![], totals.relayed);
+        push("sbc_media_relayed_bytes", "Payload relayed in userspace", c, vec![], totals.bytes);
+        push("sbc_media_sessions", "Media sessions", g, vec![], totals.sessions);
+        push("sbc_media_sockets", "Media sockets", g, vec![], totals.sockets);
+        for reason in media_anchor::DropReason::ALL {
+            let labels = vec![("reason", reason.label().to_owned())];
+            let value = totals.dropped_for(reason);
+            push("sbc_media_dropped_datagrams", "Media dropped", c, labels, value);
+        }
+        for (interface, address, counts) in &totals.ports {
+            let state = |state: &str| {
+                vec![
+                    ("interface", self.interface_name(interface.0)),
+                    ("address", address.to_string()),
+                    ("state", state.to_owned()),
+                ]
+            };
+            let (name, help) = ("sbc_media_port_pairs", "Media port pairs");
+            push(name, help, g, state("used"), counts.used.try_into().unwrap_or(0));
+            let rest = counts.total.saturating_sub(counts.used);
+            push(name, help, g, state("free"), rest.try_into().unwrap_or(0));
+        }
+    }
+
+    fn trunk_samples(&self, out: &mut Vec<Sample>) {
+        for trunk in self.running.load().core.routing.trunks() {
+            let labels = vec![("trunk", trunk.name().to_string())];
+            let mut push = |name, help, value: u64| {
+                let (kind, labels) = (Kind::Gauge, labels.clone());
+                out.push(Sample { name, help, kind, labels, value: number(value) });
+            };
+            push("sbc_trunk_calls", "Calls of a trunk, both directions", trunk.calls().into());
+            push("sbc_trunk_up", "Whether a trunk takes calls", trunk.is_up().into());
+        }
+    }
+
+    /// The name of an interface by its number.
+    pub fn interface_name(&self, id: u16) -> String {
+        let running = self.running.load();
+        let found = running.core.interfaces.iter().find(|i| i.id.0 == id);
+        found.map_or_else(|| id.to_string(), |i| i.name.to_string())
+    }
+}
+
+fn core_samples(
+    shard: usize,
+    calls: &sbc_core::b2bua::Stats,
+    txn: &sbc_core::transaction::Stats,
+    out: &mut Vec<Sample>,
+) {
+    let mut push = |name, help, kind, value: u64| {
+        let labels = vec![("shard", shard.to_string())];
+        out.push(Sample { name, help, kind, labels, value: number(value) });
+    };
+    let (c, g) = (Kind::Counter, Kind::Gauge);
+    let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    push("sbc_calls", "Calls in any phase", g, calls.calls);
+    push("sbc_calls_up", "Calls answered and not ended", g, calls.calls_up);
+    push("sbc_call_attempts", "INVITEs that became a call", c, calls.attempts);
+    push("sbc_calls_answered", "Calls answered", c, calls.answered);
+    push("sbc_calls_refused", "INVITEs refused before a call existed", c, calls.refused);
+    push("sbc_calls_completed", "Calls that ended after an answer", c, calls.completed);
+    push("sbc_calls_failed", "Calls never answered", c, calls.failed);
+    push("sbc_call_failovers", "Targets given up for the next", c, calls.failovers);
+    push("sbc_calls_unprotected", "Answers relayed uncommitted", c, calls.unprotected);
+    push("sbc_call_media_timeouts", "Calls ended by silence", c, calls.media_timeouts);
+    push("sbc_call_session_timeouts", "Calls ended by session timer", c, calls.session_timeouts);
+    push("sbc_call_missing_acks", "Calls whose 2xx was never ACKed", c, calls.no_ack);
+    push("sbc_call_stray_answers", "2xx of calls that were gone", c, calls.stray_answers);
+    push("sbc_unknown_dialogs", "Requests answered 481", c, calls.unknown_dialogs);
+    push("sbc_malformed_messages", "Messages that could not be read", c, calls.malformed);
+    push("sbc_dropped_messages", "Messages dropped unanswered", c, calls.dropped);
+    push("sbc_calls_adopted", "Calls taken over", c, calls.adopted);
+    push("sbc_transactions_client", "Client transactions", g, count(txn.clients));
+    push("sbc_transactions_server", "Server transactions", g, count(txn.servers));
+    push("sbc_transactions_refused", "Requests refused: table full", c, txn.refused_full);
+    push("sbc_retransmissions_in", "Requests received again", c, txn.request_retransmissions);
+    push("sbc_retransmissions_out", "Requests sent again", c, txn.sent_retransmissions);
+    push("sbc_stray_responses", "Responses of no transaction", c, txn.stray_responses);
+    push("sbc_unusable_messages", "Messages without usable Via", c, txn.unusable);
+}
+
+impl Pages for Context {
+    async fn metrics(&self) -> String {
+        self.metrics_text().await
+    }
+
+    fn ready(&self) -> bool {
+        self.state() == NodeState::Running
+    }
+}

@@ -1,0 +1,174 @@
+//! One running node: everything put together, signals, drain, reload, the end.
+//!
+//! `start.rs` builds it, `context.rs` is what management sees of it, `reload.rs` applies a new
+//! configuration. SIP never comes by here.
+
+mod context;
+mod reload;
+mod start;
+
+pub use context::{Context, NodeState};
+pub use reload::{Running, core_config};
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sbc_core::b2bua::WallClock;
+use sbc_core::core::{Command as CoreCommand, Input};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config;
+use crate::shard::command::Command;
+use crate::telemetry::log::{self, LogControl};
+use crate::telemetry::time::unix_ms;
+use start::{Parts, ShardEnd};
+
+/// Exit code of a node whose configuration is bad.
+const EXIT_CONFIG: u8 = 2;
+/// Exit code of a node that could not start.
+const EXIT_START: u8 = 1;
+/// Exit code of a node that lost a shard: the supervisor starts another.
+const EXIT_PANIC: u8 = 70;
+/// How long BYEs may take to be answered at the end of the drain time.
+const HANGUP_TIME: Duration = Duration::from_secs(5);
+/// The shards' clocks are tied to the system's this often.
+const CLOCK_EVERY: Duration = Duration::from_secs(60);
+
+/// `sbc-node run`: until it is told to stop.
+pub fn run(path: &Path) -> ExitCode {
+    let config = match config::load(path) {
+        Ok(config) => config,
+        Err(problems) => {
+            for problem in problems {
+                eprintln!("{}", located(path, &problem));
+            }
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    let format = match config.log.format {
+        config::LogFormat::Pretty => log::Format::Pretty,
+        config::LogFormat::Json => log::Format::Json,
+    };
+    let log = match log::init(format, &config.log.level) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("{}: {error}", path.display());
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    match start_and_supervise(path, config, log) {
+        Ok(code) => code,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "cannot start");
+            eprintln!("sbc-node: {error:#}");
+            ExitCode::from(EXIT_START)
+        }
+    }
+}
+
+/// `file:line: message`, or without a line where none is to blame.
+pub fn located(path: &Path, problem: &config::Problem) -> String {
+    match problem.line {
+        0 => format!("{}: {}", path.display(), problem.message),
+        line => format!("{}:{line}: {}", path.display(), problem.message),
+    }
+}
+
+fn start_and_supervise(
+    path: &Path,
+    config: config::Config,
+    log: LogControl,
+) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("slow")
+        .enable_all()
+        .build()?;
+    let Parts { context, cdrs, threads, ends } = start::start(path, config, log, &runtime)?;
+    let code = runtime.block_on(supervise(Arc::clone(&context), ends));
+    for handle in &context.shards {
+        // A shard that is gone needs no command.
+        let _ = handle.command(Command::Stop);
+    }
+    for thread in threads {
+        if thread.join().is_err() {
+            tracing::error!("a shard ended by a panic");
+        }
+    }
+    cdrs.stop();
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    tracing::info!("stopped");
+    Ok(code)
+}
+
+/// Waits for signals and for the end of a shard.
+async fn supervise(
+    context: Arc<Context>,
+    mut ends: tokio::sync::mpsc::Receiver<ShardEnd>,
+) -> ExitCode {
+    let (Ok(mut term), Ok(mut int), Ok(mut hup)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::hangup()),
+    ) else {
+        tracing::error!("cannot listen for signals");
+        return ExitCode::from(EXIT_START);
+    };
+    let mut clock = tokio::time::interval(CLOCK_EVERY);
+    loop {
+        tokio::select! {
+            _ = term.recv() => break,
+            _ = int.recv() => break,
+            _ = hup.recv() => {
+                context.cdrs.reopen();
+                let outcome = context.reload().await;
+                outcome.log();
+            }
+            _ = clock.tick() => set_clocks(&context),
+            Some(end) = ends.recv() => return lost_shard(&end),
+        }
+    }
+    tokio::select! {
+        () = stop(&context) => ExitCode::SUCCESS,
+        Some(end) = ends.recv() => lost_shard(&end),
+        _ = term.recv() => { tracing::warn!("second signal: not waiting any longer"); ExitCode::SUCCESS }
+        _ = int.recv() => { tracing::warn!("second signal: not waiting any longer"); ExitCode::SUCCESS }
+    }
+}
+
+fn lost_shard(end: &ShardEnd) -> ExitCode {
+    tracing::error!(shard = end.shard, reason = %end.reason, "a shard died: the process ends");
+    eprintln!("sbc-node: shard {} died: {}", end.shard, end.reason);
+    ExitCode::from(EXIT_PANIC)
+}
+
+/// No new calls, wait for those that are up, hang up on the rest.
+async fn stop(context: &Context) {
+    let drain = context.running.load().config.node.drain_time;
+    tracing::info!(drain_s = drain.as_secs(), "stopping: new calls get 503");
+    context.set_state(NodeState::Stopping);
+    context.broadcast(|| Input::Command(CoreCommand::Drain(true))).await;
+    if !context.calls_gone(Instant::now() + drain).await {
+        let left = context.call_count().await;
+        tracing::warn!(calls = left, "drain time over: hanging up");
+        context.broadcast(|| Input::Command(CoreCommand::HangupAll)).await;
+        if !context.calls_gone(Instant::now() + HANGUP_TIME).await {
+            tracing::error!(calls = context.call_count().await, "calls left behind");
+        }
+    }
+}
+
+fn set_clocks(context: &Context) {
+    let clock = WallClock { at: Instant::now(), unix_ms: unix_ms() };
+    for handle in &context.shards {
+        let job = Box::new(
+            move |core: &mut sbc_core::core::Core,
+                  _: Instant,
+                  _: &mut dyn sbc_core::media::Anchor| core.set_clock(clock),
+        );
+        // Full: the next minute does as well.
+        let _ = handle.command(Command::Job(job));
+    }
+}

@@ -1,0 +1,114 @@
+//! Applying a configuration: everything is built first, then given to every shard, or nothing is.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use sbc_core::core::Input;
+use sbc_core::routing::Table;
+
+use super::context::Context;
+use crate::config::{self, Config, Problem};
+use crate::telemetry::time::unix_ms;
+
+/// The configuration in force.
+pub struct Running {
+    pub path: PathBuf,
+    pub loaded_ms: u64,
+    pub config: Config,
+    /// As the shards have it.
+    pub core: Arc<sbc_core::core::Config>,
+}
+
+/// What became of a reload.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    pub applied: bool,
+    pub problems: Vec<Problem>,
+    pub changes: Vec<String>,
+}
+
+impl Outcome {
+    /// Tells the log.
+    pub fn log(&self) {
+        for problem in &self.problems {
+            tracing::error!(line = problem.line, "configuration: {}", problem.message);
+        }
+        for change in &self.changes {
+            tracing::info!("configuration: {change}");
+        }
+        if self.applied {
+            tracing::info!(changes = self.changes.len(), "configuration reloaded");
+        } else {
+            tracing::error!("configuration not reloaded: the old one stays in force");
+        }
+    }
+}
+
+/// What the shards' cores are given. Counters and health of trunks are taken over from `previous`.
+///
+/// # Errors
+/// Every reason why the routing does not build.
+pub fn core_config(
+    config: &Config,
+    previous: Option<&Table>,
+) -> Result<sbc_core::core::Config, Vec<String>> {
+    let table = Table::build(config.routing.clone(), previous, Instant::now())
+        .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+    Ok(sbc_core::core::Config {
+        routing: Arc::new(table),
+        transactions: config.transactions,
+        limits: config.sip_limits,
+        ..config.core.clone()
+    })
+}
+
+impl Context {
+    /// Reads the file and applies it, atomically or not at all. No call is dropped: those that
+    /// are up keep what they were set up with.
+    pub async fn reload(&self) -> Outcome {
+        let _one_at_a_time = self.reloading.lock().await;
+        let running = self.running.load_full();
+        let path = running.path.clone();
+        let loaded = tokio::task::spawn_blocking(move || config::load(&path)).await;
+        let new = match loaded {
+            Ok(Ok(new)) => new,
+            Ok(Err(problems)) => return Outcome { problems, ..Outcome::default() },
+            Err(error) => return Outcome::refused(error.to_string()),
+        };
+        let changes = config::diff(&running.config, &new);
+        let restart: Vec<Problem> = changes
+            .iter()
+            .filter(|change| change.restart)
+            .map(|change| Problem { line: 0, message: change.to_string() })
+            .collect();
+        if !restart.is_empty() {
+            return Outcome { problems: restart, ..Outcome::default() };
+        }
+        let changes = changes.iter().map(ToString::to_string).collect();
+        let core = match core_config(&new, Some(&running.core.routing)) {
+            Ok(core) => Arc::new(core),
+            Err(errors) => return Outcome::refused(errors.join("; ")),
+        };
+        if new.log.level != running.config.log.level
+            && let Err(error) = self.log.set(&new.log.level)
+        {
+            return Outcome::refused(error.to_string());
+        }
+        let given = Arc::clone(&core);
+        self.broadcast(move || Input::Configure(Arc::clone(&given))).await;
+        self.running.store(Arc::new(Running {
+            path: running.path.clone(),
+            loaded_ms: unix_ms(),
+            config: new,
+            core,
+        }));
+        Outcome { applied: true, problems: Vec::new(), changes }
+    }
+}
+
+impl Outcome {
+    fn refused(message: String) -> Outcome {
+        Outcome { problems: vec![Problem { line: 0, message }], ..Outcome::default() }
+    }
+}

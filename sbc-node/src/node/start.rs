@@ -1,0 +1,238 @@
+//! Builds a node from its configuration: sockets first, so that what cannot be is known at once.
+
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use media_anchor::MediaAnchor;
+use rand::Rng;
+use sbc_core::b2bua::WallClock;
+use sbc_core::core::Core;
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+
+use super::context::{Context, Made};
+use super::reload::{Running, core_config};
+use crate::admin;
+use crate::anchor::ShardAnchor;
+use crate::config::Config;
+use crate::resolve::{Answer, Request, dns};
+use crate::shard::command::Command;
+use crate::shard::commit::{Alone, Store};
+use crate::shard::queue::{Handle, Mailbox, mailbox};
+use crate::shard::run::{self, Shard};
+use crate::shard::stats::ShardStats;
+use crate::telemetry::cdr::{self, CdrWriter};
+use crate::telemetry::http;
+use crate::telemetry::log::LogControl;
+use crate::telemetry::metrics::CallMetrics;
+use crate::telemetry::outside::ShardOutside;
+use crate::telemetry::time::unix_ms;
+use crate::telemetry::trace::TraceHub;
+use crate::transport;
+
+/// Lookups that may wait for the resolver.
+const LOOKUPS_MAX: usize = 8_192;
+
+/// A shard's thread is over although nobody asked.
+pub(super) struct ShardEnd {
+    pub(super) shard: usize,
+    pub(super) reason: String,
+}
+
+/// A node that runs.
+pub(super) struct Parts {
+    pub(super) context: Arc<Context>,
+    pub(super) cdrs: CdrWriter,
+    pub(super) threads: Vec<JoinHandle<()>>,
+    pub(super) ends: mpsc::Receiver<ShardEnd>,
+}
+
+/// Starts everything; when this returns, calls are taken.
+pub(super) fn start(
+    path: &Path,
+    config: Config,
+    log: LogControl,
+    runtime: &Runtime,
+) -> anyhow::Result<Parts> {
+    let core = Arc::new(core_config(&config, None).map_err(|e| anyhow::anyhow!(e.join("; ")))?);
+    let cdrs = CdrWriter::start(cdr_settings(&config), &config.node.name).context("CDR file")?;
+    let shards = config.node.shards.clamp(1, 64);
+    let media = media_anchor::config::Config {
+        shards,
+        seed: rand::rng().next_u64(),
+        ..config.media.clone()
+    };
+    let anchor = Arc::new(MediaAnchor::start(media, None).context("media relay")?);
+    let calls = Arc::new(CallMetrics::default());
+    let traces = TraceHub::default();
+    let stats: Vec<_> = (0..shards).map(|_| Arc::new(ShardStats::default())).collect();
+    let pairs: Vec<(Handle<Core>, Mailbox<Core>)> =
+        (0..shards).map(|_| mailbox()).collect::<Result<_, _>>()?;
+    let (handles, mailboxes): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+    let (lookups, requests) = mpsc::channel(LOOKUPS_MAX);
+    let store: Arc<dyn Store> = Arc::new(Alone);
+    let interfaces: Arc<[sbc_core::net::Interface]> = Arc::from(core.interfaces.clone());
+    let transport = transport_settings(&config);
+    let clock = WallClock { at: Instant::now(), unix_ms: unix_ms() };
+    let mut built = Vec::new();
+    for (index, mailbox) in mailboxes.into_iter().enumerate() {
+        let waker = handles.get(index).cloned().context("a shard without queues")?;
+        let (shard_anchor, media) = ShardAnchor::new(&anchor, index, move || waker.wake());
+        let outside = ShardOutside {
+            shard: index,
+            cdrs: cdrs.sink(),
+            traces: traces.clone(),
+            calls: Arc::clone(&calls),
+            resolver: lookups.clone(),
+            store: Arc::clone(&store),
+            media,
+        };
+        let seed = rand::rng().next_u64();
+        let shard = Shard::new(run::Parts {
+            index,
+            machine: Core::new(Arc::clone(&core), seed, clock),
+            anchor: Box::new(shard_anchor),
+            outside: Box::new(outside),
+            mailbox,
+            shards: handles.clone(),
+            interfaces: Arc::clone(&interfaces),
+            settings: crate::shard::Settings::default(),
+            transport: transport.clone(),
+            stats: stats.get(index).cloned().unwrap_or_default(),
+            seed,
+        });
+        built.push(shard.context("cannot open the listeners")?);
+    }
+    start_resolver(&config, runtime, requests, handles.clone())?;
+    let context = Context::new(Made {
+        shards: handles,
+        stats,
+        anchor,
+        calls,
+        traces,
+        cdrs: cdrs.sink(),
+        log,
+        running: Running { path: path.to_owned(), loaded_ms: unix_ms(), config, core },
+    });
+    serve(&context, runtime)?;
+    let (threads, ends) = spawn(built)?;
+    tracing::info!(
+        node = %context.node(),
+        shards = threads.len(),
+        interfaces = context.running.load().core.interfaces.len(),
+        "running"
+    );
+    Ok(Parts { context, cdrs, threads, ends })
+}
+
+/// A thread per shard, which tells when it ends by itself.
+fn spawn(
+    shards: Vec<Shard<Core>>,
+) -> anyhow::Result<(Vec<JoinHandle<()>>, mpsc::Receiver<ShardEnd>)> {
+    let (sender, ends) = mpsc::channel(shards.len().max(1));
+    let mut threads = Vec::new();
+    for (index, shard) in shards.into_iter().enumerate() {
+        let sender = sender.clone();
+        let body = move || {
+            let ended = std::panic::catch_unwind(AssertUnwindSafe(|| shard.run()));
+            let reason = match ended {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(panic) => panic_text(&*panic),
+            };
+            // There is room for every shard; without a receiver the process ends anyway.
+            let _ = sender.try_send(ShardEnd { shard: index, reason });
+        };
+        threads.push(std::thread::Builder::new().name(format!("shard-{index}")).spawn(body)?);
+    }
+    Ok((threads, ends))
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or("panic".to_owned())
+}
+
+fn start_resolver(
+    config: &Config,
+    runtime: &Runtime,
+    requests: mpsc::Receiver<Request>,
+    shards: Vec<Handle<Core>>,
+) -> anyhow::Result<()> {
+    let settings = dns::Settings {
+        servers: config.dns.servers.clone(),
+        timeout: config.dns.timeout,
+        attempts: config.dns.attempts,
+    };
+    let _inside = runtime.enter();
+    let client = Arc::new(dns::client(&settings).context("name servers")?);
+    let shards: Arc<[Handle<Core>]> = Arc::from(shards);
+    runtime.spawn(dns::serve(client, requests, move |shard, answer| {
+        let handle = shards.get(shard).cloned();
+        async move {
+            if let Some(handle) = handle {
+                deliver(&handle, answer).await;
+            }
+        }
+    }));
+    Ok(())
+}
+
+/// An answer must reach its shard: calls wait for it. A full queue empties within moments.
+async fn deliver(handle: &Handle<Core>, answer: Answer) {
+    let mut command = Command::Resolved(answer);
+    for _ in 0..1_000 {
+        match handle.command(command) {
+            Ok(()) => return,
+            Err(back) => command = back,
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    tracing::error!("a shard takes no answers of the resolver");
+}
+
+/// Management and metrics.
+fn serve(context: &Arc<Context>, runtime: &Runtime) -> anyhow::Result<()> {
+    let running = context.running.load_full();
+    let _inside = runtime.enter();
+    if let Some(address) = running.config.metrics {
+        let listener = runtime
+            .block_on(tokio::net::TcpListener::bind(address))
+            .with_context(|| format!("metrics on {address}"))?;
+        runtime.spawn(http::serve(listener, Arc::clone(context)));
+    }
+    admin::server::start(context, &running.config.admin, runtime)
+}
+
+fn cdr_settings(config: &Config) -> cdr::Settings {
+    match &config.cdr {
+        None => cdr::Settings { path: None, ..cdr::Settings::default() },
+        Some(cdr) => cdr::Settings {
+            path: Some(cdr.file.clone()),
+            rotate_bytes: Some(cdr.rotate_bytes),
+            rotate_every: cdr.rotate_every,
+            keep: Some(cdr.keep),
+            ..cdr::Settings::default()
+        },
+    }
+}
+
+fn transport_settings(config: &Config) -> transport::Settings {
+    let from = &config.transport;
+    transport::Settings {
+        udp_buffer_bytes: from.udp_buffer_bytes,
+        udp_queue_max: from.udp_queue,
+        dscp: from.dscp,
+        connect_timeout: from.connect_timeout,
+        idle_timeout: from.idle_timeout,
+        half_message_timeout: from.half_message_timeout,
+        connections_max: from.max_connections,
+        connections_per_source_max: from.max_connections_per_source,
+        write_queue_bytes_max: from.write_queue_bytes,
+        limits: config.sip_limits,
+    }
+}
