@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
+use hashbrown::HashMap;
 use media_anchor::{self as relay, EventSink, Handle, MediaAnchor};
 use sbc_core::core::Input;
 use sbc_core::media::{
@@ -38,7 +39,19 @@ impl MediaEvents {
 }
 
 /// One shard's hand on the media relay.
-pub struct ShardAnchor(Handle);
+pub struct ShardAnchor {
+    handle: Handle,
+    /// What SDP said of a side that has no port yet: an offer's endpoint is known before the
+    /// answer gives that side its port. Given on with the port.
+    early: HashMap<MediaId, Vec<Early>>,
+}
+
+struct Early {
+    index: usize,
+    side: Side,
+    remote: relay::Remote,
+    relearn: bool,
+}
 
 impl ShardAnchor {
     /// The adapter of shard `shard`, and where its events come from. `wake` makes the shard look.
@@ -48,13 +61,26 @@ impl ShardAnchor {
         wake: impl Fn() + Send + Sync + 'static,
     ) -> (ShardAnchor, MediaEvents) {
         let (sink, events) = EventSink::new(EVENTS_MAX, std::sync::Arc::new(wake));
-        (ShardAnchor(anchor.handle(shard, &sink)), MediaEvents(events))
+        let handle = anchor.handle(shard, &sink);
+        (ShardAnchor { handle, early: HashMap::new() }, MediaEvents(events))
+    }
+}
+
+impl ShardAnchor {
+    fn take_early(&mut self, id: MediaId, index: usize, side: Side) -> Option<Early> {
+        let waiting = self.early.get_mut(&id)?;
+        let at = waiting.iter().position(|e| e.index == index && e.side == side)?;
+        let early = waiting.swap_remove(at);
+        if waiting.is_empty() {
+            self.early.remove(&id);
+        }
+        Some(early)
     }
 }
 
 impl Anchor for ShardAnchor {
     fn open(&mut self, id: MediaId, timeout: Option<Duration>) -> Result<(), MediaError> {
-        self.0.open(session(id), timeout).map_err(error)
+        self.handle.open(session(id), timeout).map_err(error)
     }
 
     fn bind(
@@ -65,8 +91,13 @@ impl Anchor for ShardAnchor {
         side: Side,
         spec: SideSpec,
     ) -> Result<Local, MediaError> {
-        let bound = self.0.bind(session(id), index, kind_of(kind), side_of(side), spec_of(spec));
-        bound.map(local).map_err(error)
+        let (session, relay_side) = (session(id), side_of(side));
+        let bound = self.handle.bind(session, index, kind_of(kind), relay_side, spec_of(spec));
+        let bound = bound.map(local).map_err(error)?;
+        if let Some(Early { remote, relearn, .. }) = self.take_early(id, index, side) {
+            self.handle.remote(session, index, relay_side, &remote, relearn).map_err(error)?;
+        }
+        Ok(bound)
     }
 
     fn remote(
@@ -89,7 +120,15 @@ impl Anchor for ShardAnchor {
                 Latch::Force => relay::Latch::Force,
             },
         };
-        self.0.remote(session(id), index, side_of(side), &remote, relearn).map_err(error)
+        match self.handle.remote(session(id), index, side_of(side), &remote, relearn) {
+            Err(relay::MediaError::Unknown) => {
+                self.take_early(id, index, side);
+                let early = Early { index, side, remote, relearn };
+                self.early.entry(id).or_default().push(early);
+                Ok(())
+            }
+            other => other.map_err(error),
+        }
     }
 
     fn rebind(
@@ -101,7 +140,9 @@ impl Anchor for ShardAnchor {
         taken: &Taken,
     ) -> Result<(), MediaError> {
         let (spec, port) = (spec_of(taken.spec), taken.local.rtp.port());
-        self.0.bind_at(session(id), index, kind_of(kind), side_of(side), spec, port).map_err(error)?;
+        self.handle
+            .bind_at(session(id), index, kind_of(kind), side_of(side), spec, port)
+            .map_err(error)?;
         // Known endpoints may send at once: the source that was latched is the one to expect.
         let Some(rtp) = taken.latched else { return Ok(()) };
         let remote = relay::Remote {
@@ -112,19 +153,23 @@ impl Anchor for ShardAnchor {
             receives: true,
             latch: relay::Latch::Auto,
         };
-        self.0.remote(session(id), index, side_of(side), &remote, false).map_err(error)
+        self.handle.remote(session(id), index, side_of(side), &remote, false).map_err(error)
     }
 
     fn drop_stream(&mut self, id: MediaId, index: usize) {
-        self.0.drop_stream(session(id), index);
+        for side in [Side::A, Side::B] {
+            self.take_early(id, index, side);
+        }
+        self.handle.drop_stream(session(id), index);
     }
 
     fn stats(&mut self, id: MediaId) -> Vec<StreamStats> {
-        self.0.stats(session(id)).iter().map(stats).collect()
+        self.handle.stats(session(id)).iter().map(stats).collect()
     }
 
     fn close(&mut self, id: MediaId) -> Vec<StreamStats> {
-        self.0.close(session(id)).iter().map(stats).collect()
+        self.early.remove(&id);
+        self.handle.close(session(id)).iter().map(stats).collect()
     }
 }
 

@@ -142,7 +142,7 @@ fn summary(trace: &Trace) -> String {
             if sdp.is_empty() { method.to_owned() } else { format!("{method} ({sdp})") }
         }
         StartLine::Response { status, reason } => {
-            let method = message.cseq().map(|c| c.method.as_str().to_owned()).unwrap_or_default();
+            let method = message.cseq().map(|c| c.method.to_string()).unwrap_or_default();
             let comma = if sdp.is_empty() { "" } else { ", " };
             format!("{status} {reason} ({method}{comma}{sdp})")
         }

@@ -53,14 +53,8 @@ pub fn core_config(
     config: &Config,
     previous: Option<&Table>,
 ) -> Result<sbc_core::core::Config, Vec<String>> {
-    let table = Table::build(config.routing.clone(), previous, Instant::now())
-        .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
-    Ok(sbc_core::core::Config {
-        routing: Arc::new(table),
-        transactions: config.transactions,
-        limits: config.sip_limits,
-        ..config.core.clone()
-    })
+    let core = config.core(previous, Instant::now());
+    core.map_err(|errors| errors.iter().map(ToString::to_string).collect())
 }
 
 impl Context {

@@ -92,9 +92,13 @@ pub(super) fn start(
             media,
         };
         let seed = rand::rng().next_u64();
+        let mut machine = Core::new(Arc::clone(&core), seed, clock);
+        if index == 0 {
+            machine.probe_trunks(clock.at, 0);
+        }
         let shard = Shard::new(run::Parts {
             index,
-            machine: Core::new(Arc::clone(&core), seed, clock),
+            machine,
             anchor: Box::new(shard_anchor),
             outside: Box::new(outside),
             mailbox,

@@ -37,13 +37,6 @@ impl Outside for ShardOutside {
                 self.cdrs.push(cdr);
             }
             Event::Trace(trace) => self.traces.publish(Watched::Message(Arc::from(trace))),
-            Event::Peer { trunk, host, up } => {
-                if up {
-                    tracing::info!(%trunk, %host, "peer up");
-                } else {
-                    tracing::warn!(%trunk, %host, "peer down");
-                }
-            }
             Event::Drained => tracing::info!(shard = self.shard, "drained"),
             Event::Peer { trunk, host, up: true } => tracing::info!(%trunk, %host, "peer is up"),
             Event::Peer { trunk, host, up: false } => {
