@@ -66,7 +66,10 @@ impl Addresses {
 
     /// Port counts of every address.
     pub(crate) fn counts(&self) -> Vec<(InterfaceId, IpAddr, PortCounts)> {
-        self.doors.iter().map(|d| (d.interface, d.addr.local, d.ports.counts())).collect()
+        self.doors
+            .iter()
+            .map(|d| (d.interface, d.addr.local, d.ports.counts(Instant::now())))
+            .collect()
     }
 
     fn own(&self, addr: SocketAddr) -> Own {

@@ -20,8 +20,8 @@ use crate::engine::Command;
 use crate::plan_types::Path;
 use crate::relay::{Letter, NewSide, sys};
 use crate::types::{
-    Component, Local, MediaError, Remote, SessionId, Side, SideSpec, StreamKind, StreamStats,
-    rtcp_of,
+    Component, Local, MediaError, Remote, SessionId, Side, SideSpec, SideStats, StreamKind,
+    StreamStats, rtcp_of,
 };
 
 /// Occupied pairs that `bind` skips before it gives up.
@@ -51,15 +51,31 @@ struct SideEntry {
     door: u16,
     port: u16,
     local: Local,
+    signalled: Option<SocketAddr>,
 }
 
-/// The way one direction of a stream goes now, and why.
+/// One stream as shown to people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamView {
+    /// Number of its `m=` line.
+    pub index: usize,
+    pub a: Option<SideView>,
+    pub b: Option<SideView>,
+}
+
+/// One side of a stream as shown to people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FlowView {
-    pub stream: usize,
-    pub from: Side,
-    pub component: Component,
-    pub path: Path,
+pub struct SideView {
+    pub kind: StreamKind,
+    pub spec: SideSpec,
+    pub local: Local,
+    /// What the last `remote` said.
+    pub signalled: Option<SocketAddr>,
+    pub stats: SideStats,
+    /// The way of RTP from this side, and why.
+    pub rtp: Path,
+    /// The way of RTCP from this side, and why.
+    pub rtcp: Path,
 }
 
 /// An even port with its sockets.
@@ -163,6 +179,7 @@ impl Handle {
             door: u16::try_from(door_index).map_err(|_| MediaError::NoAddress)?,
             port: pair.port,
             local: local(door, pair.port),
+            signalled: old.and_then(|old| old.signalled),
         };
         let letter = Letter::Bind(Box::new(NewSide {
             id,
@@ -212,8 +229,13 @@ impl Handle {
                 return Err(MediaError::Forbidden(addr));
             }
         }
+        let signalled = remote.rtp;
         let remote = *remote;
-        self.try_post(id, Letter::Command(Command::Remote { id, stream, side, remote, relearn }))
+        self.try_post(id, Letter::Command(Command::Remote { id, stream, side, remote, relearn }))?;
+        if let Some(entry) = self.sessions.get_mut(&id).and_then(|e| e.side_mut(index, side)) {
+            entry.signalled = signalled;
+        }
+        Ok(())
     }
 
     /// Ends one stream (`m=` port 0) and frees its ports.
@@ -248,19 +270,11 @@ impl Handle {
         stats
     }
 
-    /// The way of every direction of a session, and why.
-    pub fn flows(&self, id: SessionId) -> Vec<FlowView> {
+    /// The streams of a session with their addresses, counters and ways, for status commands.
+    pub fn streams(&self, id: SessionId) -> Vec<StreamView> {
         let Some(entry) = self.sessions.get(&id) else { return Vec::new() };
-        let mut flows = Vec::new();
-        for (stream, cell) in entry.indexed() {
-            for from in [Side::A, Side::B] {
-                for component in [Component::Rtp, Component::Rtcp] {
-                    let path = cell.side(from).path(component);
-                    flows.push(FlowView { stream, from, component, path });
-                }
-            }
-        }
-        flows
+        let indexed = entry.streams.iter().enumerate();
+        indexed.filter_map(|(index, stream)| Some(stream.as_ref()?.view(index))).collect()
     }
 
     /// Sessions of this shard.
@@ -309,6 +323,10 @@ impl Entry {
         *self.stream(index)?.sides.get(side.index())?
     }
 
+    fn side_mut(&mut self, index: usize, side: Side) -> Option<&mut SideEntry> {
+        self.streams.get_mut(index)?.as_mut()?.sides.get_mut(side.index())?.as_mut()
+    }
+
     fn set_side(&mut self, index: usize, side: Side, cell: Arc<StreamCell>, new: SideEntry) {
         if self.streams.len() <= index {
             self.streams.resize_with(index + 1, || None);
@@ -320,15 +338,31 @@ impl Entry {
         }
     }
 
-    fn indexed(&self) -> impl Iterator<Item = (usize, &StreamCell)> {
-        self.streams.iter().enumerate().filter_map(|(n, s)| Some((n, s.as_ref()?.cell.as_ref())))
-    }
-
     fn stats(&self) -> Vec<StreamStats> {
         let stats = |stream: &Option<StreamEntry>| {
             stream.as_ref().map(|stream| stream.cell.stats()).unwrap_or_default()
         };
         self.streams.iter().map(stats).collect()
+    }
+}
+
+impl StreamEntry {
+    fn view(&self, index: usize) -> StreamView {
+        let stats = self.cell.stats();
+        let view = |side: Side| {
+            let entry = (*self.sides.get(side.index())?)?;
+            let cell = self.cell.side(side);
+            Some(SideView {
+                kind: entry.kind,
+                spec: entry.spec,
+                local: entry.local,
+                signalled: entry.signalled,
+                stats: *stats.side(side),
+                rtp: cell.path(Component::Rtp),
+                rtcp: cell.path(Component::Rtcp),
+            })
+        };
+        StreamView { index, a: view(Side::A), b: view(Side::B) }
     }
 }
 

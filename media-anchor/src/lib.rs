@@ -36,7 +36,7 @@ mod types;
 
 pub use anchor::{MediaAnchor, StartError, Totals};
 pub use events::EventSink;
-pub use handle::{FlowView, Handle};
+pub use handle::{Handle, SideView, StreamView};
 pub use ports::PortCounts;
 pub use types::{
     Component, DropReason, Event, InterfaceId, Latch, Local, MediaError, Remote, SessionId, Side,

@@ -49,6 +49,8 @@ struct Pair {
 pub struct PortCounts {
     pub total: usize,
     pub used: usize,
+    /// Released or occupied, and waiting.
+    pub quarantined: usize,
     /// Times that a pair was found held by another process.
     pub occupied: u64,
 }
@@ -122,12 +124,14 @@ impl PortPool {
     }
 
     /// How many pairs are where.
-    pub(crate) fn counts(&self) -> PortCounts {
+    pub(crate) fn counts(&self, now: Instant) -> PortCounts {
         let mut counts =
             PortCounts { occupied: self.occupied.load(Ordering::Relaxed), ..PortCounts::default() };
         for slice in (0..self.slices.len()).filter_map(|index| self.lock(index)) {
             counts.total += slice.pairs.len();
             counts.used += slice.used;
+            let waits = |pair: &&Pair| !pair.used && pair.free_at.is_some_and(|at| at > now);
+            counts.quarantined += slice.pairs.iter().filter(waits).count();
         }
         counts
     }
@@ -212,7 +216,11 @@ mod tests {
         assert_eq!(pool.take(0, now + QUARANTINE - Duration::from_millis(1)), None);
         assert_eq!(pool.take(0, now + QUARANTINE), one);
         assert_ne!(one, two);
-        assert_eq!(pool.counts(), PortCounts { total: 2, used: 2, occupied: 0 });
+        let counts = PortCounts { total: 2, used: 2, quarantined: 0, occupied: 0 };
+        assert_eq!(pool.counts(now), counts);
+        pool.release(two.unwrap_or(0), now + QUARANTINE);
+        assert_eq!((pool.counts(now).used, pool.counts(now).quarantined), (1, 1));
+        assert_eq!(pool.counts(now + QUARANTINE).quarantined, 0);
     }
 
     #[test]
@@ -242,7 +250,7 @@ mod tests {
         pool.occupied(port, now);
         assert_eq!(pool.take(0, now + OCCUPIED_FOR - Duration::from_secs(1)), None);
         assert_eq!(pool.take(0, now + OCCUPIED_FOR), Some(port));
-        assert_eq!(pool.counts().occupied, 1);
+        assert_eq!(pool.counts(now).occupied, 1);
     }
 
     #[test]

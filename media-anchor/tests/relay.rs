@@ -5,6 +5,7 @@ mod support;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use media_anchor::plan_types::{Path, Stay};
 use media_anchor::{
     DropReason, Event, InterfaceId, Latch, MediaError, SessionId, Side, SideSpec, StreamKind,
 };
@@ -23,6 +24,10 @@ fn rtp_is_relayed_both_ways_byte_for_byte_from_the_ports_we_told() {
         let sent = bob.send(to_b.rtp);
         assert_eq!(alice.receive(), (sent, to_a.rtp));
     }
+    let streams = bench.handle.streams(ID);
+    let b = streams[0].b.expect("is bound");
+    assert_eq!((b.local, b.signalled, b.stats.packets), (to_b, Some(bob.addr()), 20));
+    assert_eq!(b.rtp, Path::Userspace(Stay::Off));
     let stats = bench.handle.close(ID)[0];
     assert_eq!((stats.a.packets, stats.a.bytes), (20, 20 * 172));
     assert_eq!((stats.b.packets, stats.b.bytes), (20, 20 * 172));

@@ -10,8 +10,8 @@ use media_anchor::config::{Config, Dscp, MediaAddr, MediaInterface};
 use media_anchor::kernel::Way;
 use media_anchor::plan_types::Path;
 use media_anchor::{
-    Component, DropReason, Event, EventSink, Handle, InterfaceId, Latch, MediaAnchor, Remote,
-    SessionId, Side, SideSpec, StreamKind,
+    DropReason, Event, EventSink, Handle, InterfaceId, Latch, MediaAnchor, Remote, SessionId, Side,
+    SideSpec, StreamKind,
 };
 
 use crate::call::{opened, waits};
@@ -109,11 +109,8 @@ impl Bench {
     }
 
     fn paths(&self) -> [Path; 2] {
-        let flows = self.handle.flows(ID);
-        [Side::A, Side::B].map(|side| {
-            let of = |f: &&media_anchor::FlowView| f.from == side && f.component == Component::Rtp;
-            flows.iter().find(of).expect("a flow").path
-        })
+        let stream = self.handle.streams(ID).remove(0);
+        [stream.a, stream.b].map(|side| side.expect("is bound").rtp)
     }
 
     /// Talks until both directions are in the kernel.
