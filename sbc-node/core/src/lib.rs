@@ -10,6 +10,7 @@ pub mod core;
 pub mod dialog;
 pub mod digest;
 pub mod fuzz;
+pub mod guard;
 pub mod ids;
 pub mod media;
 pub mod net;

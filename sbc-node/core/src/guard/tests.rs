@@ -1,0 +1,158 @@
+//! The guard as a whole: from the first datagram to the ban and its end.
+
+use super::*;
+use crate::net::{InterfaceId, Transport};
+
+fn flow(remote: &str) -> Flow {
+    Flow {
+        interface: InterfaceId(0),
+        transport: Transport::Udp,
+        local: "203.0.113.1:5060".parse().unwrap(),
+        remote: remote.parse().unwrap(),
+        conn: None,
+    }
+}
+
+fn facts<'a>(flow: &'a Flow, method: &'a str, agent: &'a str) -> RequestFacts<'a> {
+    RequestFacts {
+        flow,
+        method,
+        trunk: None,
+        aor: "a@b",
+        ruri_user: "100",
+        fingerprint: Fingerprint { user_agent: agent.as_bytes(), ..Fingerprint::default() },
+        in_dialog: false,
+    }
+}
+
+fn config() -> GuardConfig {
+    GuardConfig {
+        pike: PikeConfig { density: 30, ..PikeConfig::default() },
+        trusted: vec!["10.0.0.0/8".parse().unwrap()],
+        scanners: Some(Arc::new(Scanners::parse(BUILT_IN).unwrap())),
+        ..GuardConfig::default()
+    }
+}
+
+#[test]
+fn a_flood_becomes_a_ban_and_the_ban_ends() {
+    let t0 = Instant::now();
+    let mut guard = Guard::new(config(), t0);
+    let bad = flow("192.0.2.66:5060");
+    let passed = (0..1_000).filter(|_| guard.datagram(t0, &bad) == Verdict::Pass).count();
+    assert!((30..90).contains(&passed), "{passed}");
+    let banned = Verdict::Drop(Reason::Banned(BanReason::Flood));
+    assert_eq!(guard.datagram(t0, &bad), banned);
+    let Some(BanEvent::Added(ban)) = guard.poll() else { panic!("no event") };
+    assert_eq!((ban.net.to_string().as_str(), &*ban.by), ("192.0.2.66", "pike"));
+    let end = t0 + Duration::from_secs(300);
+    assert_eq!(guard.deadline(), Some(end));
+    guard.tick(end);
+    assert!(matches!(guard.poll(), Some(BanEvent::Removed { expired: true, .. })));
+    assert_eq!(guard.datagram(end, &bad), Verdict::Pass);
+}
+
+#[test]
+fn trusted_sources_are_neither_counted_nor_banned() {
+    let t0 = Instant::now();
+    let mut guard = Guard::new(config(), t0);
+    let trusted = flow("10.1.2.3:5060");
+    assert!((0..10_000).all(|_| guard.datagram(t0, &trusted) == Verdict::Pass));
+    assert_eq!(guard.request(t0, &facts(&trusted, "OPTIONS", "friendly-scanner")), Verdict::Pass);
+    for n in 0..100 {
+        guard.auth_failed(t0, trusted.remote.ip());
+        guard.unknown_user(t0, trusted.remote.ip(), &n.to_string());
+    }
+    assert_eq!((guard.poll(), guard.sizes()), (None, (0, 0)));
+}
+
+#[test]
+fn the_two_modes_of_pike() {
+    let t0 = Instant::now();
+    let bad = flow("192.0.2.66:5060");
+    let mode = |pike_mode| Guard::new(GuardConfig { pike_mode, ban_for: None, ..config() }, t0);
+    let mut requests = mode(PikeMode::Requests);
+    assert!((0..1_000).all(|_| requests.datagram(t0, &bad) == Verdict::Pass));
+    let invite = facts(&bad, "INVITE", "phone");
+    assert!((0..1_000).any(|_| requests.request(t0, &invite) == Verdict::Drop(Reason::Flood)));
+    assert!(requests.bans().is_empty());
+    let mut off = mode(PikeMode::Off);
+    assert!((0..1_000).all(|_| off.datagram(t0, &bad) == Verdict::Pass));
+    assert!((0..1_000).all(|_| off.request(t0, &invite) == Verdict::Pass));
+}
+
+#[test]
+fn ipv6_floods_are_banned_by_prefix() {
+    let t0 = Instant::now();
+    let mut guard = Guard::new(config(), t0);
+    for n in 0..1_000 {
+        guard.datagram(t0, &flow(&format!("[2001:db8::{n:x}]:5060")));
+    }
+    let Some(BanEvent::Added(ban)) = guard.poll() else { panic!("no event") };
+    assert_eq!(ban.net.to_string(), "2001:db8::/64");
+}
+
+#[test]
+fn scanners_and_guessers_are_banned() {
+    let t0 = Instant::now();
+    let mut guard = Guard::new(config(), t0);
+    let scanner = flow("192.0.2.1:5060");
+    let verdict = guard.request(t0, &facts(&scanner, "OPTIONS", "friendly-scanner"));
+    assert_eq!(verdict, Verdict::Drop(Reason::Scanner));
+    assert_eq!(guard.datagram(t0, &scanner), Verdict::Drop(Reason::Banned(BanReason::Scanner)));
+    let guesser = flow("192.0.2.2:5060");
+    for user in 100..108 {
+        assert_eq!(guard.datagram(t0, &guesser), Verdict::Pass);
+        guard.unknown_user(t0, guesser.remote.ip(), &user.to_string());
+    }
+    assert_eq!(guard.datagram(t0, &guesser), Verdict::Drop(Reason::Banned(BanReason::Dictionary)));
+    guard.bans().remove(&"192.0.2.2".parse().unwrap());
+    assert_eq!(guard.datagram(t0, &guesser), Verdict::Pass);
+}
+
+#[test]
+fn access_lists_and_rate_limits_answer_by_policy() {
+    let t0 = Instant::now();
+    let rule = |methods: &[&str], access| AccessRule {
+        sources: vec!["198.51.100.0/24".parse().unwrap()],
+        transports: vec![],
+        methods: methods.iter().map(|m| (*m).into()).collect(),
+        access,
+    };
+    let limit = |over, method: &str| RateLimit {
+        key: RateKey::Source,
+        methods: vec![method.into()],
+        per_second: 0.1,
+        burst: 1,
+        over,
+    };
+    let mut guard = Guard::new(
+        GuardConfig {
+            access: vec![AccessList {
+                rules: vec![rule(&["MESSAGE"], Access::Reject), rule(&[], Access::Allow)],
+                otherwise: Access::Drop,
+            }],
+            limits: vec![
+                limit(OverLimit::Unavailable, "INVITE"),
+                limit(OverLimit::Silence, "OPTIONS"),
+                limit(OverLimit::Forbidden, "REGISTER"),
+            ],
+            ..config()
+        },
+        t0,
+    );
+    assert_eq!(guard.datagram(t0, &flow("192.0.2.1:5060")), Verdict::Drop(Reason::Access));
+    let good = flow("198.51.100.7:5060");
+    assert_eq!(guard.datagram(t0, &good), Verdict::Pass);
+    let mut ask = |method: &str| guard.request(t0, &facts(&good, method, ""));
+    let reject = |status, retry_after_s, reason| Verdict::Reject { status, retry_after_s, reason };
+    assert_eq!(ask("MESSAGE"), reject(403, None, Reason::Access));
+    for method in ["INVITE", "OPTIONS", "REGISTER"] {
+        assert_eq!(ask(method), Verdict::Pass);
+    }
+    assert_eq!(ask("INVITE"), reject(503, Some(11), Reason::RateLimit));
+    assert_eq!(ask("OPTIONS"), Verdict::Drop(Reason::RateLimit));
+    assert_eq!(ask("REGISTER"), reject(403, None, Reason::RateLimit));
+    let in_dialog = RequestFacts { in_dialog: true, ..facts(&good, "INVITE", "") };
+    assert_eq!(guard.request(t0, &in_dialog), Verdict::Pass);
+}
