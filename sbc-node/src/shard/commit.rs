@@ -5,13 +5,21 @@
 
 use std::time::Duration;
 
+use sbc_core::b2bua::Cdr;
 use sbc_core::core::{Record, StoreId};
+
+use crate::telemetry::cdr::CdrSink;
 
 /// Takes replicated writes off the shards' hands. Called on a shard: it must not wait.
 pub trait Store: Send + Sync {
     /// Starts a write; the outcome goes to shard `shard` as `Input::Stored` when `wait` is set.
     /// False means that there will be none: the call goes on unprotected.
     fn write(&self, shard: usize, id: StoreId, wait: Option<Duration>, record: Record) -> bool;
+
+    /// A call attempt is over: its record goes to `sink`, unless another node tells it.
+    fn ended(&self, cdr: Box<Cdr>, sink: &CdrSink) {
+        sink.push(cdr);
+    }
 }
 
 /// A node by itself: nothing is replicated.

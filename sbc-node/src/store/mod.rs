@@ -1,3 +1,7 @@
-//! Between the core's records and the replicated state.
+//! Between the core's records and the replicated state: what a call writes, and what is done when
+//! the cluster gives this node another's calls or addresses.
 
+pub mod cluster;
 pub mod record;
+pub mod takeover;
+pub mod tell;

@@ -1,0 +1,359 @@
+//! What this node does when the cluster gives it addresses or calls, or takes them away.
+//!
+//! Whose they are is decided by the log; here the decision is carried out, in its order. One task
+//! owns the floating addresses, so that nothing is added and removed at the same time. Before any
+//! event is acted upon the lease is asked: a node that slept must let go first.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use sbc_cluster::{Command, DialogKey, Event, Events, Handle, NodeState};
+use sbc_core::core::{AdoptMode, Command as CoreCommand, Input};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::cluster::call_of;
+use super::record;
+use super::tell::Tell;
+use crate::config::{ClusterConfig, FailoverMode, OnQuorumLoss};
+use crate::floating::{Floating, FloatingError, Placed};
+
+/// How often leases are looked at and addresses refreshed.
+const TICK: Duration = Duration::from_millis(50);
+/// Kernel lifetime of a floating address is this much longer than the lease, so that a late refresh
+/// does not flap it.
+const LIFETIME_SLACK: Duration = Duration::from_millis(500);
+/// Announcements after a takeover: a switch may miss the first.
+const ANNOUNCE_AGAIN: [Duration; 3] =
+    [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3)];
+/// Calls re-INVITEd per second after a takeover by re-INVITE.
+const REINVITES_PER_S: u32 = 200;
+
+/// What happened, for status and metrics.
+#[derive(Debug, Default)]
+pub struct TakeoverStats {
+    pub adopted: AtomicU64,
+    pub lost: AtomicU64,
+    /// Records that could not be read.
+    pub unreadable: AtomicU64,
+    pub addresses_taken: AtomicU64,
+    pub addresses_released: AtomicU64,
+    pub address_errors: AtomicU64,
+    /// 1 while there is no quorum.
+    pub no_quorum: AtomicU64,
+}
+
+/// The task's own state.
+pub struct Takeover {
+    handle: Handle,
+    events: Events,
+    tell: Arc<Tell>,
+    floating: Option<Floating>,
+    places: HashMap<String, (Placed, u32)>,
+    mode: FailoverMode,
+    on_quorum_loss: OnQuorumLoss,
+    /// Dialogs to be re-INVITEd, oldest first, and when the next one may go.
+    reinvites: std::collections::VecDeque<DialogKey>,
+    announce_at: Vec<Instant>,
+    held: bool,
+    pub stats: Arc<TakeoverStats>,
+}
+
+impl Takeover {
+    /// Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// When netlink cannot be opened although addresses are to float.
+    pub fn new(
+        handle: Handle,
+        tell: Arc<Tell>,
+        config: &ClusterConfig,
+    ) -> Result<Takeover, FloatingError> {
+        let floating = match config.failover {
+            FailoverMode::Address => Some(Floating::new(config.timing.lease + LIFETIME_SLACK)?),
+            FailoverMode::None | FailoverMode::Reinvite => None,
+        };
+        let places = config.addresses.iter().map(|a| {
+            let placed = Placed { address: a.address, device: a.device.clone() };
+            (a.address.to_string(), (placed, a.group))
+        });
+        Ok(Takeover {
+            events: handle.subscribe(),
+            handle,
+            tell,
+            floating,
+            places: places.collect(),
+            mode: config.failover,
+            on_quorum_loss: config.on_quorum_loss,
+            reinvites: std::collections::VecDeque::new(),
+            announce_at: Vec::new(),
+            held: false,
+            stats: Arc::default(),
+        })
+    }
+
+    /// Runs until the cluster node stops. Addresses that are held then are taken off.
+    pub async fn run(mut self) {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut declared = self.places.is_empty();
+        loop {
+            tokio::select! {
+                biased;
+                event = self.events.next() => {
+                    let Some(event) = event else { break };
+                    self.fence().await;
+                    if let Event::Stopped { reason } = &event {
+                        tracing::error!(%reason, "the cluster node has stopped");
+                        break;
+                    }
+                    self.event(event).await;
+                }
+                _ = tick.tick() => {
+                    self.fence().await;
+                    self.tell.flush();
+                    self.reinvite_some();
+                    if !declared && self.handle.lease_valid() {
+                        declared = self.declare().await;
+                    }
+                }
+            }
+        }
+        self.let_go("the cluster node has stopped").await;
+    }
+
+    /// Without a lease nothing is held; with one, what is held lives on.
+    async fn fence(&mut self) {
+        if !self.handle.lease_valid() {
+            if self.held {
+                self.let_go("the lease ran out").await;
+            }
+            return;
+        }
+        let Some(floating) = &mut self.floating else { return };
+        if self.held {
+            if let Err(error) = floating.refresh().await {
+                self.stats.address_errors.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(%error, "a floating address could not be refreshed");
+            }
+            let now = Instant::now();
+            let due = self.announce_at.iter().filter(|at| **at <= now).count();
+            if due > 0 {
+                self.announce_at.retain(|at| *at > now);
+                if let Err(error) = floating.announce_held() {
+                    tracing::warn!(%error, "a floating address could not be announced");
+                }
+            }
+        }
+    }
+
+    /// Tells the cluster which addresses float. Repeating it changes nothing.
+    async fn declare(&self) -> bool {
+        for (address, (_, group)) in &self.places {
+            let known = self.handle.read(|tables| tables.address(address).is_some());
+            if !known
+                && let Err(error) =
+                    self.handle.propose(Command::put_address(address, *group, None)).await
+            {
+                tracing::debug!(%address, %error, "not declared yet");
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn event(&mut self, event: Event) {
+        match event {
+            Event::OwnedAddresses { add, remove } => {
+                self.remove(remove).await;
+                self.add(add).await;
+            }
+            Event::AdoptDialogs { from, dialogs } => {
+                tracing::warn!(from = from.0, calls = dialogs.len(), "carrying on calls");
+                self.adopt(dialogs).await;
+            }
+            Event::DialogsLost { to, dialogs } => {
+                tracing::warn!(to = to.0, calls = dialogs.len(), "calls are carried on elsewhere");
+                self.stats
+                    .lost
+                    .fetch_add(u64::try_from(dialogs.len()).unwrap_or(0), Ordering::Relaxed);
+                self.forget(&dialogs);
+            }
+            Event::QuorumLost => {
+                self.stats.no_quorum.store(1, Ordering::Relaxed);
+                tracing::error!("no quorum: calls are unprotected from here on");
+                self.let_go("there is no quorum").await;
+                if self.on_quorum_loss == OnQuorumLoss::Reject {
+                    self.tell.broadcast(|| Input::Command(CoreCommand::Drain(true)));
+                }
+            }
+            Event::QuorumRegained => {
+                self.stats.no_quorum.store(0, Ordering::Relaxed);
+                tracing::warn!("quorum regained");
+                if self.on_quorum_loss == OnQuorumLoss::Reject {
+                    self.tell.broadcast(|| Input::Command(CoreCommand::Drain(false)));
+                }
+                self.reconcile().await;
+            }
+            Event::Reloaded => self.reconcile().await,
+            Event::DrainRequested => self.drain().await,
+            Event::LeaderChanged { leader, term } => {
+                tracing::info!(leader = leader.map(|l| l.0), term, "cluster leader");
+            }
+            Event::Removed => tracing::error!("this node was removed from the cluster"),
+            Event::TableChanged(_)
+            | Event::SettingChanged(_)
+            | Event::BanChanged { .. }
+            | Event::MembersChanged
+            | Event::Relayed { .. }
+            | Event::Stopped { .. } => {}
+        }
+    }
+
+    async fn add(&mut self, addresses: Vec<String>) {
+        let Some(floating) = &mut self.floating else { return };
+        for address in addresses {
+            // Another node's configuration may know addresses that ours does not.
+            let Some((placed, _)) = self.places.get(&address) else { continue };
+            // Asked again for each: a sleeper must not take what a late event promised.
+            if !self.handle.lease_valid() {
+                return;
+            }
+            match floating.take(placed).await {
+                Ok(()) => {
+                    self.held = true;
+                    self.stats.addresses_taken.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(%address, device = %placed.device, "took a floating address");
+                }
+                Err(error) => {
+                    self.stats.address_errors.fetch_add(1, Ordering::Relaxed);
+                    tracing::error!(%address, %error, "could not take a floating address");
+                }
+            }
+        }
+        let now = Instant::now();
+        self.announce_at = ANNOUNCE_AGAIN.iter().map(|after| now + *after).collect();
+    }
+
+    async fn remove(&mut self, addresses: Vec<String>) {
+        let Some(floating) = &mut self.floating else { return };
+        let mut groups = Vec::new();
+        for address in addresses {
+            let Some((placed, group)) = self.places.get(&address) else { continue };
+            if let Err(error) = floating.release(placed).await {
+                self.stats.address_errors.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(%address, %error, "could not release a floating address");
+                continue;
+            }
+            self.stats.addresses_released.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(%address, "released a floating address");
+            if !groups.contains(group) {
+                groups.push(*group);
+            }
+        }
+        for group in groups {
+            let (handle, id) = (self.handle.clone(), self.handle.id());
+            let asked = handle.read(|tables| {
+                tables.addresses().any(|(_, row)| row.group == group && row.holder == Some(id))
+            });
+            if asked && let Err(error) = handle.addresses_dropped(group).await {
+                tracing::error!(group, %error, "could not say that the addresses are free");
+            }
+        }
+    }
+
+    /// Takes every floating address off at once.
+    async fn let_go(&mut self, why: &str) {
+        self.held = false;
+        self.announce_at.clear();
+        let Some(floating) = &mut self.floating else { return };
+        tracing::warn!(why, "letting go of the floating addresses");
+        for error in floating.release_all().await {
+            self.stats.address_errors.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(%error, "could not release a floating address");
+        }
+    }
+
+    /// After events were missed: the tables say what is ours.
+    async fn reconcile(&mut self) {
+        let owned = self.handle.owned_addresses();
+        let others: Vec<String> =
+            self.places.keys().filter(|a| !owned.contains(a)).cloned().collect();
+        self.remove(others).await;
+        self.add(owned).await;
+    }
+
+    async fn adopt(&mut self, dialogs: Vec<DialogKey>) {
+        match self.mode {
+            FailoverMode::Address => {
+                for (at, key) in dialogs.iter().enumerate() {
+                    self.adopt_one(key, AdoptMode::Address);
+                    if at % 256 == 255 {
+                        // The lease is looked at between batches as well.
+                        tokio::task::yield_now().await;
+                        self.fence().await;
+                    }
+                }
+            }
+            FailoverMode::None | FailoverMode::Reinvite => self.reinvites.extend(dialogs),
+        }
+    }
+
+    /// Some of the calls that wait for their re-INVITE, as many as the pace allows in one tick.
+    fn reinvite_some(&mut self) {
+        let per_tick = REINVITES_PER_S * u32::try_from(TICK.as_millis()).unwrap_or(50) / 1000;
+        for _ in 0..per_tick.max(1) {
+            let Some(key) = self.reinvites.pop_front() else { return };
+            self.adopt_one(&key, AdoptMode::Reinvite);
+        }
+    }
+
+    fn adopt_one(&self, key: &DialogKey, mode: AdoptMode) {
+        let id = self.handle.id();
+        // The call may have ended, or gone on to another node, since the event was written.
+        let value = self.handle.read(|tables| {
+            tables.dialog(key).filter(|d| d.owner == id).map(|d| Arc::clone(&d.value))
+        });
+        let Some(value) = value else { return };
+        match record::decode(bytes::Bytes::copy_from_slice(&value)) {
+            Ok(record) => {
+                self.stats.adopted.fetch_add(1, Ordering::Relaxed);
+                let shard = self.tell.shard_of(record.shard_hash);
+                self.tell.tell(shard, Input::Adopt { record: Box::new(record), mode });
+            }
+            Err(error) => {
+                self.stats.unreadable.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(call = %call_of(*key), %error, "a call cannot be carried on");
+            }
+        }
+    }
+
+    /// Drops calls that another node carries on, without a word to the endpoints. Which shard has
+    /// one is not known here; the others do not know it and do nothing.
+    fn forget(&self, dialogs: &[DialogKey]) {
+        for key in dialogs {
+            let call = call_of(*key);
+            self.tell.broadcast(|| Input::Command(CoreCommand::Forget(call)));
+        }
+    }
+
+    /// Moves every call of this living node to the others.
+    async fn drain(&mut self) {
+        tracing::warn!("draining: calls and addresses go to the other nodes");
+        self.tell.broadcast(|| Input::Command(CoreCommand::Drain(true)));
+        self.let_go("this node drains").await;
+        if let Err(error) = self.handle.hand_over().await {
+            tracing::error!(%error, "could not hand over");
+        }
+    }
+}
+
+/// Whether a node that is asked to drain has nothing left to carry.
+pub fn drained(handle: &Handle) -> bool {
+    let id = handle.id();
+    handle.read(|tables| {
+        let done = tables.node(id).is_some_and(|node| node.state == NodeState::Drained);
+        done && tables.dialogs_of(id).next().is_none()
+    })
+}
