@@ -34,7 +34,7 @@ impl Outside for ShardOutside {
                 if self.traces.watched() {
                     self.traces.publish(Watched::Ended(cdr.call));
                 }
-                self.cdrs.push(cdr);
+                self.store.ended(cdr, &self.cdrs);
             }
             Event::Trace(trace) => self.traces.publish(Watched::Message(Arc::from(trace))),
             Event::Drained => tracing::info!(shard = self.shard, "drained"),

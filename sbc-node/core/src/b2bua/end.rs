@@ -141,24 +141,49 @@ impl Call {
 
     /// What every end has in common: media, timers, tags, CDR.
     fn close(&mut self, cx: &mut Cx<'_>, by: EndedBy) {
-        let CallTimers { session_a, session_b, duration, retry } = &mut self.timers;
-        for timer in [session_a, session_b, duration, retry] {
-            cx.disarm(timer);
-        }
-        let media = if self.media.open { cx.anchor.close(self.media.id) } else { Vec::new() };
-        self.media.open = false;
+        let media = self.release(cx);
         self.facts.ended_by = Some(by);
-        self.permits.clear();
         match self.facts.answered_ms.filter(|_| self.facts.status < 300) {
             Some(_) => cx.env.stats.completed += 1,
             None => cx.env.stats.failed += 1,
         }
         let cdr = self.cdr(cx, by, media);
         cx.event(Event::Cdr(Box::new(cdr)));
-        self.media.streams.clear();
-        for leg in [Some(&mut self.a), self.b.as_mut()].into_iter().flatten() {
-            (leg.sdp.local, leg.sdp.remote) = (None, None);
+        self.a.sdp.local = None;
+    }
+
+    /// Lets go of a call that another node carries on: no BYE, no CDR. Only what a peer waits for
+    /// at this moment is refused, so that no transaction stays behind.
+    pub(crate) fn leave(&mut self, cx: &mut Cx<'_>) {
+        if !matches!(self.phase, Phase::Up) {
+            return;
         }
+        if let Some(wait) = self.ok_wait.take() {
+            cx.env.timers.cancel(wait.timer);
+        }
+        self.refuse_pending(cx);
+        self.release(cx);
+        cx.env.stats.calls_up = cx.env.stats.calls_up.saturating_sub(1);
+        self.phase = Phase::Ending;
+    }
+
+    /// Gives media, timers, permits and descriptions back; the last counters of the media.
+    fn release(&mut self, cx: &mut Cx<'_>) -> Vec<crate::media::StreamStats> {
+        let CallTimers { session_a, session_b, duration, retry } = &mut self.timers;
+        for timer in [session_a, session_b, duration, retry] {
+            cx.disarm(timer);
+        }
+        let media = if self.media.open { cx.anchor.close(self.media.id) } else { Vec::new() };
+        self.media.open = false;
+        self.media.streams.clear();
+        self.permits.clear();
+        for leg in [Some(&mut self.a), self.b.as_mut()].into_iter().flatten() {
+            leg.sdp.remote = None;
+        }
+        if let Some(b) = &mut self.b {
+            b.sdp.local = None;
+        }
+        media
     }
 
     /// Takes what is left of the call out of the shard's tables; the call is gone after this.

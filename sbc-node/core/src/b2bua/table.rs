@@ -318,6 +318,11 @@ impl Calls {
                     self.with(cx, key, |call, cx| hang_up(call, cx, EndCause::Shutdown));
                 }
             }
+            Command::Forget(id) => {
+                if let Some(key) = self.key_of(*id) {
+                    self.with(cx, key, |call, cx| call.leave(cx));
+                }
+            }
             Command::Drain(on) => cx.env.draining = *on,
             Command::Trace { call: None, on } => cx.env.trace_all = *on,
             Command::Trace { call: Some(id), on } => {

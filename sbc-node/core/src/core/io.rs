@@ -151,6 +151,8 @@ pub enum Command {
     Hangup(CallId),
     /// The same for every call: the end of a drain.
     HangupAll,
+    /// Another node carries this call on: drop it without a BYE and without a CDR.
+    Forget(CallId),
     /// New calls and probes are answered 503 while set; what is up goes on.
     Drain(bool),
     /// Emit [`Event::Trace`] for each message of this call, or of every new call if `None`.
