@@ -189,8 +189,9 @@ impl HeaderName {
             let Some(entry) = NAMES.get(usize::from(index)) else {
                 return HeaderName::Other;
             };
+            let known = entry.1.as_bytes();
             // Most peers write names as the RFC does.
-            if entry.1.as_bytes() == name || entry.1.as_bytes().eq_ignore_ascii_case(name) {
+            if known.len() == name.len() && (known == name || known.eq_ignore_ascii_case(name)) {
                 return entry.0;
             }
             slot = (slot + 1) & (SLOTS - 1);

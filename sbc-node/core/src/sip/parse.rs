@@ -177,7 +177,9 @@ fn index(data: Bytes, limits: &Limits, mode: Mode) -> Result<Message, ParseError
     let head_end = body_at.min(data.len());
     let head = data.get(..head_end).unwrap_or_default();
     if !head.is_ascii() && std::str::from_utf8(head).is_err() {
-        return index(latin1(&data, head_end), limits, mode);
+        // The copy is longer: offsets into it stay within what came.
+        return index(latin1(&data, head_end), limits, mode)
+            .map_err(|e| ParseError { offset: e.offset.min(data.len()), ..e });
     }
     // Every CR but those that end a line is looked at; usually there is none, and no NUL.
     let text = head.get(begin..).unwrap_or_default();
@@ -268,7 +270,6 @@ fn header_line(data: &[u8], start: usize, end: usize) -> Result<Line, ParseError
     let bad = ParseError { kind: ParseErrorKind::BadHeaderLine, offset: start };
     let text = data.get(start..end).ok_or(bad)?;
     let colon = text.iter().position(|b| *b == b':').ok_or(bad)?;
-    let mut value = colon;
     let mut name = text.get(..colon).ok_or(bad)?;
     // `Name  : value` is legal (§7.3.1, HCOLON).
     while let [rest @ .., b' ' | b'\t'] = name {
@@ -279,21 +280,20 @@ fn header_line(data: &[u8], start: usize, end: usize) -> Result<Line, ParseError
     if id == HeaderName::Other && (name.is_empty() || !name.iter().all(|b| is_token_byte(*b))) {
         return Err(bad);
     }
-    value += 1;
-    while let Some(b' ' | b'\t' | b'\r' | b'\n') = text.get(value) {
-        value += 1;
+    let mut value = text.get(colon + 1..).ok_or(bad)?;
+    while let [b' ' | b'\t' | b'\r' | b'\n', rest @ ..] = value {
+        value = rest;
     }
-    let mut value_end = text.len();
-    while value_end > value && matches!(text.get(value_end - 1), Some(b' ' | b'\t' | b'\r' | b'\n'))
-    {
-        value_end -= 1;
+    let value_at = end - value.len();
+    while let [rest @ .., b' ' | b'\t' | b'\r' | b'\n'] = value {
+        value = rest;
     }
     Ok(Line {
         id,
         name_len: u16::try_from(name.len()).map_err(|_| bad)?,
         name: at(start),
-        value: at(start + value),
-        end: at(start + value_end),
+        value: at(value_at),
+        end: at(value_at + value.len()),
     })
 }
 
