@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod anchor;
+pub mod cli;
 pub mod config;
 pub mod floating;
 pub mod node;
