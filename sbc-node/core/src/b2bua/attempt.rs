@@ -133,6 +133,7 @@ impl Call {
             timer: None,
             sdp: SdpState { session: cx.sdp_session(), ..SdpState::default() },
             acked: None,
+            moved: false,
         })
     }
 

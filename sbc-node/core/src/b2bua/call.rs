@@ -95,6 +95,8 @@ pub(crate) struct Leg {
     /// CSeq of the last INVITE of ours whose 2xx we ACKed, and whether the ACK had a body: the
     /// same ACK answers the 2xx when it is repeated.
     pub(crate) acked: Option<(u32, bool)>,
+    /// The call was taken over and the peer does not know our addresses yet.
+    pub(crate) moved: bool,
 }
 
 /// An early (or winning) dialog on leg B and the tag that leg A knows it by.
@@ -255,10 +257,8 @@ pub(crate) enum ExchangeKind {
     Bye,
     /// Carries an offer (or asks for one, `offered == false`, re-INVITE only).
     Session { offered: bool },
-    /// Our own refresh of the session timer.
+    /// Our own refresh of the session timer, or the re-INVITE after taking the call over.
     Refresh,
-    /// Our own re-INVITE after taking the call over.
-    Adopted,
     /// PRACK of a fork of the call being set up; ours when leg A does not do 100rel.
     Prack { offered: bool },
 }
@@ -294,13 +294,20 @@ pub(crate) struct Call {
     pub(crate) revision: u32,
 }
 
-/// Timers of a call that is up.
+/// Timers of a call that is up; those of a leg are indexed by [`slot`].
 #[derive(Debug, Default)]
 pub(crate) struct CallTimers {
-    pub(crate) session_a: Option<TimerKey>,
-    pub(crate) session_b: Option<TimerKey>,
+    pub(crate) session: [Option<TimerKey>; 2],
+    pub(crate) retry: [Option<TimerKey>; 2],
     pub(crate) duration: Option<TimerKey>,
-    pub(crate) retry: Option<TimerKey>,
+}
+
+/// The place of a side in a pair.
+pub(crate) fn slot(side: Side) -> usize {
+    match side {
+        Side::A => 0,
+        Side::B => 1,
+    }
 }
 
 /// What the CDR will say.

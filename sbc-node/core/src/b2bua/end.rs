@@ -169,8 +169,8 @@ impl Call {
 
     /// Gives media, timers, permits and descriptions back; the last counters of the media.
     fn release(&mut self, cx: &mut Cx<'_>) -> Vec<crate::media::StreamStats> {
-        let CallTimers { session_a, session_b, duration, retry } = &mut self.timers;
-        for timer in [session_a, session_b, duration, retry] {
+        let CallTimers { session, retry, duration } = &mut self.timers;
+        for timer in session.iter_mut().chain(retry).chain([duration]) {
             cx.disarm(timer);
         }
         let media = if self.media.open { cx.anchor.close(self.media.id) } else { Vec::new() };

@@ -176,7 +176,7 @@ impl Call {
                 self.check_alive(cx, &exchange, status);
             }
             ExchangeKind::Session { .. } => self.session_final(cx, exchange, message),
-            ExchangeKind::Refresh | ExchangeKind::Adopted => {
+            ExchangeKind::Refresh => {
                 self.refresh_final(cx, exchange, message);
             }
             ExchangeKind::Prack { .. } => self.prack_final(cx, exchange, message),
@@ -293,7 +293,7 @@ impl Call {
     /// other leg alone is no hindrance unless `crosses`.
     pub(crate) fn pending_offer(&self, side: Side, crosses: bool) -> Option<Pending> {
         let open = |e: &&Box<Exchange>| match e.kind {
-            ExchangeKind::Session { .. } | ExchangeKind::Refresh | ExchangeKind::Adopted => {
+            ExchangeKind::Session { .. } | ExchangeKind::Refresh => {
                 e.asked.is_some() || e.to == side || crosses
             }
             ExchangeKind::Prack { offered } => offered,

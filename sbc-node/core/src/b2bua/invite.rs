@@ -190,6 +190,7 @@ pub(crate) fn make(
         timer: None,
         sdp: SdpState { session: cx.sdp_session(), ..SdpState::default() },
         acked: None,
+        moved: false,
     };
     let text = |v: Option<&str>| v.unwrap_or("").into();
     let facts = Facts {

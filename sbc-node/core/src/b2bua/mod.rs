@@ -42,7 +42,6 @@ pub use record::*;
 pub use stats::Stats;
 pub use summary::*;
 
-pub(crate) use answered::hang_up_stray;
 pub(crate) use env::{Cx, Env, Purpose};
 pub(crate) use invite::Incoming;
 pub(crate) use table::Calls;

@@ -1,27 +1,42 @@
-//! A call as a record, and back.
+//! A call as a record, and back: how a node carries on what another node had up.
+//!
+//! When a record is adopted is the cluster's decision, told by `Input::Adopt`.
 
-use super::answer::StreamSide;
-use super::call::{Call, Leg};
+use smallvec::SmallVec;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use super::answer::{Media, StreamSide, StreamState};
+use super::call::{
+    Call, CallKey, CallTimer, CallTimers, DialogRef, Facts, Hop, Leg, Peer, Phase, SdpState,
+};
 use super::env::Cx;
 use super::record::{CallRecord, LegRecord, SessionTimerRecord, StreamRecord, StreamSideRecord};
 use super::table::Calls;
 use crate::core::{AdoptMode, Record};
+use crate::dialog::{Dialog, SessionTimer};
+use crate::ids::ShardHint;
+use crate::media::{MediaId, Side, SideSpec, Taken};
+use crate::net::{InterfaceId, Target};
 
 impl Call {
     /// Everything another node needs to carry the call on.
-    pub(crate) fn record(&mut self, cx: &Cx<'_>) -> Option<CallRecord> {
+    pub(crate) fn record(&mut self, cx: &mut Cx<'_>) -> Option<CallRecord> {
         let b = self.b.as_ref()?;
+        // Before the first write nothing can have been latched.
+        let known = self.revision > 0 && self.media.open;
+        let latched = if known { cx.anchor.stats(self.media.id) } else { Vec::new() };
         self.revision += 1;
-        let interface = |id: crate::net::InterfaceId| {
+        let interface = |id: InterfaceId| {
             let found = cx.env.config.interfaces.get(usize::from(id.0));
             found.map_or_else(String::new, |i| i.name.to_string())
         };
-        let side = |side: &StreamSide| StreamSideRecord {
+        let side = |side: &StreamSide, latched: Option<SocketAddr>| StreamSideRecord {
             local: side.local,
             interface: side.spec.map_or_else(String::new, |s| interface(s.interface)),
             ipv6: side.spec.is_some_and(|s| s.ipv6),
             remote: side.remote.clone(),
-            latched: None,
+            latched,
         };
         Some(CallRecord {
             id: self.key.id,
@@ -32,7 +47,13 @@ impl Call {
                 .media
                 .streams
                 .iter()
-                .map(|s| StreamRecord { kind: s.kind, a: side(&s.a), b: side(&s.b) })
+                .enumerate()
+                .map(|(index, s)| {
+                    let stats = latched.get(index);
+                    let a = side(&s.a, stats.and_then(|s| s.a.latched));
+                    let b = side(&s.b, stats.and_then(|s| s.b.latched));
+                    StreamRecord { kind: s.kind, a, b }
+                })
                 .collect(),
             started_ms: self.facts.started_ms,
             answered_ms: self.facts.answered_ms.unwrap_or(self.facts.started_ms),
@@ -53,7 +74,7 @@ impl Call {
     }
 }
 
-fn leg_record(leg: &Leg, interface: &dyn Fn(crate::net::InterfaceId) -> String) -> LegRecord {
+fn leg_record(leg: &Leg, interface: &dyn Fn(InterfaceId) -> String) -> LegRecord {
     let d = &leg.dialog;
     LegRecord {
         trunk: leg.trunk.config.name.to_string(),
@@ -81,7 +102,192 @@ fn leg_record(leg: &Leg, interface: &dyn Fn(crate::net::InterfaceId) -> String) 
     }
 }
 
+/// How far our `o=` version jumps when a call is taken over: past anything that the other node may
+/// have said without writing it.
+const VERSION_STEP: u64 = 100;
+
 impl Calls {
     /// Carries on a call of another node.
-    pub(crate) fn adopt(&mut self, _cx: &mut Cx<'_>, _record: &CallRecord, _mode: AdoptMode) {}
+    pub(crate) fn adopt(&mut self, cx: &mut Cx<'_>, record: &CallRecord, mode: AdoptMode) {
+        if self.find(record.id).is_some() {
+            return;
+        }
+        let (a, b) = (restored_leg(cx, &record.a), restored_leg(cx, &record.b));
+        let (Some(a), Some(b)) = (a, b) else {
+            // The trunk or interface is not configured here: nobody could carry the call on.
+            cx.env.stats.adopt_failed += 1;
+            return;
+        };
+        let key = self.insert(cx, record.id, |cx, key| restored_call(cx, key, record, a, b));
+        let Some(key) = key else { return };
+        cx.env.stats.adopted += 1;
+        cx.env.stats.calls_up += 1;
+        self.with(cx, key, |call, cx| match mode {
+            AdoptMode::Address => call.take_media(cx, record),
+            AdoptMode::Reinvite => call.move_media(cx, record),
+        });
+    }
+}
+
+fn restored_call(cx: &mut Cx<'_>, key: CallKey, record: &CallRecord, a: Leg, b: Leg) -> Call {
+    for (leg, side) in [(&a, Side::A), (&b, Side::B)] {
+        let dialog = DialogRef { call: key, side, fork: 0 };
+        cx.env.tags.insert(leg.dialog.local_tag.clone(), dialog);
+    }
+    // Counted, never refused: the call was admitted where it began.
+    let permit = cx.env.routing.admit(cx.now, &a.trunk, true).ok();
+    let uri = |name: &str| -> Box<str> {
+        let inner = name.split_once('<').map_or(name, |(_, rest)| rest);
+        inner.split_once('>').map_or(inner, |(uri, _)| uri).into()
+    };
+    let facts = Facts {
+        started_ms: record.started_ms,
+        ringing_ms: None,
+        answered_ms: Some(record.answered_ms),
+        ends_by_ms: record.ends_by_ms,
+        dialled: record.dialled.as_str().into(),
+        from: uri(&record.a.remote),
+        to: uri(&record.a.local),
+        attempts: SmallVec::new(),
+        status: 200,
+        reason: "OK".into(),
+        ended_by: None,
+        end_reason: None,
+        protected: true,
+    };
+    let mut call = Call {
+        key,
+        hint: ShardHint(record.shard_hash),
+        phase: Phase::Up,
+        a,
+        b: Some(b),
+        media: Media::new(MediaId(key.id.0)),
+        exchanges: SmallVec::new(),
+        next_exchange: 0,
+        ok_wait: None,
+        timers: CallTimers::default(),
+        permits: permit.into_iter().collect(),
+        facts: Box::new(facts),
+        refers: SmallVec::new(),
+        trace: cx.env.trace_all,
+        revision: record.revision,
+    };
+    for side in [Side::A, Side::B] {
+        call.arm_session(cx, side);
+    }
+    if let Some(ends_by_ms) = record.ends_by_ms {
+        let left = Duration::from_millis(ends_by_ms.saturating_sub(cx.unix_ms()));
+        call.timers.duration = Some(cx.arm(cx.now + left, key, CallTimer::Duration));
+    }
+    call
+}
+
+/// A leg from its record; `None` when its trunk or interface does not exist here.
+fn restored_leg(cx: &Cx<'_>, record: &LegRecord) -> Option<Leg> {
+    let trunk = cx.env.routing.table().trunk_by_name(&record.trunk)?.clone();
+    let interface = interface_by_name(cx, &record.interface)?;
+    let transport = record.transport;
+    let unknown = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), transport.default_port());
+    let target = Target { transport, addr: record.next_hop.unwrap_or(unknown) };
+    let timer = record.session_timer.map(|t| SessionTimer {
+        expires_s: t.expires_s,
+        we_refresh: t.we_refresh,
+        since: cx.now,
+    });
+    Some(Leg {
+        trunk,
+        dialog: Dialog {
+            call_id: record.call_id.as_str().into(),
+            local_tag: record.local_tag.as_str().into(),
+            remote_tag: record.remote_tag.as_str().into(),
+            local: record.local.as_str().into(),
+            remote: record.remote.as_str().into(),
+            local_seq: record.local_seq.saturating_add(cx.env.config.calls.adopt_cseq_step),
+            remote_seq: Some(record.remote_seq),
+            target: record.target.as_str().into(),
+            routes: record.routes.iter().map(|r| r.as_str().into()).collect(),
+        },
+        hop: Hop { interface, target, flow: None },
+        peer: Peer::from_bits(record.allow, record.supported),
+        timer,
+        sdp: SdpState {
+            session: record.sdp_session,
+            version: record.sdp_version.saturating_add(VERSION_STEP),
+            local: record.sdp_local.clone(),
+            remote: record.sdp_remote.clone(),
+        },
+        // A 2xx that still comes for the INVITE of the record wants an ACK, not a BYE.
+        acked: Some((record.local_seq, false)),
+        moved: false,
+    })
+}
+
+fn interface_by_name(cx: &Cx<'_>, name: &str) -> Option<InterfaceId> {
+    cx.env.config.interfaces.iter().find(|i| *i.name == *name).map(|i| i.id)
+}
+
+impl Call {
+    /// The addresses came along: the same ports, the same latched sources, no word to the peers.
+    fn take_media(&mut self, cx: &mut Cx<'_>, record: &CallRecord) {
+        if record.streams.is_empty() || !cx.env.config.calls.anchor_media {
+            return;
+        }
+        let id = self.media.id;
+        if cx.anchor.open(id, cx.env.config.calls.media_timeout).is_err() {
+            cx.env.stats.media_errors += 1;
+            return;
+        }
+        self.media.open = true;
+        for (index, stream) in record.streams.iter().enumerate() {
+            let mut state = StreamState {
+                kind: stream.kind,
+                a: StreamSide::default(),
+                b: StreamSide::default(),
+            };
+            for (side, old) in [(Side::A, &stream.a), (Side::B, &stream.b)] {
+                let (Some(local), Some(interface)) =
+                    (old.local, interface_by_name(cx, &old.interface))
+                else {
+                    continue;
+                };
+                let spec = SideSpec { interface, ipv6: old.ipv6 };
+                let taken = Taken { spec, local, latched: old.latched };
+                let mut bound = cx.anchor.rebind(id, index, stream.kind, side, &taken);
+                if let (Ok(()), Some(remote)) = (bound, &old.remote) {
+                    let relearn = old.latched.is_none();
+                    bound = cx.anchor.remote(id, index, side, remote, relearn);
+                }
+                if bound.is_err() {
+                    cx.env.stats.media_errors += 1;
+                }
+                let side_state =
+                    StreamSide { spec: Some(spec), local: Some(local), remote: old.remote.clone() };
+                match side {
+                    Side::A => state.a = side_state,
+                    Side::B => state.b = side_state,
+                }
+            }
+            self.media.streams.push(state);
+        }
+    }
+
+    /// The addresses are gone: both peers get our Contact and new ports by re-INVITE. Each is
+    /// offered what the other said last.
+    fn move_media(&mut self, cx: &mut Cx<'_>, record: &CallRecord) {
+        for side in [Side::A, Side::B] {
+            let from = side.other();
+            let said = self.leg(from).and_then(|l| l.sdp.remote.clone());
+            if let Some(sdp) = said.filter(|_| !record.streams.is_empty())
+                && self.cross_sdp(cx, from, 0, super::answer::Role::Offer, &sdp).is_err()
+            {
+                cx.env.stats.media_errors += 1;
+            }
+            if let Some(leg) = self.leg_mut(side) {
+                leg.moved = true;
+            }
+        }
+        for side in [Side::A, Side::B] {
+            self.retry_reinvite(cx, side);
+        }
+    }
 }

@@ -3,8 +3,7 @@
 use rand::RngExt;
 use std::time::Duration;
 
-use super::answered::wish;
-use super::call::{Call, CallTimer, Exchange, ExchangeKind, Phase};
+use super::call::{Call, CallTimer, Exchange, ExchangeKind, Phase, slot};
 use super::cdr::{EndCause, EndedBy};
 use super::env::Cx;
 use super::exchange::{Body, Request, allows};
@@ -25,20 +24,14 @@ impl Call {
 
     fn arm_session_at(&mut self, cx: &mut Cx<'_>, side: Side, due: Option<std::time::Instant>) {
         let key = self.key;
-        let slot = match side {
-            Side::A => &mut self.timers.session_a,
-            Side::B => &mut self.timers.session_b,
-        };
-        cx.disarm(slot);
-        *slot = due.map(|at| cx.arm(at, key, CallTimer::Session(side)));
+        let timer = &mut self.timers.session[slot(side)];
+        cx.disarm(timer);
+        *timer = due.map(|at| cx.arm(at, key, CallTimer::Session(side)));
     }
 
     /// A refresh is due, or did not come.
     pub(crate) fn session_timer(&mut self, cx: &mut Cx<'_>, side: Side) {
-        match side {
-            Side::A => self.timers.session_a = None,
-            Side::B => self.timers.session_b = None,
-        }
+        self.timers.session[slot(side)] = None;
         let Some(timer) = self.leg(side).and_then(|l| l.timer) else { return };
         if !matches!(self.phase, Phase::Up) {
             return;
@@ -52,25 +45,34 @@ impl Call {
             let at = cx.now + RETRY;
             return self.arm_session_at(cx, side, Some(at));
         }
-        self.refresh(cx, side, &timer, ExchangeKind::Refresh);
+        self.refresh(cx, side);
     }
 
     /// Sends our own refresh: UPDATE where the peer has it, re-INVITE with what we said last.
-    fn refresh(&mut self, cx: &mut Cx<'_>, side: Side, timer: &SessionTimer, kind: ExchangeKind) {
+    fn refresh(&mut self, cx: &mut Cx<'_>, side: Side) {
         let Some(leg) = self.leg(side) else { return };
-        let by_update = allows(leg, &Method::Update) && kind == ExchangeKind::Refresh;
+        let timer = leg.timer;
+        let by_update = allows(leg, &Method::Update) && !leg.moved;
         let method = if by_update { Method::Update } else { Method::Invite };
         let sdp = leg.sdp.local.clone().filter(|_| !by_update);
-        let request = Request::own(side, method, kind);
+        let request = Request::own(side, method, ExchangeKind::Refresh);
         let sent = self.start_exchange(cx, request, |out| {
             out.header(HeaderName::Allow, wire::ALLOW).header(HeaderName::Supported, "timer");
-            ask(out, timer);
+            if let Some(timer) = &timer {
+                ask(out, timer);
+            }
             sdp.map(|sdp| -> (String, bytes::Bytes) { ("application/sdp".to_owned(), sdp) }) as Body
         });
         if !sent {
-            let at = cx.now + RETRY;
-            self.arm_session_at(cx, side, Some(at));
+            self.retry_later(cx, side);
         }
+    }
+
+    /// Tries our own request on a leg again after a while.
+    fn retry_later(&mut self, cx: &mut Cx<'_>, side: Side) {
+        let (at, key) = (cx.now + RETRY, self.key);
+        cx.disarm(&mut self.timers.retry[slot(side)]);
+        self.timers.retry[slot(side)] = Some(cx.arm(at, key, CallTimer::Retry(side)));
     }
 
     /// The final response to a refresh of our own.
@@ -84,13 +86,16 @@ impl Call {
         match status {
             200..=299 => {
                 self.answered_by_peer(cx, side, 0, message);
+                if let Some(leg) = self.leg_mut(side) {
+                    leg.moved = false;
+                }
                 if exchange.method == Method::Invite {
                     self.take_answer(cx, side, message);
                     self.send_ack(cx, side, exchange.client_seq, None);
                 }
                 self.store_change(cx);
             }
-            422 => self.longer_interval(cx, side, &exchange, message),
+            422 => self.longer_interval(cx, side, message),
             491 => self.retry_after_glare(cx, side),
             405 | 501 if exchange.method == Method::Update => {
                 if let Some(leg) = self.leg_mut(side) {
@@ -101,8 +106,7 @@ impl Call {
             _ => {
                 self.check_alive(cx, &exchange, status);
                 if matches!(self.phase, Phase::Up) {
-                    let at = cx.now + RETRY;
-                    self.arm_session_at(cx, side, Some(at));
+                    self.retry_later(cx, side);
                 }
             }
         }
@@ -123,25 +127,15 @@ impl Call {
     }
 
     /// 422: again with the interval that the peer wants (RFC 4028 §7.4).
-    fn longer_interval(
-        &mut self,
-        cx: &mut Cx<'_>,
-        side: Side,
-        exchange: &Exchange,
-        message: &Message,
-    ) {
+    fn longer_interval(&mut self, cx: &mut Cx<'_>, side: Side, message: &Message) {
         let min = message.number(HeaderName::MinSe).ok().flatten();
         let Some(leg) = self.leg_mut(side) else { return };
         match (&mut leg.timer, min) {
             (Some(timer), Some(min)) if min > timer.expires_s => {
                 timer.expires_s = min;
-                let timer = *timer;
-                self.refresh(cx, side, &timer, exchange.kind.clone());
+                self.refresh(cx, side);
             }
-            (_, _) => {
-                let at = cx.now + RETRY;
-                self.arm_session_at(cx, side, Some(at));
-            }
+            (_, _) => self.retry_later(cx, side),
         }
     }
 
@@ -154,26 +148,20 @@ impl Call {
         };
         let at = cx.now + Duration::from_millis(ms);
         let key = self.key;
-        cx.disarm(&mut self.timers.retry);
-        self.timers.retry = Some(cx.arm(at, key, CallTimer::Retry(side)));
+        cx.disarm(&mut self.timers.retry[slot(side)]);
+        self.timers.retry[slot(side)] = Some(cx.arm(at, key, CallTimer::Retry(side)));
     }
 
     /// The wait after 491 is over.
     pub(crate) fn retry_reinvite(&mut self, cx: &mut Cx<'_>, side: Side) {
-        self.timers.retry = None;
+        self.timers.retry[slot(side)] = None;
         if !matches!(self.phase, Phase::Up) {
             return;
         }
         if self.pending_offer(side, false).is_some() {
             return self.retry_after_glare(cx, side);
         }
-        let now = cx.now;
-        let Some(leg) = self.leg(side) else { return };
-        let wish = wish(&leg.trunk.config.session_timer);
-        let fallback = wish.and_then(|wish| SessionTimer::of_uac(wish, None, now));
-        if let Some(timer) = leg.timer.or(fallback) {
-            self.refresh(cx, side, &timer, ExchangeKind::Refresh);
-        }
+        self.refresh(cx, side);
     }
 }
 

@@ -36,4 +36,6 @@ pub struct Stats {
     pub late_responses: u64,
     /// Calls taken over from other nodes.
     pub adopted: u64,
+    /// Records that could not be taken over: their trunk or interface is not configured here.
+    pub adopt_failed: u64,
 }

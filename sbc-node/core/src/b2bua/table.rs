@@ -42,7 +42,7 @@ impl Calls {
     }
 
     /// Lets a call act, and forgets it when that was its end.
-    fn with(
+    pub(crate) fn with(
         &mut self,
         cx: &mut Cx<'_>,
         key: CallKey,
@@ -227,6 +227,23 @@ impl Calls {
         });
         if !found && ok && invite {
             hang_up_stray(cx, message, None);
+        }
+    }
+
+    /// A 2xx to an INVITE whose transaction is over: of a call that is up, its ACK was lost; of none,
+    /// nobody wants it.
+    pub(crate) fn stray_ok(&mut self, cx: &mut Cx<'_>, flow: &Flow, message: &Message) {
+        let dialog = cx.env.tags.get(message.from_tag()).copied();
+        let known = dialog.filter(|d| {
+            let leg = self.get(d.call).and_then(|c| c.leg(d.side));
+            let to_tag = message.to_tag().unwrap_or("");
+            leg.is_some_and(|l| message.call_id().is_ok_and(|id| l.dialog.is(id, to_tag)))
+        });
+        match known {
+            Some(dialog) => {
+                self.with(cx, dialog.call, |call, cx| call.ok_again(cx, dialog.side, message));
+            }
+            None => hang_up_stray(cx, message, Some(flow)),
         }
     }
 

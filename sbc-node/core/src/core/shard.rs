@@ -255,7 +255,7 @@ fn dispatch(cx: &mut Cx<'_>, calls: &mut Calls, event: transaction::Event) {
             }
             Purpose::Stray => {}
         },
-        E::StrayOk { flow, message } => crate::b2bua::hang_up_stray(cx, &message, Some(&flow)),
+        E::StrayOk { flow, message } => calls.stray_ok(cx, &flow, &message),
         E::ClientTimeout { owner, .. } => calls.client_failed(cx, Purpose::open(owner), 408),
         E::ClientTransportError { owner, .. } => {
             calls.client_failed(cx, Purpose::open(owner), 503);

@@ -2,7 +2,11 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
+mod adopt;
 mod basic;
 mod early;
+mod operator;
+mod refuse;
 mod session;
+mod transfer;
 mod world;

@@ -1,0 +1,128 @@
+//! A call of one node carried on by another.
+
+use super::basic::*;
+use super::world::*;
+use crate::b2bua::CallRecord;
+use crate::core::{AdoptMode, Input};
+use crate::media::Side;
+use crate::sip::HeaderName;
+
+/// A call that is up on a node that dies: its record, and what its peers hold.
+fn lost_call() -> (CallRecord, UpCall) {
+    let mut w = World::new();
+    let call = set_up(&mut w, "", "");
+    (w.records[0].clone(), call)
+}
+
+fn survivor() -> World {
+    let mut settings = Settings::new();
+    settings.seed = 2;
+    settings.begin()
+}
+
+#[test]
+fn with_its_addresses_nothing_is_sent_and_everything_goes_on() {
+    let (record, call) = lost_call();
+    let mut w = survivor();
+    let id = record.id;
+    w.input(Input::Adopt { record: Box::new(record.clone()), mode: AdoptMode::Address });
+    w.nothing(Who::A);
+    w.nothing(Who::B);
+    assert_eq!(w.core.stats().adopted, 1);
+    let local = |side| w.anchor.side(0, side).local;
+    assert_eq!(
+        (local(Side::A), local(Side::B)),
+        (record.streams[0].a.local, record.streams[0].b.local)
+    );
+    let remote = w.anchor.side(0, Side::B).remote.unwrap().rtp.unwrap();
+    assert_eq!(remote.to_string(), "192.0.2.55:50000");
+    // A second telling changes nothing.
+    w.input(Input::Adopt { record: Box::new(record), mode: AdoptMode::Address });
+    assert_eq!(w.core.calls().count(), 1);
+
+    // B's 2xx comes again: its ACK was lost with the node.
+    w.answer(Who::B, &call.invite, 200, "bobtag", &sdp(SDP_B));
+    w.expect(Who::B, "ACK");
+    w.nothing(Who::B);
+
+    let bye = b_request(&mut w, &call.invite, "bobtag", "BYE", 1, "");
+    w.says(Who::B, &bye);
+    w.expect(Who::B, "200");
+    let bye = w.expect(Who::A, "BYE sip:alice@10.0.0.1:5060");
+    assert_eq!(bye.call_id().unwrap(), "inside-call-1@10.0.0.1");
+    assert!(bye.cseq().unwrap().number > 1000, "beyond what the other node may have used");
+    w.answer(Who::A, &bye, 200, "", "");
+    assert_eq!((w.cdrs[0].call, w.cdrs[0].started_ms), (id, 1_000_000));
+    w.assert_clean();
+}
+
+#[test]
+fn without_its_addresses_both_sides_are_reinvited() {
+    let (record, call) = lost_call();
+    let mut w = survivor();
+    w.anchor.next_port = 500;
+    w.input(Input::Adopt { record: Box::new(record), mode: AdoptMode::Reinvite });
+    let to_a = w.expect(Who::A, "INVITE sip:alice@10.0.0.1:5060");
+    let to_b = w.expect(Who::B, "INVITE");
+    assert_eq!(to_a.to_tag(), Some("alicetag"));
+    assert_eq!(to_b.to_tag(), Some("bobtag"));
+    assert_eq!(to_b.call_id().unwrap(), call.invite.call_id().unwrap());
+    let text = |m: &crate::sip::Message| String::from_utf8_lossy(m.body()).into_owned();
+    assert!(text(&to_a).contains("m=audio 305"), "new ports: {}", text(&to_a));
+    assert!(!text(&to_a).contains("192.0.2"));
+    assert!(text(&to_b).contains("m=audio 305"), "{}", text(&to_b));
+    let old = crate::sdp::Sdp::parse(call.invite.body()).unwrap();
+    let new = crate::sdp::Sdp::parse(to_b.body()).unwrap();
+    let version = |s: &crate::sdp::Sdp<'_>| s.origin().unwrap().version.parse::<u64>().unwrap();
+    assert_eq!(old.origin().unwrap().session_id, new.origin().unwrap().session_id);
+    assert!(version(&new) > version(&old));
+    // A answers; B is in glare and asked again later.
+    w.answer(Who::A, &to_a, 200, "", &sdp(SDP_A));
+    w.expect(Who::A, "ACK");
+    w.answer(Who::B, &to_b, 491, "", "");
+    w.expect(Who::B, "ACK");
+    w.ms(2_000);
+    w.nothing(Who::B);
+    w.until(Who::B);
+    assert!(w.now - w.t0 <= std::time::Duration::from_millis(4_050));
+    let to_b = w.expect(Who::B, "INVITE");
+    assert!(text(&to_b).contains("m=audio 305"));
+    w.answer(Who::B, &to_b, 200, "", &sdp(SDP_B));
+    w.expect(Who::B, "ACK");
+    w.nothing(Who::A);
+    let bye = a_request(&mut w, &call.ok, "BYE", 102, "");
+    w.says(Who::A, &bye);
+    w.expect(Who::A, "200");
+    let bye = w.expect(Who::B, "BYE");
+    w.answer(Who::B, &bye, 200, "", "");
+    w.assert_clean();
+}
+
+#[test]
+fn a_record_of_an_unknown_trunk_is_counted_and_dropped() {
+    let (mut record, _) = lost_call();
+    record.b.trunk = "nobody".to_owned();
+    let mut w = survivor();
+    w.input(Input::Adopt { record: Box::new(record), mode: AdoptMode::Address });
+    assert_eq!((w.core.stats().adopted, w.core.stats().adopt_failed), (0, 1));
+    w.assert_clean();
+}
+
+#[test]
+fn a_record_holds_both_legs() {
+    let (record, call) = lost_call();
+    assert_eq!(record.a.call_id, "inside-call-1@10.0.0.1");
+    assert_eq!(record.a.remote_tag, "alicetag");
+    assert_eq!(Some(record.a.local_tag.as_str()), call.ok.to_tag());
+    assert_eq!(record.b.call_id, call.invite.call_id().unwrap());
+    assert_eq!(record.b.local_tag, call.invite.from_tag());
+    assert_eq!((record.a.trunk.as_str(), record.b.trunk.as_str()), ("pbx", "one"));
+    assert_eq!((record.a.interface.as_str(), record.b.interface.as_str()), ("core", "public"));
+    assert_eq!(record.b.target, "sip:peer@192.0.2.1:5060");
+    assert_eq!(
+        record.a.sdp_remote.as_deref().map(|s| s.len()),
+        Some(SDP_A.replace('\n', "\r\n").len())
+    );
+    assert!(!call.ok.has(HeaderName::SessionExpires));
+    assert_eq!(record.a.session_timer.unwrap().expires_s, 1800);
+}
