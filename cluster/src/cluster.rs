@@ -5,10 +5,14 @@ use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::runtime::Runtime;
 use tokio::sync::broadcast;
 
+use crate::channel::join::{self, Seeds};
+use crate::channel::pki::{Ca, Files, PkiError, Request};
+use crate::channel::{Channel, Setup, discovery};
 use crate::clock;
-use crate::config::{Config, Origin, StartError};
+use crate::config::{Config, Discovery, Origin, StartError};
 use crate::core::{Core, CoreConfig, LeaseCell};
 use crate::driver::{Driver, ORDERS_MAX, Orders, Published};
 use crate::handle::{Handle, Shared};
@@ -24,27 +28,47 @@ pub struct Cluster;
 
 impl Cluster {
     /// Starts a node: opens its directory, or makes it as [`Config::origin`] says, and runs it on
-    /// threads of its own.
+    /// threads of its own. Blocks while it joins, a minute at most.
     pub fn start(config: Config) -> Result<Handle, StartError> {
         config.check()?;
-        let opened = match store::open(&config.dir)? {
-            Some(opened) => opened,
-            None => {
-                match &config.origin {
-                    Origin::New => begin(&config)?,
-                    Origin::Join { .. } => {
-                        return Err(StartError::Join("not built yet".to_owned()));
-                    }
-                }
-                store::open(&config.dir)?
-                    .ok_or_else(|| StartError::Core("the directory vanished".to_owned()))?
-            }
-        };
-        run(&config, opened)
+        // On a thread of its own: the caller may be inside a runtime, where ours cannot be waited for.
+        let starter = std::thread::Builder::new()
+            .name("sbc-start".to_owned())
+            .spawn(move || start(&config))?;
+        match starter.join() {
+            Ok(result) => result,
+            Err(_) => Err(StartError::Core("starting panicked".to_owned())),
+        }
     }
 }
 
-/// Makes the first node of a new cluster.
+fn start(config: &Config) -> Result<Handle, StartError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("sbc-channel")
+        .enable_all()
+        .build()?;
+    let mut seeds = Seeds::new();
+    let opened = match store::open(&config.dir)? {
+        Some(opened) => opened,
+        None => {
+            match &config.origin {
+                Origin::New => begin(config)?,
+                Origin::Join { token, seeds: from } => {
+                    if config.listen.is_none() {
+                        return Err(StartError::Config("a joining node must listen".to_owned()));
+                    }
+                    seeds = runtime.block_on(join::join(config, token, from))?;
+                }
+            }
+            let gone = || StartError::Core("the directory vanished".to_owned());
+            store::open(&config.dir)?.ok_or_else(gone)?
+        }
+    };
+    run(config, opened, runtime, &seeds)
+}
+
+/// Makes the first node of a new cluster, with its CA.
 fn begin(config: &Config) -> Result<(), StartError> {
     let cluster_id: [u8; 16] = clock::entropy();
     let identity = Identity { cluster_id: cluster_id.to_vec(), node: NodeId(1) };
@@ -56,24 +80,34 @@ fn begin(config: &Config) -> Result<(), StartError> {
         voter: true,
         software: config.software.clone(),
     };
-    let tables = Tables::genesis(&cluster_id, &[(identity.node, node)]);
+    let mut tables = Tables::genesis(&cluster_id, &[(identity.node, node)]);
+    let certify = || -> Result<Ca, PkiError> {
+        let ca = Ca::create(&cluster_id)?;
+        let request = Request::new()?;
+        let certificate = ca.sign(&request.csr, identity.node)?;
+        Files::new(&config.dir).save(&request, &certificate, &ca.certificate)?;
+        Ok(ca)
+    };
+    std::fs::create_dir_all(&config.dir)?;
+    let ca = certify().map_err(|e| StartError::Pki(e.to_string()))?;
+    for (key, value) in ca.settings() {
+        tables.preset(key, value);
+    }
     let position = Position::genesis(&[identity.node]);
     store::create(&config.dir, &identity, Some((&tables, &position)))?;
     Ok(())
 }
 
-fn run(config: &Config, opened: Opened) -> Result<Handle, StartError> {
-    let id = opened.identity.node;
+fn core_config(config: &Config, id: NodeId, boot: u64) -> CoreConfig {
     let tick = config.timing.heartbeat / 4;
     let ticks = |duration: Duration| {
         let ticks = duration.as_nanos() / tick.as_nanos().max(1);
         usize::try_from(ticks).unwrap_or(usize::MAX).max(1)
     };
-    let now = clock::now();
-    let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-    let core_config = CoreConfig {
+    let now_ms = u64::try_from(clock::now().as_millis()).unwrap_or(u64::MAX);
+    CoreConfig {
         id,
-        boot: opened.boot,
+        boot,
         tick,
         heartbeat_ticks: ticks(config.timing.heartbeat),
         election_ticks: ticks(config.timing.election),
@@ -83,10 +117,21 @@ fn run(config: &Config, opened: Opened) -> Result<Handle, StartError> {
         snapshot_log_bytes: config.limits.snapshot_log_bytes,
         keep_log_bytes: config.limits.keep_log_bytes,
         pending_max: config.limits.pending,
-    };
+    }
+}
+
+fn run(
+    config: &Config,
+    opened: Opened,
+    runtime: Runtime,
+    seeds: &Seeds,
+) -> Result<Handle, StartError> {
+    let id = opened.identity.node;
+    let core_config = core_config(config, id, opened.boot);
     let lease = LeaseCell::default();
-    let core =
-        std::panic::catch_unwind(|| Core::new(core_config, opened.recovered, lease.clone(), now));
+    let core = std::panic::catch_unwind(|| {
+        Core::new(core_config, opened.recovered, lease.clone(), clock::now())
+    });
     let core = match core {
         Ok(core) => core.map_err(|e| StartError::Core(e.to_string()))?,
         Err(_) => return Err(StartError::Core("the log contradicts itself".to_owned())),
@@ -96,13 +141,39 @@ fn run(config: &Config, opened: Opened) -> Result<Handle, StartError> {
     let (events, _) = broadcast::channel(EVENTS_MAX);
     let published = Arc::new(Published::default());
     let tables = core.tables();
+    let channel = match config.listen {
+        None => None,
+        Some(listen) => {
+            let channel = Channel::start(Setup {
+                id,
+                dir: config.dir.clone(),
+                address: config.address(),
+                software: config.software.clone(),
+                listen,
+                tables: Arc::clone(&tables),
+                orders: orders.clone(),
+                events: events.clone(),
+                snapshots: opened.snapshots.clone(),
+                runtime: runtime.handle().clone(),
+            });
+            let channel = channel.map_err(|e| StartError::Pki(e.to_string()))?;
+            channel.set_peers(&tables.read().unwrap_or_else(|e| e.into_inner()));
+            channel.add_peers(seeds);
+            Some(channel)
+        }
+    };
+    if let Some(Discovery::Etcd { endpoints, prefix }) = &config.register {
+        let (endpoints, prefix) = (endpoints.clone(), prefix.clone());
+        let (name, address) = (config.name.clone(), config.address());
+        runtime.spawn(discovery::register(endpoints, prefix, name, address));
+    }
     let report = orders.clone();
     let writer = Writer::start(opened.log, opened.snapshots, move |done| report.report(done))?;
     let driver = Driver {
         core,
         orders: receiver,
         writer,
-        channel: None,
+        channel: channel.clone(),
         events: events.clone(),
         published: Arc::clone(&published),
         lease: lease.clone(),
@@ -120,8 +191,9 @@ fn run(config: &Config, opened: Opened) -> Result<Handle, StartError> {
             lease,
             events,
             published,
-            channel: None,
+            channel,
             thread: Mutex::new(Some(thread)),
+            runtime: Mutex::new(Some(runtime)),
         }),
     })
 }

@@ -17,6 +17,8 @@ pub struct Config {
     pub listen: Option<SocketAddr>,
     /// `host:port` by which peers reach it; the listening address when absent.
     pub advertise: Option<String>,
+    /// Where to register for those who want to join; only [`Discovery::Etcd`] has such a place.
+    pub register: Option<Discovery>,
     /// The version that others see.
     pub software: String,
     pub timing: Timing,
@@ -54,6 +56,8 @@ pub struct Timing {
     pub heartbeat: Duration,
     /// A follower that hears nothing for this long, and up to half as much again, calls an election.
     pub election: Duration,
+    /// How long a joiner keeps asking: its former self must first be declared down.
+    pub join: Duration,
     /// How long [`Handle::propose`](crate::Handle::propose) waits.
     pub propose: Duration,
 }
@@ -65,6 +69,7 @@ impl Default for Timing {
             handover: Duration::from_millis(1_200),
             heartbeat: Duration::from_millis(100),
             election: Duration::from_millis(400),
+            join: Duration::from_secs(60),
             propose: Duration::from_millis(500),
         }
     }
@@ -100,6 +105,7 @@ impl Config {
             origin: Origin::New,
             listen: None,
             advertise: None,
+            register: None,
             software: String::new(),
             timing: Timing::default(),
             limits: Limits::default(),

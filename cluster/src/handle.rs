@@ -36,6 +36,7 @@ pub(crate) struct Shared {
     pub(crate) published: Arc<Published>,
     pub(crate) channel: Option<Channel>,
     pub(crate) thread: Mutex<Option<JoinHandle<()>>>,
+    pub(crate) runtime: Mutex<Option<tokio::runtime::Runtime>>,
 }
 
 impl Handle {
@@ -56,8 +57,10 @@ impl Handle {
         timeout: Duration,
     ) -> Result<Committed, ProposeError> {
         let (tell, told) = oneshot::channel();
-        // The receiver may have been dropped with its future.
-        self.submit(command, timeout, move |result| drop(tell.send(result)));
+        self.submit(command, timeout, move |result| {
+            // The receiver may have been dropped with its future.
+            let _ = tell.send(result);
+        });
         told.await.unwrap_or(Err(ProposeError::Stopped))
     }
 
@@ -183,6 +186,9 @@ impl Shared {
         }
         if let Some(channel) = &self.channel {
             channel.close();
+        }
+        if let Some(runtime) = self.runtime.lock().unwrap_or_else(|e| e.into_inner()).take() {
+            runtime.shutdown_background();
         }
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use raft::ProgressState;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2};
 use sbc_proto::cluster::v1 as pb;
 use sbc_proto::cluster::v1::command::Op;
@@ -26,10 +27,17 @@ pub(super) struct Govern {
     /// Proposed as down, with the epoch, and not applied yet.
     condemned: BTreeMap<NodeId, u64>,
     welcomed: BTreeMap<NodeId, Time>,
-    clock_base_ms: u64,
-    clock_at: Time,
     change_at: Time,
     draining_told: bool,
+}
+
+/// The cluster's clock as this leader moves it on.
+#[derive(Default)]
+pub(super) struct Clock {
+    term: u64,
+    since: Time,
+    base_ms: u64,
+    next_at: Time,
 }
 
 impl Govern {
@@ -40,16 +48,26 @@ impl Govern {
 
 impl Core {
     pub(super) fn begin_reign(&mut self) {
-        let clock_ms = self.tables.read().unwrap_or_else(|e| e.into_inner()).clock_ms();
         let told = self.govern.draining_told;
-        self.govern = Govern {
+        self.govern = Govern { since: self.now, draining_told: told, ..Govern::default() };
+    }
+
+    /// The first thing a leader writes is the time: what others write expires relative to it, and
+    /// it may have stood still for long.
+    pub(super) fn begin_clock(&mut self) {
+        let term = self.raft.raft.term;
+        if !self.is_leader() || self.clock.term == term {
+            return;
+        }
+        let clock_ms = self.tables.read().unwrap_or_else(|e| e.into_inner()).clock_ms();
+        self.clock = Clock {
+            term,
             since: self.now,
             // The wall clock is looked at once per reign and only ever moves the cluster's forward.
-            clock_base_ms: clock_ms.max(self.wall_ms()),
-            clock_at: self.now,
-            draining_told: told,
-            ..Govern::default()
+            base_ms: clock_ms.max(self.wall_ms()),
+            next_at: self.now,
         };
+        self.move_clock();
     }
 
     fn wall_ms(&self) -> u64 {
@@ -121,13 +139,13 @@ impl Core {
     }
 
     fn move_clock(&mut self) {
-        if self.now < self.govern.clock_at {
+        if self.now < self.clock.next_at {
             return;
         }
-        self.govern.clock_at = self.now + CLOCK_EVERY;
-        let elapsed = self.now.saturating_sub(self.govern.since).as_millis();
+        self.clock.next_at = self.now + CLOCK_EVERY;
+        let elapsed = self.now.saturating_sub(self.clock.since).as_millis();
         let elapsed = u64::try_from(elapsed).unwrap_or(u64::MAX);
-        let now_ms = self.govern.clock_base_ms.saturating_add(elapsed);
+        let now_ms = self.clock.base_ms.saturating_add(elapsed);
         self.propose_system(Op::Clock(pb::Clock { now_ms }));
     }
 
@@ -180,11 +198,12 @@ impl Core {
 
     fn caught_up(&self, id: NodeId) -> bool {
         let last = self.raft.raft.raft_log.last_index();
-        self.raft
-            .raft
-            .prs()
-            .get(id.0)
-            .is_some_and(|progress| progress.recent_active && progress.matched + CAUGHT_UP >= last)
+        self.raft.raft.prs().get(id.0).is_some_and(|progress| {
+            progress.recent_active
+                && progress.state == ProgressState::Replicate
+                && progress.matched > 0
+                && progress.matched + CAUGHT_UP >= last
+        })
     }
 
     /// A leader that was removed hands on to whoever is furthest.

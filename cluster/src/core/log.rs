@@ -1,6 +1,7 @@
 //! Raft's view of its own log: an in-memory mirror of what is on disk past the last snapshot,
 //! bounded by compaction. Durability is the log store's business (`store/`).
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 
 use raft::eraftpb::{Entry, HardState, Snapshot};
@@ -16,6 +17,8 @@ pub(crate) struct MirrorLog {
     before: (u64, u64),
     entries: VecDeque<Entry>,
     bytes: u64,
+    /// Raft asked for a snapshot newer than ours.
+    wanted: Cell<bool>,
 }
 
 /// What an entry weighs in memory, about.
@@ -31,6 +34,7 @@ impl MirrorLog {
             snapshot,
             bytes: entries.iter().map(weight).sum(),
             entries: entries.into(),
+            wanted: Cell::new(false),
         };
         // Entries kept behind the snapshot: the first gives its term to the position before the rest.
         if log.entries.front().is_some_and(|first| first.index <= log.snapshot.index)
@@ -44,6 +48,11 @@ impl MirrorLog {
 
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Whether a newer snapshot was asked for since the last call.
+    pub(super) fn take_wanted(&self) -> bool {
+        self.wanted.take()
     }
 
     pub(super) fn snapshot_index(&self) -> u64 {
@@ -157,8 +166,14 @@ impl Storage for MirrorLog {
         Ok(self.last())
     }
 
-    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        if self.snapshot.index == 0 || self.snapshot.index < request_index {
+    /// A node takes no snapshot that does not name it a member: one that joins waits for the next.
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        let conf = &self.snapshot.conf;
+        let named = conf.voters.contains(&to)
+            || conf.learners.contains(&to)
+            || conf.voters_outgoing.contains(&to);
+        if self.snapshot.index == 0 || self.snapshot.index < request_index || !named {
+            self.wanted.set(true);
             let error = StorageError::SnapshotTemporarilyUnavailable;
             return Err(raft::Error::Store(error));
         }

@@ -31,7 +31,7 @@ use crate::types::{NodeId, Outcome};
 pub(crate) use lease::LeaseCell;
 pub(crate) use session::ReplyId;
 
-use govern::Govern;
+use govern::{Clock, Govern};
 use lease::Lease;
 use log::MirrorLog;
 use session::Session;
@@ -189,6 +189,8 @@ pub(crate) struct Core {
     unpersisted: VecDeque<Unpersisted>,
     /// A snapshot whose message is being stepped.
     incoming: Option<(Position, Box<Tables>)>,
+    /// The Ready of an installed snapshot that is not durable yet.
+    installing: Option<u64>,
     /// A snapshot is being written; no second one meanwhile.
     taking_snapshot: bool,
     /// Size of the log when the last snapshot was begun.
@@ -199,6 +201,7 @@ pub(crate) struct Core {
     session: Session,
     lease: Lease,
     govern: Govern,
+    clock: Clock,
     counters: Counters,
 }
 
@@ -253,6 +256,7 @@ impl Core {
             session: Session::new(),
             lease: Lease::new(lease),
             govern: Govern::default(),
+            clock: Clock::default(),
             next_tick: now + config.tick,
             term: raft.raft.term,
             raft,
@@ -263,6 +267,7 @@ impl Core {
             outputs: VecDeque::new(),
             unpersisted: VecDeque::new(),
             incoming: None,
+            installing: None,
             taking_snapshot: false,
             snapshot_base_bytes,
             leader: None,
@@ -288,6 +293,7 @@ impl Core {
         self.now = self.now.max(now);
         // Before anything else: who has slept past its lease holds nothing any more.
         self.check_lease();
+        self.begin_clock();
         match input {
             Input::Tick => {}
             Input::Message { from, bytes } => self.take_message(from, &bytes),

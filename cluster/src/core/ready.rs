@@ -25,7 +25,7 @@ impl Core {
                 self.note_read(read.index, &read.request_ctx);
             }
             self.raft.advance_append_async(ready);
-            self.raft.advance_apply_to(self.applied);
+            self.advance_apply();
             self.fix_election_timeout();
             self.settle();
         }
@@ -59,6 +59,7 @@ impl Core {
             return;
         };
         self.raft.mut_store().install(position.clone());
+        self.installing = Some(ready.number());
         self.conf = position.conf;
         self.applied = position.index;
         {
@@ -95,6 +96,13 @@ impl Core {
         self.unpersisted.push_back(Unpersisted { number: ready.number(), messages, written });
     }
 
+    /// Raft takes an installed snapshot for applied only when it is durable.
+    fn advance_apply(&mut self) {
+        if self.installing.is_none() {
+            self.raft.advance_apply_to(self.applied);
+        }
+    }
+
     /// Lets go what waits for no write any more.
     fn settle(&mut self) {
         let mut last = None;
@@ -106,6 +114,10 @@ impl Core {
         }
         if let Some(number) = last {
             self.raft.on_persist_ready(number);
+            if self.installing.is_some_and(|installing| installing <= number) {
+                self.installing = None;
+                self.advance_apply();
+            }
         }
     }
 
@@ -221,7 +233,7 @@ impl Core {
 
     pub(super) fn consider_snapshot(&mut self) {
         let grown = self.raft.store().bytes().saturating_sub(self.snapshot_base_bytes);
-        if grown >= self.config.snapshot_log_bytes {
+        if self.raft.store().take_wanted() || grown >= self.config.snapshot_log_bytes {
             self.take_snapshot();
         }
     }

@@ -7,7 +7,7 @@ use sbc_proto::cluster::v1 as pb;
 use sbc_proto::cluster::v1::command::Op;
 
 use super::cow::CHUNKS;
-use super::record::{Ban, BanKey, Binding, BindingKey, Dialog};
+use super::record::{Ban, BanKey, Binding, BindingKey, Dialog, Token};
 use super::tables::Tables;
 use super::{Effect, Writer};
 use crate::types::{AorKey, DialogKey, Outcome, Rejection, Table};
@@ -50,6 +50,13 @@ pub(super) fn name(text: &str) -> Result<&str> {
     Ok(text)
 }
 
+fn setting_key(key: &str) -> Result<&str> {
+    if key.starts_with(RESERVED) {
+        return Err(Rejection::Malformed);
+    }
+    name(key)
+}
+
 impl Tables {
     pub(super) fn execute(&mut self, writer: Writer, op: Op, effects: &mut Vec<Effect>) -> Result {
         match op {
@@ -61,9 +68,8 @@ impl Tables {
             Op::DeleteBan(op) => Ok(done(self.exec_delete_ban(&op, effects))),
             Op::SetCounts(op) => self.exec_set_counts(writer, &op),
             Op::PutSetting(op) => self.exec_put_setting(op, effects),
-            Op::DeleteSetting(op) => Ok(done(self.exec_delete_setting(op, effects))),
+            Op::DeleteSetting(op) => self.exec_delete_setting(op, effects),
             Op::PutToken(op) => self.exec_put_token(&op),
-            Op::TakeToken(op) => self.exec_take_token(&op),
             Op::Clock(op) => Ok(self.exec_clock(&op, effects)),
             Op::PutAddress(op) => self.exec_put_address(op, effects),
             Op::DeleteAddress(op) => self.exec_delete_address(&op, effects),
@@ -204,7 +210,7 @@ impl Tables {
     }
 
     fn exec_put_setting(&mut self, op: pb::PutSetting, effects: &mut Vec<Effect>) -> Result {
-        name(&op.key)?;
+        setting_key(&op.key)?;
         let value = value(&op.value)?;
         let full = self.len(Table::Settings) >= Table::Settings.rows_max();
         let settings = Arc::make_mut(&mut self.rows.settings);
@@ -219,12 +225,13 @@ impl Tables {
         Ok(CHANGED)
     }
 
-    fn exec_delete_setting(&mut self, op: pb::DeleteSetting, effects: &mut Vec<Effect>) -> bool {
+    fn exec_delete_setting(&mut self, op: pb::DeleteSetting, effects: &mut Vec<Effect>) -> Result {
+        setting_key(&op.key)?;
         let changed = Arc::make_mut(&mut self.rows.settings).remove(&op.key).is_some();
         if changed {
             effects.push(Effect::Setting(op.key));
         }
-        changed
+        Ok(done(changed))
     }
 
     fn exec_put_token(&mut self, op: &pb::PutToken) -> Result {
@@ -233,17 +240,8 @@ impl Tables {
             return Err(Rejection::Full);
         }
         let expires_ms = self.rows.clock_ms.saturating_add(op.ttl_ms);
-        Arc::make_mut(&mut self.rows.tokens).insert(hash, expires_ms);
+        Arc::make_mut(&mut self.rows.tokens).insert(hash, Token { expires_ms, used_by: None });
         Ok(CHANGED)
-    }
-
-    fn exec_take_token(&mut self, op: &pb::TakeToken) -> Result {
-        let hash: [u8; 32] = (&*op.hash).try_into().map_err(|_| Rejection::Malformed)?;
-        let clock_ms = self.rows.clock_ms;
-        match Arc::make_mut(&mut self.rows.tokens).remove(&hash) {
-            Some(expires_ms) if expires_ms > clock_ms => Ok(CHANGED),
-            Some(_) | None => Err(Rejection::Token),
-        }
     }
 
     fn exec_clock(&mut self, op: &pb::Clock, effects: &mut Vec<Effect>) -> Outcome {
@@ -257,8 +255,8 @@ impl Tables {
             self.expire_chunk(n, now_ms, effects);
         }
         self.rows.sweep = u32::try_from((first + SWEEP_CHUNKS) % CHUNKS).unwrap_or(0);
-        if self.rows.tokens.values().any(|expires_ms| *expires_ms <= now_ms) {
-            Arc::make_mut(&mut self.rows.tokens).retain(|_, expires_ms| *expires_ms > now_ms);
+        if self.rows.tokens.values().any(|token| token.expires_ms <= now_ms) {
+            Arc::make_mut(&mut self.rows.tokens).retain(|_, token| token.expires_ms > now_ms);
         }
         CHANGED
     }

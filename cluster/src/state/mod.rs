@@ -74,9 +74,9 @@ pub(crate) struct Origin {
 /// The log holds what this build cannot read: going on would diverge from the others.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("log entry {index} has format version {version}, this build reads up to {FORMAT_VERSION}")]
-pub struct UnsupportedVersion {
-    pub index: u64,
-    pub version: u32,
+pub(crate) struct UnsupportedVersion {
+    pub(crate) index: u64,
+    pub(crate) version: u32,
 }
 
 impl Tables {

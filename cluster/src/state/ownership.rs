@@ -32,6 +32,10 @@ impl Tables {
     pub(super) fn exec_add_node(&mut self, op: pb::AddNode, effects: &mut Vec<Effect>) -> Result {
         name(&op.name)?;
         name(&op.address)?;
+        let token: [u8; 32] = (&*op.token).try_into().map_err(|_| Rejection::Malformed)?;
+        if let Some(id) = self.check_token(&token, &op.name)? {
+            return Ok(Outcome::Node(id));
+        }
         if self.len(Table::Nodes) >= Table::Nodes.rows_max() {
             return Err(Rejection::Full);
         }
@@ -52,8 +56,27 @@ impl Tables {
             software: String::new(),
         };
         self.put_node(id, node);
+        if let Some(token) = Arc::make_mut(&mut self.rows.tokens).get_mut(&token) {
+            token.used_by = Some(id);
+        }
         effects.push(Effect::Nodes);
         Ok(Outcome::Node(id))
+    }
+
+    /// A token lets one node in. The same node may ask again until it has come up: the answer may
+    /// have been lost. Returns the id it was given then.
+    fn check_token(&self, hash: &[u8; 32], name: &str) -> Result<Option<NodeId>> {
+        let token = self.rows.tokens.get(hash).ok_or(Rejection::Token)?;
+        if token.expires_ms <= self.rows.clock_ms {
+            return Err(Rejection::Token);
+        }
+        let Some(id) = token.used_by else {
+            return Ok(None);
+        };
+        match self.node(id) {
+            Some(node) if node.state == NodeState::Joining && node.name == name => Ok(Some(id)),
+            Some(_) | None => Err(Rejection::Token),
+        }
     }
 
     pub(super) fn exec_remove_node(

@@ -88,6 +88,13 @@ pub enum Next {
     Delete,
 }
 
+/// Leave to join, for one node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Token {
+    pub(crate) expires_ms: u64,
+    pub(crate) used_by: Option<NodeId>,
+}
+
 /// Where a binding lies: all contacts of an AOR beside one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BindingKey {

@@ -11,7 +11,7 @@ use sbc_proto::cluster::v1 as pb;
 use sbc_proto::cluster::v1::snapshot_record::Record;
 
 use super::FORMAT_VERSION;
-use super::record::{Address, Ban, Binding, BindingKey, Dialog, Node};
+use super::record::{Address, Ban, Binding, BindingKey, Dialog, Node, Token, node_id};
 use super::tables::{Rows, Tables};
 use crate::types::{AorKey, DialogKey, NodeId};
 
@@ -134,7 +134,10 @@ impl Tables {
             }
             Record::Token(row) => {
                 let hash = (&*row.hash).try_into().ok()?;
-                Arc::make_mut(&mut self.rows.tokens).insert(hash, row.expires_ms);
+                Arc::make_mut(&mut self.rows.tokens).insert(
+                    hash,
+                    Token { expires_ms: row.expires_ms, used_by: node_id(row.used_by) },
+                );
             }
         }
         Some(())
@@ -167,9 +170,12 @@ impl Frozen {
             let node = node.0;
             out.row(Record::Session(pb::SessionRecord { node, boot, seq }))?;
         }
-        for (hash, &expires_ms) in &*rows.tokens {
-            let hash = Bytes::copy_from_slice(hash);
-            out.row(Record::Token(pb::TokenRecord { hash, expires_ms }))?;
+        for (hash, token) in &*rows.tokens {
+            out.row(Record::Token(pb::TokenRecord {
+                hash: Bytes::copy_from_slice(hash),
+                expires_ms: token.expires_ms,
+                used_by: token.used_by.map_or(0, |node| node.0),
+            }))?;
         }
         for (key, dialog) in rows.dialogs.iter() {
             out.row(Record::Dialog(pb::DialogRecord {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::cow::CowMap;
 use super::digest::Hasher;
-use super::record::{Address, Ban, BanKey, Binding, BindingKey, Dialog, Node};
+use super::record::{Address, Ban, BanKey, Binding, BindingKey, Dialog, Node, Token};
 use crate::types::{AorKey, DialogKey, NodeId, Table};
 
 /// The replicated tables at one log index.
@@ -27,7 +27,7 @@ pub(super) struct Rows {
     pub(super) settings: Arc<BTreeMap<String, Arc<[u8]>>>,
     pub(super) counts: Arc<BTreeMap<(u64, NodeId), u32>>,
     pub(super) sessions: Arc<BTreeMap<NodeId, (u64, u64)>>,
-    pub(super) tokens: Arc<BTreeMap<[u8; 32], u64>>,
+    pub(super) tokens: Arc<BTreeMap<[u8; 32], Token>>,
     pub(super) clock_ms: u64,
     pub(super) next_node: u64,
     /// The next chunk whose bindings and bans are looked at for expiry.
@@ -129,7 +129,20 @@ impl Tables {
         self.rows.addresses.iter().map(|(name, row)| (name.as_str(), row))
     }
 
+    /// A setting; those of the cluster itself (`cluster/`) are not shown.
     pub fn setting(&self, key: &str) -> Option<&[u8]> {
+        if key.starts_with(super::apply::RESERVED) {
+            return None;
+        }
+        self.reserved_setting(key)
+    }
+
+    /// A setting of a cluster that is being made.
+    pub(crate) fn preset(&mut self, key: &str, value: &[u8]) {
+        Arc::make_mut(&mut self.rows.settings).insert(key.to_owned(), value.into());
+    }
+
+    pub(crate) fn reserved_setting(&self, key: &str) -> Option<&[u8]> {
         self.rows.settings.get(key).map(|value| &**value)
     }
 
@@ -294,8 +307,9 @@ impl Rows {
         for (node, (boot, seq)) in &*self.sessions {
             hasher = hasher.u64(node.0).u64(*boot).u64(*seq);
         }
-        for (hash, expires_ms) in &*self.tokens {
-            hasher = hasher.bytes(hash).u64(*expires_ms);
+        for (hash, token) in &*self.tokens {
+            let used_by = token.used_by.map_or(0, |node| node.0);
+            hasher = hasher.bytes(hash).u64(token.expires_ms).u64(used_by);
         }
         self.digest.wrapping_add(hasher.finish())
     }

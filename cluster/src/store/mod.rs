@@ -24,7 +24,7 @@ use crate::core::{Persist, Recovered};
 use crate::state::{Position, SnapshotError, Tables};
 use crate::types::NodeId;
 
-pub(crate) use files::{Identity, Snapshots};
+pub(crate) use files::{Identity, Snapshots, write_whole};
 pub(crate) use redb_log::RedbLog;
 pub(crate) use writer::{Done, Job, Writer};
 

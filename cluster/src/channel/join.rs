@@ -1,0 +1,107 @@
+//! How a node comes into a cluster: with a token, it finds a member, checks by the token that it is
+//! one, and is given an id and a certificate. Its log starts empty; the leader feeds it a snapshot.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rustls_pki_types::ServerName;
+use sbc_proto::cluster::v1 as pb;
+use sbc_proto::cluster::v1::membership_client::MembershipClient;
+use tonic::Code;
+
+use super::pki::{Files, Request, Token};
+use super::tls::{self, Connector};
+use super::{discovery, peer};
+use crate::clock;
+use crate::config::{Config, Discovery, StartError};
+use crate::store::{self, Identity};
+use crate::types::NodeId;
+
+const ASK_EVERY: Duration = Duration::from_millis(500);
+
+/// The addresses of members, as the answer listed them.
+pub(crate) type Seeds = Vec<(NodeId, String)>;
+
+/// Joins, and makes the node's directory. Returns whom to expect.
+pub(crate) async fn join(
+    config: &Config,
+    token: &str,
+    seeds: &Discovery,
+) -> Result<Seeds, StartError> {
+    let failed = |e: super::PkiError| StartError::Pki(e.to_string());
+    let token = Token::parse(token).map_err(failed)?;
+    let request = Request::new().map_err(failed)?;
+    let deadline = clock::now() + config.timing.join;
+    let answer = loop {
+        let reason = match ask_all(config, &token, &request, seeds).await {
+            Ok(answer) => break answer,
+            Err(Refusal::Final(reason)) => return Err(StartError::Join(reason)),
+            Err(Refusal::Later(reason)) => reason,
+        };
+        if clock::now() >= deadline {
+            return Err(StartError::Join(reason));
+        }
+        tracing::info!(%reason, "not joined yet");
+        tokio::time::sleep(ASK_EVERY).await;
+    };
+    let files = Files::new(&config.dir);
+    files.save(&request, &answer.certificate, &answer.ca).map_err(failed)?;
+    let identity = Identity { cluster_id: answer.cluster_id.to_vec(), node: NodeId(answer.id) };
+    store::create(&config.dir, &identity, None)?;
+    let nodes = answer.nodes.into_iter();
+    Ok(nodes.map(|node| (NodeId(node.id), node.address)).collect())
+}
+
+enum Refusal {
+    Final(String),
+    Later(String),
+}
+
+async fn ask_all(
+    config: &Config,
+    token: &Token,
+    request: &Request,
+    seeds: &Discovery,
+) -> Result<pb::JoinResponse, Refusal> {
+    let addresses = discovery::find(seeds).await.map_err(Refusal::Later)?;
+    let mut last = Refusal::Later("no member was found".to_owned());
+    for address in addresses {
+        match ask(config, token, request, address).await {
+            Ok(answer) => return Ok(answer),
+            Err(Refusal::Final(reason)) => return Err(Refusal::Final(reason)),
+            Err(later) => last = later,
+        }
+    }
+    Err(last)
+}
+
+async fn ask(
+    config: &Config,
+    token: &Token,
+    request: &Request,
+    address: String,
+) -> Result<pb::JoinResponse, Refusal> {
+    let later = |reason: String| Refusal::Later(format!("{address}: {reason}"));
+    let tls = tls::joiner_config(token.ca_hash).map_err(|e| Refusal::Final(e.to_string()))?;
+    // The name is not looked at: the token says whom to believe.
+    let name = ServerName::try_from("join.sbc-cluster").map_err(|e| later(e.to_string()))?;
+    let connector = Connector { address: address.clone(), name, config: Arc::new(tls) };
+    let channel = peer::dial(connector).await.map_err(later)?;
+    let join = pb::JoinRequest {
+        token: Bytes::copy_from_slice(&token.secret),
+        name: config.name.clone(),
+        address: config.address(),
+        csr: Bytes::copy_from_slice(&request.csr),
+        learner: false,
+    };
+    let mut client = MembershipClient::new(channel);
+    match tokio::time::timeout(Duration::from_secs(15), client.join(join)).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) if status.code() == Code::PermissionDenied => {
+            Err(Refusal::Final("the token is unknown, used or expired".to_owned()))
+        }
+        Ok(Err(status)) => Err(later(status.to_string())),
+        Err(_) => Err(later("timeout".to_owned())),
+    }
+}

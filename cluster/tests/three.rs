@@ -1,0 +1,156 @@
+//! Three real nodes over loopback TLS: join by token, commit through any, lose the leader, take over
+//! its address and dialogs, come back, catch up by snapshot.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use sbc_cluster::{
+    Cluster, Command, Config, DialogKey, Discovery, Event, Handle, NodeId, NodeState, Origin,
+    Outcome, StartError,
+};
+
+const WAIT: Duration = Duration::from_secs(30);
+
+fn free_port() -> SocketAddr {
+    let socket = TcpListener::bind("127.0.0.1:0").expect("bind");
+    socket.local_addr().expect("address")
+}
+
+fn config(dir: &Path, name: &str) -> Config {
+    let mut config = Config::new(dir.join(name), name);
+    config.listen = Some(free_port());
+    config.limits.snapshot_log_bytes = 64 * 1024;
+    config.limits.keep_log_bytes = 4 * 1024;
+    config
+}
+
+fn join(config: &mut Config, token: String, via: &Config) {
+    let seed = via.listen.expect("listens").to_string();
+    let seeds = Discovery::Static(vec![seed]);
+    config.origin = Origin::Join { token, seeds };
+}
+
+/// Waits for a condition that the cluster brings about by itself.
+async fn until(what: &str, mut met: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !met() {
+        assert!(start.elapsed() < WAIT, "never happened: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn key(n: u8) -> DialogKey {
+    DialogKey([n; 16])
+}
+
+async fn put(node: &Handle, n: u8, group: u32) {
+    let value = Bytes::from(vec![n; 1_200]);
+    let command = Command::put_dialog(key(n), group, &[u64::from(n)], value);
+    let committed = node.propose_within(command, WAIT).await.expect("commit");
+    assert_eq!(committed.outcome, Outcome::Done { changed: true });
+}
+
+fn has(node: &Handle, n: u8) -> bool {
+    node.read(|tables| tables.dialog(&key(n)).is_some())
+}
+
+fn state_of(node: &Handle, id: NodeId) -> Option<NodeState> {
+    node.read(|tables| tables.node(id).map(|row| row.state))
+}
+
+#[test]
+fn three_nodes_live_through_the_loss_of_their_leader() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("runtime").block_on(scenario());
+}
+
+async fn scenario() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (a_config, mut b_config, mut c_config) =
+        (config(dir.path(), "a"), config(dir.path(), "b"), config(dir.path(), "c"));
+    let a = Cluster::start(a_config.clone()).expect("a");
+    put(&a, 1, 0).await;
+
+    let token = a.create_join_token(Duration::from_secs(60)).await.expect("token");
+    join(&mut b_config, token.clone(), &a_config);
+    let b = Cluster::start(b_config.clone()).expect("b");
+    // A token serves once.
+    join(&mut c_config, token, &a_config);
+    c_config.timing.join = Duration::from_millis(200);
+    let refused = Cluster::start(c_config.clone()).err();
+    assert!(matches!(refused, Some(StartError::Join(_))), "{refused:?}");
+    c_config.timing.join = WAIT;
+    let token = a.create_join_token(Duration::from_secs(60)).await.expect("token");
+    join(&mut c_config, token, &a_config);
+    let c = Cluster::start(c_config.clone()).expect("c");
+    until("three voters", || a.status().core.voters.len() == 3).await;
+    until("all up", || (1..=3).all(|n| state_of(&c, NodeId(n)) == Some(NodeState::Up))).await;
+    until("c has what was before it", || has(&c, 1)).await;
+
+    // Any node takes writes.
+    put(&b, 2, 0).await;
+    put(&c, 3, 0).await;
+    until("a has both", || has(&a, 2) && has(&a, 3)).await;
+
+    // The leader holds an address and the calls on it.
+    let mut events = c.subscribe();
+    let address = Command::put_address("192.0.2.9", 1, Some(a.id()));
+    a.propose_within(address, WAIT).await.expect("commit");
+    until("a holds the address", || a.owned_addresses() == ["192.0.2.9"]).await;
+    put(&a, 4, 1).await;
+    until("b and c have the call", || has(&b, 4) && has(&c, 4)).await;
+    until("a leads", || a.status().core.is_leader).await;
+    let a_id = a.id();
+    a.stop();
+    let lost_at = Instant::now();
+    until("a survivor holds the address", || {
+        !b.owned_addresses().is_empty() || !c.owned_addresses().is_empty()
+    })
+    .await;
+    println!("address taken over after {:?}", lost_at.elapsed());
+    let heir = if c.owned_addresses().is_empty() { &b } else { &c };
+    let owner = heir.read(|tables| tables.dialog(&key(4)).map(|dialog| dialog.owner));
+    assert_eq!(owner, Some(heir.id()), "the call goes with its address");
+    let spread = heir.read(|tables| tables.dialogs_of(a_id).count());
+    assert_eq!(spread, 0, "nothing stays with the dead");
+    if heir.id() == c.id() {
+        let mut adopted = false;
+        while let Some(event) = events.try_next() {
+            adopted |=
+                matches!(event, Event::AdoptDialogs { dialogs, .. } if dialogs.contains(&key(4)));
+        }
+        assert!(adopted, "the heir was told");
+    }
+
+    // Enough to make snapshots, so that the returning node cannot catch up by the log.
+    for n in 10..200 {
+        put(heir, n, 0).await;
+    }
+    until("the log was compacted", || heir.status().core.snapshot > 100).await;
+    let a = Cluster::start(a_config).expect("a again");
+    until("a is back", || {
+        has(&a, 199) && state_of(&a, a_id) == Some(NodeState::Up) && a.lease_valid()
+    })
+    .await;
+    assert!(a.status().core.snapshot > 100, "it came by snapshot");
+    let same = || {
+        let (x, y, z) = (a.status(), b.status(), c.status());
+        x.digest == y.digest && y.digest == z.digest
+    };
+    until("all tables are equal", same).await;
+    // What fell to others while it was away stays there.
+    assert_eq!(a.owned_addresses(), Vec::<String>::new());
+
+    // Bytes from node to node.
+    let mut events = a.subscribe();
+    until("connected", || heir.relay(a.id(), Bytes::from_static(b"hello")).is_ok()).await;
+    loop {
+        let event = tokio::time::timeout(WAIT, events.next()).await.expect("in time");
+        if let Some(Event::Relayed { from, data }) = event {
+            assert_eq!((from, &*data), (heir.id(), b"hello".as_slice()));
+            break;
+        }
+    }
+}
