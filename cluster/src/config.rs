@@ -22,6 +22,8 @@ pub struct Config {
     /// The version that others see.
     pub software: String,
     pub timing: Timing,
+    /// How long a joiner keeps asking: its former self must first be declared down.
+    pub join_within: Duration,
     pub limits: Limits,
 }
 
@@ -56,8 +58,6 @@ pub struct Timing {
     pub heartbeat: Duration,
     /// A follower that hears nothing for this long, and up to half as much again, calls an election.
     pub election: Duration,
-    /// How long a joiner keeps asking: its former self must first be declared down.
-    pub join: Duration,
     /// How long [`Handle::propose`](crate::Handle::propose) waits.
     pub propose: Duration,
 }
@@ -69,7 +69,6 @@ impl Default for Timing {
             handover: Duration::from_millis(1_200),
             heartbeat: Duration::from_millis(100),
             election: Duration::from_millis(400),
-            join: Duration::from_secs(60),
             propose: Duration::from_millis(500),
         }
     }
@@ -108,6 +107,7 @@ impl Config {
             register: None,
             software: String::new(),
             timing: Timing::default(),
+            join_within: Duration::from_secs(60),
             limits: Limits::default(),
         }
     }

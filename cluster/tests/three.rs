@@ -78,10 +78,10 @@ async fn scenario() {
     let b = Cluster::start(b_config.clone()).expect("b");
     // A token serves once.
     join(&mut c_config, token, &a_config);
-    c_config.timing.join = Duration::from_millis(200);
+    c_config.join_within = Duration::from_millis(200);
     let refused = Cluster::start(c_config.clone()).err();
     assert!(matches!(refused, Some(StartError::Join(_))), "{refused:?}");
-    c_config.timing.join = WAIT;
+    c_config.join_within = WAIT;
     let token = a.create_join_token(Duration::from_secs(60)).await.expect("token");
     join(&mut c_config, token, &a_config);
     let c = Cluster::start(c_config.clone()).expect("c");

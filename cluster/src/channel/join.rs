@@ -32,7 +32,7 @@ pub(crate) async fn join(
     let failed = |e: super::PkiError| StartError::Pki(e.to_string());
     let token = Token::parse(token).map_err(failed)?;
     let request = Request::new().map_err(failed)?;
-    let deadline = clock::now() + config.timing.join;
+    let deadline = clock::now() + config.join_within;
     let answer = loop {
         let reason = match ask_all(config, &token, &request, seeds).await {
             Ok(answer) => break answer,

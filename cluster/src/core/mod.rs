@@ -409,6 +409,11 @@ impl Core {
         self.outputs.push_back(Output::Event(event));
     }
 
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        self.unpersisted.len() + self.outputs.len()
+    }
+
     pub(crate) fn counters(&self) -> Counters {
         self.counters
     }
