@@ -3,9 +3,10 @@
 //! `cargo bench -p media-anchor --bench relay [-- seconds=6 rounds=3 calls=250,500,1000 only=ours
 //! coalesce_us=2000 threads=2]`. Every call is two streams of 50 packets/s of 172 bytes on loopback. CPU is
 //! the run time of the relay's threads (`/proc/…/schedstat`), the load generator's is not in it.
-//! Rounds alternate between the relays; medians are printed.
+//! `memory=5000` prints the memory per established call instead. Rounds alternate between the relays; medians are printed.
 
 mod load;
+mod memory;
 mod ours;
 mod rtpengine;
 
@@ -28,6 +29,7 @@ struct Options {
     only: Option<String>,
     coalesce: Duration,
     threads: usize,
+    memory: Option<usize>,
 }
 
 fn options() -> Options {
@@ -37,6 +39,7 @@ fn options() -> Options {
         calls: vec![250, 500, 1000],
         only: None,
         coalesce: Duration::from_millis(2),
+        memory: None,
         threads: std::thread::available_parallelism().map_or(1, usize::from),
     };
     for arg in std::env::args().skip(1) {
@@ -47,6 +50,7 @@ fn options() -> Options {
             "rounds" => options.rounds = usize::try_from(number()).expect("fits"),
             "coalesce_us" => options.coalesce = Duration::from_micros(number()),
             "threads" => options.threads = usize::try_from(number()).expect("fits"),
+            "memory" => options.memory = usize::try_from(number()).ok(),
             "only" => options.only = Some(value.to_owned()),
             "calls" => {
                 let parse = |n: &str| n.parse().expect("a number");
@@ -67,6 +71,10 @@ fn start(name: &str, options: &Options) -> Option<Box<dyn Relay>> {
 
 fn main() {
     let options = options();
+    if let Some(calls) = options.memory {
+        memory::run(calls);
+        return;
+    }
     println!(
         "userspace relay, {} s, {} rounds, coalesce {:?}; CPU-s per million packets relayed",
         options.time.as_secs(),
