@@ -9,6 +9,7 @@ mod mailbox;
 pub(crate) mod sys;
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,6 +27,10 @@ pub(crate) use mailbox::{Letter, Mailbox, NewSide};
 pub(crate) const MAX_DATAGRAM: usize = 2048;
 
 const EVENTS: usize = 512;
+
+/// Datagrams received before they are sent, and the bytes for them.
+const BATCH: usize = 64;
+const BATCH_BYTES: usize = 32 * 1024;
 
 /// Reports of epoll served before ticks and outputs are looked at again.
 const ROUNDS: usize = 16;
@@ -56,6 +61,44 @@ struct Counts {
 struct Port {
     fd: OwnedFd,
     at: At,
+}
+
+/// A datagram that was judged and is to be sent.
+struct Outgoing {
+    at: At,
+    by: Token,
+    to: SocketAddr,
+    component: Component,
+    len: usize,
+}
+
+/// Datagrams between receiving and sending, one behind the other in one buffer.
+struct Batch {
+    data: Vec<u8>,
+    used: usize,
+    packets: Vec<Outgoing>,
+}
+
+impl Batch {
+    fn new() -> Batch {
+        Batch { data: vec![0; BATCH_BYTES], used: 0, packets: Vec::with_capacity(BATCH) }
+    }
+
+    fn is_full(&self) -> bool {
+        self.packets.len() >= BATCH || self.data.len() - self.used < MAX_DATAGRAM
+    }
+
+    /// Where the next datagram is received.
+    fn room(&mut self) -> &mut [u8] {
+        let end = self.data.len().min(self.used + MAX_DATAGRAM);
+        self.data.get_mut(self.used..end).unwrap_or_default()
+    }
+
+    /// Keeps the datagram that was received last.
+    fn push(&mut self, packet: Outgoing) {
+        self.used += packet.len;
+        self.packets.push(packet);
+    }
 }
 
 /// What was found ready.
@@ -108,7 +151,7 @@ impl Relay {
     /// Runs until it is told to stop.
     pub(crate) fn run(mut self) {
         let mut events = vec![libc::epoll_event { events: 0, u64: 0 }; EVENTS];
-        let mut buffer = vec![0u8; MAX_DATAGRAM];
+        let mut batch = Batch::new();
         let mut next_tick = Instant::now() + TICK;
         loop {
             let now = Instant::now();
@@ -119,7 +162,7 @@ impl Relay {
             self.outputs();
             self.publish();
             let idle_for = next_tick.saturating_duration_since(now) + Duration::from_millis(1);
-            match self.drain(&mut events, &mut buffer, idle_for) {
+            match self.drain(&mut events, &mut batch, idle_for) {
                 Drained::Nothing | Drained::MoreWaits => {}
                 Drained::Stop => return,
                 Drained::All => {
@@ -136,7 +179,7 @@ impl Relay {
     fn drain(
         &mut self,
         events: &mut [libc::epoll_event],
-        buffer: &mut [u8],
+        batch: &mut Batch,
         idle_for: Duration,
     ) -> Drained {
         let mut timeout = self.mailbox.sleep(idle_for);
@@ -154,24 +197,34 @@ impl Relay {
             if ready.is_empty() {
                 return if round == 0 { Drained::Nothing } else { Drained::All };
             }
-            for event in ready {
-                self.ready(now, event.u64, buffer);
-            }
+            self.serve(now, ready, batch);
             timeout = Duration::ZERO;
         }
         Drained::MoreWaits
     }
 
-    /// One report of epoll: one datagram. What is left is reported again.
-    fn ready(&mut self, now: Instant, key: u64, buffer: &mut [u8]) {
-        if key == WAKER {
-            self.mailbox.waker().clear();
-            return;
+    /// Serves reports of epoll, one datagram each; what is left is reported again. All of a round
+    /// are received before any is sent: it keeps the kernel's code for each in the cache.
+    fn serve(&mut self, now: Instant, ready: &[libc::epoll_event], batch: &mut Batch) {
+        for event in ready {
+            if event.u64 == WAKER {
+                self.mailbox.waker().clear();
+                continue;
+            }
+            if batch.is_full() {
+                self.send(batch);
+            }
+            self.receive(now, event.u64, batch);
         }
+        self.send(batch);
+    }
+
+    fn receive(&mut self, now: Instant, key: u64, batch: &mut Batch) {
         let Some(port) = usize::try_from(key).ok().and_then(|key| self.ports.get(key)) else {
             return;
         };
         let at = port.at;
+        let buffer = batch.room();
         let Ok(Some(received)) = sys::receive(&port.fd, buffer) else { return };
         let Some(data) = buffer.get(..received.len) else {
             self.engine.oversize(at);
@@ -180,17 +233,29 @@ impl Relay {
         };
         match self.engine.packet(now, at, received.src, data) {
             Verdict::Relay { by, to, component } => {
-                let sent = self.ports.get(by as usize).map(|port| sys::send(&port.fd, data, to));
-                if let Some(Ok(())) = sent {
-                    self.counts.relayed += 1;
-                    self.counts.bytes += data.len() as u64;
-                } else {
-                    self.engine.unsent(at, component, data.len());
-                    self.count_drop(DropReason::Send);
-                }
+                batch.push(Outgoing { at, by, to, component, len: received.len });
             }
             Verdict::Drop(reason) => self.count_drop(reason),
         }
+    }
+
+    fn send(&mut self, batch: &mut Batch) {
+        let mut rest = batch.data.as_slice();
+        for packet in batch.packets.drain(..) {
+            let Some((data, next)) = rest.split_at_checked(packet.len) else { break };
+            rest = next;
+            let port = self.ports.get(packet.by as usize);
+            if port.is_some_and(|port| sys::send(&port.fd, data, packet.to).is_ok()) {
+                self.counts.relayed += 1;
+                self.counts.bytes += data.len() as u64;
+            } else {
+                self.engine.unsent(packet.at, packet.component, packet.len);
+                if let Some(count) = self.counts.dropped.get_mut(DropReason::Send.index()) {
+                    *count += 1;
+                }
+            }
+        }
+        batch.used = 0;
     }
 
     /// Takes the letters of handles and driver in; true when told to stop.
