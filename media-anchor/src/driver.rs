@@ -118,6 +118,15 @@ impl Driver {
     }
 }
 
+impl Drop for Driver {
+    /// However the thread ends: no relay waits for its answers any more.
+    fn drop(&mut self) {
+        for relay in &self.relays {
+            relay.post(Letter::KernelGone);
+        }
+    }
+}
+
 impl Installed {
     fn insert(&mut self, id: FlowId) {
         let list = &mut self.list;

@@ -348,3 +348,79 @@ fn packets_leave_with_the_interface_dscp() {
     });
     assert_eq!(tos, Some(46 << 2));
 }
+
+#[test]
+fn commands_come_through_under_a_flood() {
+    let mut bench = Bench::new(17, 21_600..=21_699);
+    let (alice, bob) = (bench.endpoint(2), bench.endpoint(3));
+    let stranger = bench.endpoint(66);
+    let [to_a, to_b] = bench.call(StreamKind::Audio, (&alice, Latch::Auto), (&bob, Latch::Auto));
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let socket = &stranger.rtp;
+        let stop = &stop;
+        scope.spawn(move || {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                socket.send_to(&[0x55; 1200], to_a.rtp).expect("sends");
+            }
+        });
+        until("the flood is there", || {
+            bench.anchor.totals().dropped_for(DropReason::Garbage) > 100
+        });
+        for n in 0..20 {
+            let id = SessionId(100 + n);
+            bench.handle.open(id, None).expect("opens");
+            bench.handle.bind(id, 0, StreamKind::Audio, Side::A, SPEC).expect("binds");
+            until("its sockets are watched", || bench.anchor.totals().sockets == 6);
+            bench.handle.close(id);
+            until("its sockets are closed", || bench.anchor.totals().sockets == 4);
+            let sent = bob.send(to_b.rtp);
+            assert_eq!(alice.receive(), (sent, to_a.rtp), "other ports are served");
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
+/// A kernel whose driver dies at its first change.
+struct Dying(std::sync::Arc<std::sync::atomic::AtomicBool>);
+
+impl media_anchor::plan_types::Offload for Dying {
+    fn name(&self) -> &'static str {
+        "dying"
+    }
+
+    fn apply(
+        &mut self,
+        _: &[media_anchor::plan_types::FlowChange],
+        _: &mut Vec<media_anchor::plan_types::FlowOutcome>,
+    ) {
+        self.0.store(true, std::sync::atomic::Ordering::SeqCst);
+        panic!("on purpose");
+    }
+
+    fn counters(
+        &mut self,
+        _: &[media_anchor::plan_types::FlowId],
+        _: &mut Vec<(media_anchor::plan_types::FlowId, media_anchor::plan_types::FlowCounters)>,
+    ) {
+    }
+
+    fn poll(&mut self, _: &mut Vec<media_anchor::plan_types::FlowOutcome>) {}
+}
+
+#[test]
+fn calls_outlive_a_kernel_driver_that_died() {
+    let asked = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let kernel = Box::new(Dying(asked.clone()));
+    let mut bench = Bench::over(18, config(18, 21_700..=21_719), Some(kernel));
+    let (alice, bob) = (bench.endpoint(2), bench.endpoint(3));
+    let [to_a, to_b] = bench.call(StreamKind::Audio, (&alice, Latch::Off), (&bob, Latch::Off));
+    until("the kernel was asked", || asked.load(std::sync::atomic::Ordering::SeqCst));
+    until("userspace has it again", || {
+        let sent = alice.send(to_a.rtp);
+        assert_eq!(bob.receive(), (sent, to_b.rtp));
+        bench.handle.streams(ID)[0].a.expect("bound").rtp == Path::Userspace(Stay::Off)
+    });
+    bench.handle.close(ID);
+    until("nothing waits for the dead", || bench.anchor.totals().sessions == 0);
+}

@@ -181,7 +181,7 @@ impl Engine {
         let offload = self.offload;
         let Some(slot) = self.slot(id) else { return };
         let Some(session) = self.sessions.get_mut(slot as usize) else { return };
-        if session.closing {
+        if session.closing || !self.kernel {
             return;
         }
         let (mut asked, mut provisional) = (false, false);
@@ -255,6 +255,34 @@ impl Engine {
                 self.finish_streams(flow_id.session);
                 self.changed(now, flow_id.session);
                 self.finish(flow_id.session);
+            }
+        }
+    }
+
+    /// There is no kernel any more: every flow is in userspace again.
+    pub(crate) fn kernel_gone(&mut self, now: Instant) {
+        self.kernel = false;
+        let mut outcomes = Vec::new();
+        for (_, session) in &self.sessions {
+            for (index, stream) in session.indexed() {
+                for (from, component) in DIRECTIONS {
+                    let id = FlowId { session: session.id, stream: index, from, component };
+                    let flow = stream.side(from).flow(component);
+                    match flow.place {
+                        Place::Userspace | Place::Refused { .. } => {}
+                        Place::Asked(_) | Place::Kernel(_) => {
+                            outcomes.push(FlowOutcome::Evicted(id, Stay::Off, flow.since));
+                        }
+                        Place::Leaving => outcomes.push(FlowOutcome::Removed(id, flow.since)),
+                    }
+                }
+            }
+        }
+        for outcome in &outcomes {
+            self.outcome(now, outcome);
+            let FlowId { session, stream, from, component } = outcome.id();
+            if let Some(stream) = self.session_mut(session).and_then(|s| s.stream_mut(stream)) {
+                stream.cell.side(from).set_path(component, Path::Userspace(Stay::Off));
             }
         }
     }

@@ -498,3 +498,21 @@ fn rtcp_comes_from_the_endpoints_host_or_the_signalled_address_only() {
         bench.raw(Side::B, Component::Rtcp, SocketAddr::from(([198, 51, 100, 2], 4_001)), &report);
     assert_eq!(verdict, Verdict::Relay { by: 11, to: elsewhere, component: Component::Rtcp });
 }
+
+#[test]
+fn when_the_kernel_is_gone_everything_is_in_userspace_and_nothing_waits() {
+    let mut bench = Bench::in_kernel();
+    bench.engine.counters(bench.now, flow_id(Side::A), FlowCounters { packets: 5, bytes: 860 });
+    let mut held = remote(endpoint(Side::A), Latch::Auto);
+    held.receives = false;
+    bench.signal(Side::A, &held);
+    bench.engine.kernel_gone(bench.now);
+    bench.outputs();
+    assert_eq!(bench.paths()[0], Path::Userspace(Stay::Off));
+    assert_eq!(bench.cell.stats().a.packets, 6);
+    bench.changes.clear();
+    bench.pass(30_000);
+    assert_eq!(bench.changes, []);
+    bench.command(Command::Close { id: ID });
+    assert_eq!(bench.engine.len(), 0);
+}

@@ -23,9 +23,14 @@ const LETTERS: usize = 65_536;
 pub(crate) enum Letter {
     Command(Command),
     Bind(Box<NewSide>),
-    Sink { shard: usize, sink: EventSink },
+    Sink {
+        shard: usize,
+        sink: EventSink,
+    },
     Outcomes(Vec<FlowOutcome>),
     Counters(Vec<(FlowId, FlowCounters)>),
+    /// The kernel driver has ended.
+    KernelGone,
     Stop,
 }
 

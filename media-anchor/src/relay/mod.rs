@@ -275,6 +275,7 @@ impl Relay {
                         self.engine.counters(now, id, counters);
                     }
                 }
+                Letter::KernelGone => self.kernel_gone(now),
                 Letter::Stop => return true,
             }
         }
@@ -326,10 +327,26 @@ impl Relay {
             }
         }
         self.sinks.flush();
-        if let Some(driver) = self.driver.as_ref().filter(|_| !self.flow_changes.is_empty()) {
-            // A driver that is gone has taken its kernel state with it.
-            let _gone = driver.send(std::mem::take(&mut self.flow_changes));
+        if !self.flow_changes.is_empty() {
+            self.ask_kernel();
         }
+    }
+
+    /// Hands flow changes to the driver.
+    fn ask_kernel(&mut self) {
+        let changes = std::mem::take(&mut self.flow_changes);
+        let sent = self.driver.as_ref().is_some_and(|driver| driver.send(changes).is_ok());
+        if !sent {
+            self.kernel_gone(Instant::now());
+        }
+    }
+
+    /// The driver has ended and taken its kernel state with it: no session may wait for it.
+    fn kernel_gone(&mut self, now: Instant) {
+        if self.driver.take().is_some() {
+            tracing::error!("the kernel driver is gone: media stays in userspace");
+        }
+        self.engine.kernel_gone(now);
     }
 
     fn publish(&self) {

@@ -7,6 +7,7 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use media_anchor::config::{Config, Dscp, MediaAddr, MediaInterface};
+use media_anchor::plan_types::Offload;
 use media_anchor::{
     Event, EventSink, Handle, InterfaceId, Latch, Local, MediaAnchor, Remote, SessionId, Side,
     SideSpec, StreamKind,
@@ -47,7 +48,11 @@ impl Bench {
     }
 
     pub(crate) fn with(net: u8, config: Config) -> Bench {
-        let anchor = MediaAnchor::start(config, None).expect("the anchor starts");
+        Bench::over(net, config, None)
+    }
+
+    pub(crate) fn over(net: u8, config: Config, offload: Option<Box<dyn Offload>>) -> Bench {
+        let anchor = MediaAnchor::start(config, offload).expect("the anchor starts");
         let (sink, events) = EventSink::new(64, Arc::new(|| {}));
         Bench { handle: anchor.handle(0, &sink), events, anchor, net }
     }
