@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sbc_core::b2bua::CallId;
 use sbc_core::core::{Command as CoreCommand, Input};
@@ -21,6 +22,9 @@ use crate::telemetry::trace::Watched;
 const ROWS_MAX: usize = 10_000;
 /// Rungs that may wait for one watcher's connection.
 const RUNGS_MAX: usize = 1_024;
+
+/// How long a ladder goes on after the call's end, for the last answers.
+const LAST_RUNGS: Duration = Duration::from_secs(1);
 
 /// The service.
 pub(super) struct CallsService(pub(super) Arc<Context>);
@@ -159,23 +163,38 @@ async fn watch(
         note,
         ..pb::TraceEvent::default()
     };
+    // A call's CDR is written with its BYE: the answers are still to come.
+    let mut until = None;
     loop {
+        let over = async {
+            match until {
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+        };
         let event = tokio::select! {
             event = events.recv() => event,
             () = sender.closed() => break,
-        };
-        let (message, last) = match event {
-            Ok(Watched::Message(trace)) if wanted(trace.call) => (convert::trace(&trace), false),
-            Ok(Watched::Ended(id)) if wanted(id) => {
-                (note(Some(id), "ended".to_owned()), call.is_some())
+            () = over => {
+                // Nobody listens any more: as good as told.
+                let _ = sender.send(Ok(note(call, "ended".to_owned()))).await;
+                break;
             }
+        };
+        let message = match event {
+            Ok(Watched::Message(trace)) if wanted(trace.call) => convert::trace(&trace),
+            Ok(Watched::Ended(id)) if call == Some(id) => {
+                until = Some(tokio::time::Instant::now() + LAST_RUNGS);
+                continue;
+            }
+            Ok(Watched::Ended(id)) if wanted(id) => note(Some(id), "ended".to_owned()),
             Ok(Watched::Message(_) | Watched::Ended(_)) => continue,
             Err(broadcast::error::RecvError::Lagged(missed)) => {
-                (note(call, format!("{missed} messages missed")), false)
+                note(call, format!("{missed} messages missed"))
             }
             Err(broadcast::error::RecvError::Closed) => break,
         };
-        if sender.send(Ok(message)).await.is_err() || last {
+        if sender.send(Ok(message)).await.is_err() {
             break;
         }
     }

@@ -208,6 +208,13 @@ impl Context {
         {
             core_samples(shard, &calls, &txn, &mut samples);
         }
+        samples.push(Sample {
+            name: "sbc_trace_watchers",
+            help: "Operators that watch ladders",
+            kind: Kind::Gauge,
+            labels: Vec::new(),
+            value: number(u64::try_from(self.traces.watchers()).unwrap_or(0)),
+        });
         self.media_samples(&mut samples);
         self.trunk_samples(&mut samples);
         self.fetched.set(samples);

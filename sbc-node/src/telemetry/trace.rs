@@ -46,6 +46,11 @@ impl TraceHub {
         self.sender.receiver_count() > 0
     }
 
+    /// How many watch.
+    pub fn watchers(&self) -> usize {
+        self.watchers.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
+    }
+
     /// Begins to watch; `None` when there are too many watchers. The flag says that this is the
     /// first watcher of `call` and that the shards must be told.
     pub fn watch(&self, call: Option<CallId>) -> Option<(broadcast::Receiver<Watched>, bool)> {
