@@ -244,10 +244,11 @@ impl Call {
         let over = message.is_none()
             || hop.is_some_and(|h| h.trunk.config.failover.applies(status))
             || status == 503;
-        if over && let Some(until) = retry_after(message).filter(|_| status == 503) {
-            if let Some(health) = hop.and_then(|h| h.trunk.peer_health(h.peer)) {
-                health.hold(cx.now + until);
-            }
+        if status == 503
+            && let Some(wait) = retry_after(message)
+            && let Some(health) = hop.and_then(|h| h.trunk.peer_health(h.peer))
+        {
+            health.hold(cx.now + wait);
         }
         keep_best(&mut setup.failure, Failure { status, message: message.cloned() });
         // Another address of the same name is tried only where this one was not reachable.

@@ -179,7 +179,7 @@ impl Call {
             ExchangeKind::Refresh => {
                 self.refresh_final(cx, exchange, message);
             }
-            ExchangeKind::Prack { .. } => self.prack_final(cx, exchange, message),
+            ExchangeKind::Prack { .. } => self.prack_final(cx, &exchange, message),
         }
     }
 
@@ -292,14 +292,14 @@ impl Call {
     /// An offer under way that keeps `side` from making one, and who made it. What we asked the
     /// other leg alone is no hindrance unless `crosses`.
     pub(crate) fn pending_offer(&self, side: Side, crosses: bool) -> Option<Pending> {
-        let open = |e: &&Box<Exchange>| match e.kind {
+        let open = |e: &Exchange| match e.kind {
             ExchangeKind::Session { .. } | ExchangeKind::Refresh => {
                 e.asked.is_some() || e.to == side || crosses
             }
             ExchangeKind::Prack { offered } => offered,
             ExchangeKind::Plain | ExchangeKind::Bye => false,
         };
-        if let Some(exchange) = self.exchanges.iter().find(open) {
+        if let Some(exchange) = self.exchanges.iter().find(|e| open(e)) {
             let theirs = exchange.asked.is_some() && exchange.to != side;
             return Some(if theirs { Pending::Theirs } else { Pending::Ours });
         }

@@ -90,7 +90,7 @@ pub(crate) fn accept(
     if message.max_forwards().ok().flatten() == Some(0) {
         return Err(Refuse::new(483, ""));
     }
-    if !message.contact().ok().flatten().is_some_and(|c| c.uri().is_ok()) {
+    if message.contact().ok().flatten().is_none_or(|c| c.uri().is_err()) {
         return Err(Refuse::new(400, "Bad Request: no usable Contact"));
     }
     require(message)?;

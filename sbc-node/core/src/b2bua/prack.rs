@@ -98,12 +98,7 @@ impl Call {
     }
 
     /// The final response to a PRACK that was passed on or is ours.
-    pub(crate) fn prack_final(
-        &mut self,
-        cx: &mut Cx<'_>,
-        exchange: Box<Exchange>,
-        message: &Message,
-    ) {
+    pub(crate) fn prack_final(&mut self, cx: &mut Cx<'_>, exchange: &Exchange, message: &Message) {
         let ExchangeKind::Prack { offered } = exchange.kind else { return };
         let Some(asked) = &exchange.asked else { return };
         let sdp = body::sdp(message)

@@ -375,8 +375,8 @@ impl Call {
         server: ServerId,
         message: &Message,
     ) {
-        let asked_by = |e: &&Box<Exchange>| e.asked.as_ref().is_some_and(|a| a.server == server);
-        let client = self.exchanges.iter().find(asked_by).and_then(|e| e.client);
+        let asked_by = |e: &Exchange| e.asked.as_ref().is_some_and(|a| a.server == server);
+        let client = self.exchanges.iter().find(|e| asked_by(e)).and_then(|e| e.client);
         let reason = message.header(HeaderName::Reason).map(str::to_owned);
         self.cancel_client(cx, client, reason.as_deref());
     }

@@ -239,7 +239,7 @@ fn dispatch(cx: &mut Cx<'_>, calls: &mut Calls, event: transaction::Event) {
         E::Request { id, flow, message, merged } => request(cx, calls, id, flow, message, merged),
         E::Ack { flow, message } => calls.ack(cx, &flow, &message),
         E::Cancelled { id, owner, message } => {
-            if let Some(Purpose::Invite { call, .. }) = owner.map(|o| Purpose::open(o)) {
+            if let Some(Purpose::Invite { call, .. }) = owner.map(Purpose::open) {
                 calls.cancelled(cx, call, id, &message);
             }
         }

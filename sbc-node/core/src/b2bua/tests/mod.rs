@@ -8,5 +8,6 @@ mod early;
 mod operator;
 mod refuse;
 mod session;
+mod storm;
 mod transfer;
 mod world;
