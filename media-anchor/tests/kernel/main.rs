@@ -5,5 +5,6 @@ mod bans;
 mod call;
 mod changes;
 mod frame;
+mod moves;
 mod netns;
 mod rewrite;

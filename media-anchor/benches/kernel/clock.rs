@@ -1,0 +1,50 @@
+//! CPU clocks: of this thread, of the process, of the ksoftirqd threads.
+
+use std::fs;
+use std::time::Duration;
+
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
+
+fn read(clock: ClockId) -> Duration {
+    let time = clock_gettime(clock).expect("a CPU clock");
+    Duration::from(time)
+}
+
+/// CPU time of the calling thread.
+pub(crate) fn thread() -> Duration {
+    read(ClockId::CLOCK_THREAD_CPUTIME_ID)
+}
+
+/// CPU time of the process.
+pub(crate) fn process() -> Duration {
+    read(ClockId::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+/// CPU time of all ksoftirqd threads.
+pub(crate) fn softirq() -> Duration {
+    let mut total = 0;
+    for entry in fs::read_dir("/proc").expect("procfs").flatten() {
+        let path = entry.path();
+        let comm = fs::read_to_string(path.join("comm")).unwrap_or_default();
+        if comm.starts_with("ksoftirqd/") {
+            let stat = fs::read_to_string(path.join("schedstat")).unwrap_or_default();
+            total += stat.split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+        }
+    }
+    Duration::from_nanos(total)
+}
+
+/// Pins the calling thread to a CPU.
+pub(crate) fn pin(cpu: usize) {
+    let mut set = CpuSet::new();
+    set.set(cpu).expect("a CPU number");
+    sched_setaffinity(Pid::from_raw(0), &set).expect("pin");
+}
+
+/// The middle of some numbers.
+pub(crate) fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers[numbers.len() / 2]
+}

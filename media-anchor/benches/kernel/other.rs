@@ -1,0 +1,179 @@
+//! Calls per second, memory, added latency, and what bans cost.
+
+use std::fs;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use media_anchor::kernel::{Ban, BanConfig, BanSet, BanTarget, Way};
+use media_anchor::plan_types::FlowChange;
+
+use crate::clock;
+use crate::cpu::{cost, opened};
+use crate::netns::Net;
+use crate::traffic::{self, Sender};
+
+const WAYS: [Way; 2] = [Way::Ebpf, Way::Nftables];
+
+/// Calls (two flows) installed and removed, as many at once as the driver would gather.
+pub(crate) fn rate() {
+    const CALLS: usize = 10_000;
+    const AT_ONCE: usize = 64;
+    println!("calls installed and removed, {AT_ONCE} at once; CPU of the driver thread");
+    for way in WAYS {
+        let net = traffic::net(true);
+        let mut offload = opened(&net.sbc, way);
+        net.sbc.run(|| {
+            traffic::install(offload.as_mut(), 1);
+            offload.apply(
+                &[FlowChange::Remove(traffic::flow(0).id), FlowChange::Remove(traffic::back(0).id)],
+                &mut Vec::new(),
+            );
+            let memory = kernel_memory();
+            let mut times = [Duration::ZERO; 2];
+            for (remove, time) in times.iter_mut().enumerate() {
+                let begun = clock::thread();
+                for batch in 0..CALLS / AT_ONCE {
+                    let changes: Vec<FlowChange> = (batch * AT_ONCE..(batch + 1) * AT_ONCE)
+                        .flat_map(|n| [traffic::flow(n), traffic::back(n)])
+                        .map(|flow| match remove {
+                            0 => FlowChange::Install(flow),
+                            _ => FlowChange::Remove(flow.id),
+                        })
+                        .collect();
+                    offload.apply(&changes, &mut Vec::new());
+                }
+                *time = clock::thread() - begun;
+                if remove == 0 {
+                    let used = kernel_memory().saturating_sub(memory);
+                    println!(
+                        "{:<10}  {} bytes of kernel memory per flow",
+                        offload.name(),
+                        used / CALLS / 2
+                    );
+                }
+            }
+            let calls = (CALLS / AT_ONCE * AT_ONCE) as f64;
+            let [install, remove] = times.map(|t| t.as_secs_f64());
+            println!(
+                "{:<10}  install {:>7.0}/s  remove {:>7.0}/s  both {:>7.0} calls/s",
+                offload.name(),
+                calls / install,
+                calls / remove,
+                calls / (install + remove)
+            );
+        });
+        net.sbc.run(|| drop(offload));
+    }
+}
+
+/// Bytes of slab, per-CPU and vmalloc memory in use.
+fn kernel_memory() -> usize {
+    let info = fs::read_to_string("/proc/meminfo").expect("procfs");
+    let field = |name: &str| {
+        let line = info.lines().find(|l| l.starts_with(name)).unwrap_or_default();
+        line.split_whitespace().nth(1).and_then(|n| n.parse::<usize>().ok()).unwrap_or(0)
+    };
+    (field("Slab:") + field("Percpu:") + field("VmallocUsed:")) * 1024
+}
+
+/// From before the send to after the receive on one thread, where all of a veth chain happens.
+pub(crate) fn latency() {
+    const SAMPLES: usize = 20_000;
+    println!("send to receive on one thread, µs: p50 p99 p99.9");
+    let net = traffic::net(false);
+    let mut ways: Vec<(&str, Vec<u64>)> =
+        ["ip_forward", "ebpf", "nftables"].map(|name| (name, Vec::new())).into();
+    for _ in 0..3 {
+        for (name, samples) in &mut ways {
+            let way = match *name {
+                "ebpf" => Way::Ebpf,
+                "nftables" => Way::Nftables,
+                _ => {
+                    net.sbc.sysctl("ipv4/ip_forward", "1");
+                    measure(&net, "10.2.0.2:40000", SAMPLES, samples);
+                    net.sbc.sysctl("ipv4/ip_forward", "0");
+                    continue;
+                }
+            };
+            let mut offload = opened(&net.sbc, way);
+            net.sbc.run(|| traffic::install(offload.as_mut(), 1));
+            measure(&net, "10.1.0.1:20000", SAMPLES, samples);
+            net.sbc.run(|| drop(offload));
+        }
+    }
+    for (name, mut samples) in ways {
+        samples.sort_unstable();
+        let at = |q: f64| samples[(samples.len() as f64 * q) as usize] as f64 / 1000.0;
+        println!("{name:<10}  {:>6.1} {:>6.1} {:>6.1}", at(0.5), at(0.99), at(0.999));
+    }
+}
+
+fn measure(net: &Net, to: &str, count: usize, samples: &mut Vec<u64>) {
+    let from = net.a.udp("10.1.0.2:10000");
+    let sink = net.b.udp("10.2.0.2:40000");
+    let payload = [0x80; 172];
+    let mut buf = [0; 256];
+    net.a.run(|| {
+        clock::pin(0);
+        for _ in 0..count {
+            let begun = Instant::now();
+            from.send_to(&payload, to).expect("send");
+            sink.recv_from(&mut buf).expect("received");
+            samples.push(u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        }
+    });
+}
+
+/// What a dropped packet costs beside a plain drop, and what the rule costs relayed media.
+pub(crate) fn bans() {
+    const PACKETS: usize = 200_000;
+    const ROUNDS: usize = 5;
+    println!("bans: ns of CPU per packet, the sender's own work included");
+    for sources in [1, 10_000, 100_000] {
+        let net = traffic::net(true);
+        let frames: Vec<Vec<u8>> =
+            (0..sources).map(|n| traffic::frame((source(n), 5060), (traffic::SA, 5060))).collect();
+        let media = traffic::to_relay(1000);
+        let bans: Vec<Ban> = (0..sources)
+            .map(|n| Ban {
+                target: BanTarget::host(IpAddr::V4(source(n))),
+                lasts: Duration::from_secs(600),
+            })
+            .collect();
+        let (mut plain, mut banned, mut with, mut without) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        net.a.run(|| {
+            clock::pin(0);
+            let sender = Sender::open(&net.a, "eth0");
+            let mut offload = opened(&net.sbc, Way::Nftables);
+            net.sbc.run(|| traffic::install(offload.as_mut(), 1000));
+            for _ in 0..ROUNDS {
+                let set = net.sbc.run(|| {
+                    let mut set = BanSet::open(BanConfig::default()).expect("a drop set");
+                    set.ban(&bans).expect("ban");
+                    set
+                });
+                banned.push(cost(&sender, &frames, PACKETS));
+                with.push(cost(&sender, &media, PACKETS));
+                net.sbc.run(|| drop(set));
+                without.push(cost(&sender, &media, PACKETS));
+                traffic::drop_at_ingress(&net.sbc, "sa");
+                plain.push(cost(&sender, &frames, PACKETS));
+                net.sbc.cmd("nft", &["delete", "table", "netdev", "sink"]);
+            }
+            net.sbc.run(|| drop(offload));
+        });
+        println!(
+            "{sources:>7} sources  dropped by ban {:>5.0}  by a plain rule {:>5.0}  \
+             relayed media beside bans {:>5.0}  without {:>5.0}",
+            clock::median(banned),
+            clock::median(plain),
+            clock::median(with),
+            clock::median(without)
+        );
+    }
+}
+
+fn source(n: usize) -> std::net::Ipv4Addr {
+    (0x0b00_0000 + u32::try_from(n).expect("small")).into()
+}
