@@ -26,6 +26,7 @@ for_each_way!(
     both_directions_are_rewritten,
     ipv6_is_rewritten,
     marks_ttl_and_checksums,
+    other_code_points,
     ipv6_marks_hop_limit_and_checksums,
     a_datagram_without_checksum_stays_without,
     fragments_are_left_to_the_stack,
@@ -85,6 +86,22 @@ fn marks_ttl_and_checksums(net: &Net, offload: &mut dyn Offload) {
     let finished = tap.next_udp(6003).expect("captured");
     assert_eq!((finished.ttl, finished.dscp), (64, 46));
     assert!(finished.checksums_hold && finished.udp_checksum != 0, "{finished:?}");
+}
+
+/// Another code point than the common one, and none.
+fn other_code_points(net: &Net, offload: &mut dyn Offload) {
+    let call = Call::v4(net, 11);
+    let tap = Tap::open(&net.b, "eth0");
+    let [flow, _] = call.flows();
+    for (dscp, seen) in [(Some(34), 34), (None, 0), (Some(46), 46)] {
+        let flow = Flow { dscp, ..flow };
+        assert_eq!(apply(offload, &[FlowChange::Install(flow)]), [FlowOutcome::Installed(flow.id)]);
+        call.a_to_b(b"marked");
+        let got = tap.next_udp(6011).expect("captured");
+        assert_eq!((got.ttl, got.dscp, got.checksums_hold), (64, seen, true), "{got:?}");
+        assert_eq!(count(offload, flow.id).packets, 1);
+        apply(offload, &[FlowChange::Remove(flow.id)]);
+    }
 }
 
 fn ipv6_marks_hop_limit_and_checksums(net: &Net, offload: &mut dyn Offload) {

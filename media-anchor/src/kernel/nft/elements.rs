@@ -15,7 +15,7 @@ use super::super::netlink::{
     Attrs, Bus, MsgBuf, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REQUEST,
     Nest, NetlinkSocket, NlMsgView, RecvError, be64, ne32,
 };
-use super::ruleset::{MAP4, MAP6, NETDEV, msg_type};
+use super::ruleset::{MAP4, MAP6, NETDEV, lookups_per_packet, msg_type};
 
 const NFNL_MSG_BATCH_BEGIN: u16 = 16;
 const NFNL_MSG_BATCH_END: u16 = 17;
@@ -388,7 +388,10 @@ fn each_element(message: &NlMsgView<'_>, mut each: impl FnMut(Key, Counters)) {
             .or_else(|| elem.nested(ELEM_EXPRESSIONS).and_then(|list| list.nested(LIST_ELEM)));
         let counter = expr.and_then(|e| e.nested(EXPR_DATA));
         let number = |kind| counter.and_then(|c| c.find(kind)).and_then(be64).unwrap_or(0);
-        each(key, Counters { packets: number(COUNTER_PACKETS), bytes: number(COUNTER_BYTES) });
+        let data = elem.nested(ELEM_DATA).and_then(|d| d.find(DATA_VALUE)).unwrap_or(&[]);
+        let times = if key.is_v6() { 1 } else { lookups_per_packet(data) };
+        let packets = number(COUNTER_PACKETS) / times;
+        each(key, Counters { packets, bytes: number(COUNTER_BYTES) / times });
     }
 }
 

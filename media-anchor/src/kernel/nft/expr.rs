@@ -77,15 +77,14 @@ impl Expr {
             .bytes(sys::NFTNL_EXPR_CMP_DATA, data)
     }
 
-    /// `register & mask → register`, in place.
-    pub(super) fn mask(reg: u32, mask: &[u8]) -> Self {
-        let len = u32::try_from(mask.len()).expect("a mask is at most 16 bytes");
+    /// `register & mask ^ xor → register`, in place; of 4 bytes it is evaluated inline.
+    pub(super) fn bits(reg: u32, mask: [u8; 4], xor: [u8; 4]) -> Self {
         Expr::new(c"bitwise")
             .u32(sys::NFTNL_EXPR_BITWISE_SREG, reg)
             .u32(sys::NFTNL_EXPR_BITWISE_DREG, reg)
-            .u32(sys::NFTNL_EXPR_BITWISE_LEN, len)
-            .bytes(sys::NFTNL_EXPR_BITWISE_MASK, mask)
-            .bytes(sys::NFTNL_EXPR_BITWISE_XOR, &vec![0; mask.len()])
+            .u32(sys::NFTNL_EXPR_BITWISE_LEN, 4)
+            .bytes(sys::NFTNL_EXPR_BITWISE_MASK, &mask)
+            .bytes(sys::NFTNL_EXPR_BITWISE_XOR, &xor)
     }
 
     /// Loads `len` bytes of the packet.
