@@ -103,8 +103,8 @@ pub(crate) fn latency() {
     }
     for (name, mut samples) in ways {
         samples.sort_unstable();
-        let at = |q: f64| samples[(samples.len() as f64 * q) as usize] as f64 / 1000.0;
-        println!("{name:<10}  {:>6.1} {:>6.1} {:>6.1}", at(0.5), at(0.99), at(0.999));
+        let at = |per_mille: usize| samples[samples.len() * per_mille / 1000] as f64 / 1000.0;
+        println!("{name:<10}  {:>6.1} {:>6.1} {:>6.1}", at(500), at(990), at(999));
     }
 }
 
