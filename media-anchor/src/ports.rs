@@ -153,9 +153,11 @@ impl PortPool {
 impl Slice {
     /// The first pair whose quarantine is over.
     fn pop(&mut self, now: Instant, slices: usize) -> Option<u16> {
-        while let Some((_, pair)) = self.occupied.pop_front_if(|(at, _)| *at <= now) {
-            let free_at = self.pairs.get(usize::from(pair) / slices).and_then(|p| p.free_at);
-            self.free.push_front((free_at, pair));
+        while let Some((at, pair)) = self.occupied.pop_front_if(|(at, _)| *at <= now) {
+            let entry = self.pairs.get(usize::from(pair) / slices);
+            if entry.is_some_and(|entry| !entry.used && entry.free_at == Some(at)) {
+                self.free.push_front((Some(at), pair));
+            }
         }
         while let Some((free_at, pair)) =
             self.free.pop_front_if(|(at, _)| at.is_none_or(|at| at <= now))
@@ -286,5 +288,56 @@ mod tests {
         assert!(!pool.contains(10001));
         assert!(pool.contains(10002) && pool.contains(10005));
         assert!(!pool.contains(10006));
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig {
+            failure_persistence: None,
+            ..proptest::prelude::ProptestConfig::default()
+        })]
+
+        /// Steps: take from a shard, release or occupy the n-th held pair, claim by number, wait.
+        #[test]
+        fn no_pair_is_given_twice_nor_before_its_quarantine_ends(
+            steps in proptest::collection::vec((0..5u8, 0..16u16), 1..200)
+        ) {
+            let pool = PortPool::new(&(10_000..=10_015), 3, 5);
+            let mut now = Instant::now();
+            let mut held: Vec<u16> = Vec::new();
+            let mut free_at = std::collections::HashMap::new();
+            for (step, n) in steps {
+                let nth = usize::from(n) % held.len().max(1);
+                match step {
+                    0 => if let Some(port) = pool.take(usize::from(n % 3), now) {
+                        proptest::prop_assert!(!held.contains(&port));
+                        proptest::prop_assert!(free_at.get(&port).is_none_or(|at| *at <= now));
+                        held.push(port);
+                    } else {
+                        let waits = |port: &u16| free_at.get(port).is_some_and(|at| *at > now);
+                        let all = (10_000..10_016u16).step_by(2);
+                        let mut all = all.filter(|port| !held.contains(port));
+                        proptest::prop_assert!(all.all(|port| waits(&port)), "one was free");
+                    },
+                    1 if !held.is_empty() => {
+                        let port = held.swap_remove(nth);
+                        pool.release(port, now + QUARANTINE);
+                        free_at.insert(port, now + QUARANTINE);
+                    }
+                    2 if !held.is_empty() => {
+                        let port = held.swap_remove(nth);
+                        pool.occupied(port, now);
+                        free_at.insert(port, now + OCCUPIED_FOR);
+                    }
+                    3 => {
+                        let port = 10_000 + n;
+                        let free = port % 2 == 0 && !held.contains(&port);
+                        proptest::prop_assert_eq!(pool.take_port(port), free);
+                        held.extend(free.then_some(port));
+                    }
+                    _ => now += Duration::from_secs(u64::from(n)),
+                }
+                proptest::prop_assert_eq!(pool.counts(now).used, held.len());
+            }
+        }
     }
 }

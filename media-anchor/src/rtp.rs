@@ -105,4 +105,24 @@ mod tests {
         let long_extension = [0x90, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0xbe, 0xde, 0xff, 0xff];
         assert_eq!(classify(&long_extension), Packet::Other);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_comes_is_judged_by_version_length_and_type(
+            data in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..64)
+        ) {
+            match classify(&data) {
+                Packet::Rtp(header) => {
+                    proptest::prop_assert!(data.len() >= 12 && data[0] >> 6 == 2);
+                    proptest::prop_assert!(!(192..=223).contains(&data[1]));
+                    proptest::prop_assert_eq!(header.payload_type, data[1] & 0x7f);
+                }
+                Packet::Rtcp => {
+                    proptest::prop_assert!(data.len() >= 8 && data[0] >> 6 == 2);
+                    proptest::prop_assert!((192..=223).contains(&data[1]));
+                }
+                Packet::Other => {}
+            }
+        }
+    }
 }

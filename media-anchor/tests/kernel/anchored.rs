@@ -216,7 +216,7 @@ fn no_packet_is_lost_or_doubled_on_the_way_into_the_kernel_and_back() {
         collect(&bench.b, &mut seen, Instant::now() + Duration::from_millis(100));
         let all: BTreeMap<u16, u32> = (first..=bench.sequence).map(|n| (n, 1)).collect();
         assert_eq!(seen, all);
-        assert!(was_in_kernel > 100, "in the kernel for {was_in_kernel} of 600 packets");
+        assert!(was_in_kernel > 20, "in the kernel for {was_in_kernel} of 600 packets");
     });
 }
 
