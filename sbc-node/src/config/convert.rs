@@ -19,7 +19,7 @@ use super::value::Span;
 use super::{
     AdminConfig, CdrConfig, ClusterConfig, Config, DnsConfig, FloatingConfig, JoinConfig,
     JoinToken, LogConfig, NodeConfig, Problem, Surroundings, TlsFiles, TransportConfig, diff,
-    interface, raw, route, trunk,
+    guard, interface, raw, route, trunk,
 };
 
 const MAX_SHARDS: usize = 64;
@@ -107,7 +107,8 @@ impl Context<'_> {
         }
     }
 
-    fn span(&mut self, value: Option<&Spanned<Span>>, default: Duration) -> Duration {
+    /// A duration that is not 0, or its default.
+    pub(super) fn span(&mut self, value: Option<&Spanned<Span>>, default: Duration) -> Duration {
         let Some(value) = value else { return default };
         if value.get_ref().0.is_zero() {
             self.problem(value.span(), "the duration is 0");
@@ -149,6 +150,7 @@ fn file_config(cx: &mut Context<'_>, file: &raw::File, document: toml::Table) ->
         ..route::convert(cx, file)
     };
     route::check(cx, file, &routing);
+    let guard = guard::convert(cx, &file.guard, &doors, &routing);
     let cluster = file.cluster.as_ref().map(|c| cluster(cx, c.get_ref()));
     let sip_limits = sip_limits(cx, &file.sip);
     let media = interface::media(cx, file, &doors, node.shards);
@@ -157,6 +159,9 @@ fn file_config(cx: &mut Context<'_>, file: &raw::File, document: toml::Table) ->
         interfaces: doors.into_iter().map(|d| d.interface).collect(),
         calls: calls(cx, &file.calls, cluster.as_ref()),
         routing,
+        guard,
+        fraud: guard::fraud(cx, &file.guard),
+        overload: guard::overload(cx, &file.overload),
         transactions: transactions(cx, &file.sip),
         transport: transport(cx, &file.transport, &sip_limits),
         sip_limits,

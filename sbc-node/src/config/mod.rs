@@ -9,6 +9,7 @@
 
 mod convert;
 mod diff;
+mod guard;
 mod interface;
 mod parse;
 mod raw;
@@ -38,6 +39,10 @@ pub struct Config {
     pub calls: sbc_core::b2bua::CallPolicy,
     /// Trunks, groups, routes, admission; already known to build.
     pub routing: sbc_core::routing::RoutingConfig,
+    pub guard: sbc_core::guard::GuardConfig,
+    /// Toll-fraud profiles.
+    pub fraud: Vec<sbc_core::guard::FraudProfile>,
+    pub overload: sbc_core::guard::OverloadConfig,
     /// Timers and bounds of the transaction layer.
     pub transactions: sbc_core::transaction::Config,
     /// Limits of the SIP parser.

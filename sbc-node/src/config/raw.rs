@@ -17,7 +17,7 @@ use super::value::{
 };
 
 /// Where one value stands for a list of one.
-pub(super) const LISTS: [&str; 13] = [
+pub(super) const LISTS: [&str; 18] = [
     "interface.listen",
     "interface.advertise",
     "interface.media.address",
@@ -31,6 +31,11 @@ pub(super) const LISTS: [&str; 13] = [
     "route.to",
     "route.domain",
     "route.from-domain",
+    "guard.access.sources",
+    "guard.access.transports",
+    "guard.access.methods",
+    "guard.limit.methods",
+    "guard.fraud.prefixes",
 ];
 
 #[derive(Debug, Default, Deserialize)]
@@ -48,6 +53,7 @@ pub(super) struct File {
     pub(super) route: Vec<Spanned<Route>>,
     pub(super) admission: Admission,
     pub(super) guard: Guard,
+    pub(super) overload: Overload,
     pub(super) cdr: Cdr,
     pub(super) log: Log,
     pub(super) metrics: Metrics,
@@ -404,7 +410,114 @@ pub(super) struct Admission {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
-pub(super) struct Guard {}
+pub(super) struct Guard {
+    pub(super) mode: PikeMode,
+    pub(super) window: Option<Spanned<Span>>,
+    pub(super) density: Option<Spanned<u16>>,
+    pub(super) remove_after: Option<Spanned<Span>>,
+    pub(super) ipv6_prefix: Option<Spanned<u8>>,
+    pub(super) max_nodes: Option<Spanned<usize>>,
+    pub(super) ban_for: Option<SpanOrOff>,
+    pub(super) max_bans: Option<Spanned<usize>>,
+    pub(super) trusted: Vec<Net>,
+    pub(super) exempt_trunks: Option<bool>,
+    pub(super) scanners: Option<bool>,
+    pub(super) scanner_file: Option<Spanned<PathBuf>>,
+    pub(super) failed_auth: Option<Spanned<u16>>,
+    pub(super) unknown_users: Option<Spanned<u8>>,
+    pub(super) dictionary_period: Option<Spanned<Span>>,
+    pub(super) max_sources: Option<Spanned<usize>>,
+    pub(super) max_buckets: Option<Spanned<usize>>,
+    pub(super) access: Vec<Spanned<AccessRule>>,
+    pub(super) limit: Vec<Spanned<RateLimit>>,
+    pub(super) fraud: Vec<Spanned<FraudProfile>>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum PikeMode {
+    Off,
+    Requests,
+    #[default]
+    All,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct AccessRule {
+    pub(super) interface: Spanned<String>,
+    #[serde(default)]
+    pub(super) sources: OneOrMany<Net>,
+    #[serde(default)]
+    pub(super) transports: OneOrMany<Transport_>,
+    #[serde(default)]
+    pub(super) methods: OneOrMany<Spanned<Box<str>>>,
+    pub(super) access: Access,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Access {
+    Allow,
+    Drop,
+    Reject,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct RateLimit {
+    pub(super) by: RateKey,
+    pub(super) prefix_length: Option<Spanned<u8>>,
+    #[serde(default)]
+    pub(super) methods: OneOrMany<Spanned<Box<str>>>,
+    pub(super) per_second: Spanned<f64>,
+    pub(super) burst: Option<Spanned<u32>>,
+    #[serde(default)]
+    pub(super) over: OverLimit,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum RateKey {
+    All,
+    Source,
+    Trunk,
+    Aor,
+    Prefix,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum OverLimit {
+    Silence,
+    #[default]
+    Unavailable,
+    Forbidden,
+}
+
+/// Thresholds are `[warning, critical]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct FraudProfile {
+    pub(super) name: Spanned<String>,
+    #[serde(default)]
+    pub(super) prefixes: OneOrMany<Box<str>>,
+    pub(super) hours: Option<Spanned<[u8; 2]>>,
+    pub(super) calls_per_minute: Option<Spanned<[u32; 2]>>,
+    pub(super) concurrent: Option<Spanned<[u32; 2]>>,
+    pub(super) total_minutes: Option<Spanned<[u32; 2]>>,
+    pub(super) sequential: Option<Spanned<[u32; 2]>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub(super) struct Overload {
+    pub(super) delay_low: Option<Span>,
+    pub(super) delay_high: Option<Spanned<Span>>,
+    pub(super) cpu_low: Option<f64>,
+    pub(super) cpu_high: Option<Spanned<f64>>,
+    pub(super) retry_after_max: Option<Span>,
+}
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]

@@ -259,6 +259,97 @@ fn a_cluster_needs_sane_times_and_addresses() {
 }
 
 #[test]
+fn the_guard_trusts_trunks_that_are_narrow_and_reads_its_lists() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("own.txt"), "user-agent ^evil\n").unwrap();
+    let text = format!(
+        "{MINIMAL}{}",
+        r#"
+[[trunk]]
+name = "anyone"
+interface = "outside"
+sources = ["0.0.0.0/0", "198.51.100.0/24"]
+[guard]
+mode = "requests"
+trusted = ["172.16.0.0/12"]
+scanner-file = "own.txt"
+ban-for = "off"
+[[guard.access]]
+interface = "outside"
+sources = "198.51.100.0/24"
+methods = ["INVITE", "REGISTER"]
+access = "allow"
+[[guard.access]]
+interface = "outside"
+access = "drop"
+[[guard.limit]]
+by = "prefix"
+prefix-length = 4
+methods = "INVITE"
+per-second = 2.5
+[[guard.fraud]]
+name = "night"
+hours = [22, 6]
+concurrent = [5, 10]
+"#
+    );
+    let c = check_with(&text, dir.path()).unwrap();
+    let trusted: Vec<String> = c.guard.trusted.iter().map(ToString::to_string).collect();
+    assert_eq!(trusted, ["10.0.0.20", "172.16.0.0/12", "198.51.100.0/24"]);
+    let evil = sbc_core::guard::Fingerprint { user_agent: b"EVIL", ..Default::default() };
+    assert!(c.guard.scanners.as_ref().unwrap().matches(&evil));
+    assert_eq!((c.guard.ban_for, c.guard.access[0].rules.len()), (None, 0));
+    assert_eq!(c.guard.access[1].rules.len(), 2);
+    let limit = &c.guard.limits[0];
+    assert_eq!((limit.key, limit.burst), (sbc_core::guard::RateKey::Prefix(4), 3));
+    assert_eq!(c.fraud[0].concurrent.critical, Some(10));
+
+    let text = format!(
+        "{MINIMAL}{}",
+        r#"
+[guard]
+density = 1
+remove-after = "1s"
+scanner-file = "none.txt"
+[[guard.access]]
+interface = "nowhere"
+methods = "invite"
+access = "drop"
+[[guard.limit]]
+by = "source"
+prefix-length = 4
+per-second = 0.0
+[[guard.fraud]]
+name = "x"
+hours = [1, 25]
+concurrent = [5, 4]
+[overload]
+cpu-high = 2.0
+delay-high = "1ms"
+"#
+    );
+    let told: Vec<String> =
+        check_with(&text, dir.path()).unwrap_err().iter().map(ToString::to_string).collect();
+    let want = [
+        "line 33: 1 is not in 4 to 60000",
+        "line 34: remove-after is shorter than two windows",
+        &format!(
+            "line 35: cannot read {}/none.txt: No such file or directory (os error 2)",
+            dir.path().display()
+        ),
+        "line 37: there is no interface \"nowhere\"",
+        "line 38: \"invite\" is no method: they are upper case, as INVITE",
+        "line 42: prefix-length is only for limits by prefix",
+        "line 43: per-second is not a rate above 0",
+        "line 46: hours are [from, to], 0 to 24",
+        "line 47: the warning comes after the critical threshold",
+        "line 49: overload.cpu-low and cpu-high are shares from 0 to 1, low first",
+        "line 50: overload.delay-high is not above delay-low",
+    ];
+    assert_eq!(told, want);
+}
+
+#[test]
 fn differences_in_words() {
     let old = MINIMAL.to_owned()
         + "\n[[trunk]]\nname = \"old\"\ninterface = \"inside\"\nsources = \"10.3.0.0/16\"\n[log]\nlevel = \"info\"\n";
@@ -344,6 +435,11 @@ fn every_key_is_documented_and_every_documented_key_exists() {
         ("[[group]]", "[[group]]\n~"),
         ("[[route]]", "[[route]]\n~"),
         ("[admission]", "[admission]\n~"),
+        ("[guard]", "[guard]\n~"),
+        ("[[guard.access]]", "[[guard.access]]\n~"),
+        ("[[guard.limit]]", "[[guard.limit]]\n~"),
+        ("[[guard.fraud]]", "[[guard.fraud]]\n~"),
+        ("[overload]", "[overload]\n~"),
         ("[cdr]", "[cdr]\n~"),
         ("[log]", "[log]\n~"),
         ("[metrics]", "[metrics]\n~"),

@@ -1,0 +1,246 @@
+//! The guard's part: pike, bans, access lists, rate limits, scanners, fraud, overload.
+
+use std::sync::Arc;
+
+use sbc_core::cidr::Cidr;
+use sbc_core::guard::{
+    Access, AccessList, AccessRule, BUILT_IN, DictionaryConfig, FraudProfile, GuardConfig,
+    OverLimit, OverloadConfig, PikeConfig, PikeMode, RateKey, RateLimit, Scanners, Threshold,
+};
+use sbc_core::routing::{RoutingConfig, TrunkConfig};
+use toml::Spanned;
+
+use super::convert::Context;
+use super::interface::Door;
+use super::raw;
+use super::value::OneOrMany;
+
+/// Sources of trunks shorter than this are too wide to be trusted: half the world would be exempt.
+const EXEMPT_V4: u8 = 16;
+const EXEMPT_V6: u8 = 32;
+
+pub(super) fn convert(
+    cx: &mut Context<'_>,
+    raw: &raw::Guard,
+    doors: &[Door],
+    routing: &RoutingConfig,
+) -> GuardConfig {
+    let default = GuardConfig::default();
+    let mut trusted: Vec<Cidr> = raw.trusted.iter().map(|n| n.0).collect();
+    if raw.exempt_trunks.unwrap_or(true) {
+        trusted.extend(routing.trunks.iter().flat_map(sources));
+    }
+    trusted.sort();
+    trusted.dedup();
+    GuardConfig {
+        pike_mode: match raw.mode {
+            raw::PikeMode::Off => PikeMode::Off,
+            raw::PikeMode::Requests => PikeMode::Requests,
+            raw::PikeMode::All => PikeMode::All,
+        },
+        pike: pike(cx, raw),
+        trusted,
+        access: access(cx, raw, doors),
+        limits: raw.limit.iter().map(|l| limit(cx, l)).collect(),
+        max_buckets: cx.bounded(raw.max_buckets.as_ref(), default.max_buckets, 64..=10_000_000),
+        max_bans: cx.bounded(raw.max_bans.as_ref(), default.max_bans, 1..=1_000_000),
+        ban_for: raw.ban_for.map_or(default.ban_for, |s| s.0),
+        scanners: scanners(cx, raw),
+        dictionary: dictionary(cx, raw),
+    }
+}
+
+/// The sources of a trunk that are narrow enough to be trusted.
+fn sources(trunk: &TrunkConfig) -> Vec<Cidr> {
+    let nets: Vec<Cidr> = if trunk.sources.is_empty() {
+        trunk.peers.iter().filter_map(|p| p.ip()).map(Cidr::host).collect()
+    } else {
+        trunk.sources.iter().map(|s| s.net).collect()
+    };
+    let narrow =
+        |n: &Cidr| n.prefix_len() >= if n.addr().is_ipv4() { EXEMPT_V4 } else { EXEMPT_V6 };
+    nets.into_iter().filter(narrow).collect()
+}
+
+fn pike(cx: &mut Context<'_>, raw: &raw::Guard) -> PikeConfig {
+    let default = PikeConfig::default();
+    let pike = PikeConfig {
+        window: cx.span(raw.window.as_ref(), default.window),
+        density: cx.bounded(raw.density.as_ref(), default.density, 4..=60_000),
+        remove_after: cx.span(raw.remove_after.as_ref(), default.remove_after),
+        ipv6_prefix: cx.bounded(raw.ipv6_prefix.as_ref(), default.ipv6_prefix, 8..=128),
+        max_nodes: cx.bounded(raw.max_nodes.as_ref(), default.max_nodes, 1_024..=10_000_000),
+    };
+    if pike.remove_after < pike.window * 2 {
+        let span = raw.remove_after.as_ref().or(raw.window.as_ref()).map_or(0..0, Spanned::span);
+        cx.problem(span, "remove-after is shorter than two windows");
+    }
+    pike
+}
+
+fn dictionary(cx: &mut Context<'_>, raw: &raw::Guard) -> DictionaryConfig {
+    let default = DictionaryConfig::default();
+    DictionaryConfig {
+        failures: cx.bounded(raw.failed_auth.as_ref(), default.failures, 1..=10_000),
+        users: cx.bounded(raw.unknown_users.as_ref(), default.users, 1..=64),
+        period: cx.span(raw.dictionary_period.as_ref(), default.period),
+        max_sources: cx.bounded(raw.max_sources.as_ref(), default.max_sources, 64..=1_000_000),
+    }
+}
+
+fn scanners(cx: &mut Context<'_>, raw: &raw::Guard) -> Option<Arc<Scanners>> {
+    let mut text = String::new();
+    if raw.scanners.unwrap_or(true) {
+        text.push_str(BUILT_IN);
+    }
+    if let Some(path) = &raw.scanner_file {
+        let own = cx.text(path)?;
+        if let Err(errors) = Scanners::parse(&own) {
+            for error in errors {
+                cx.problem(path.span(), format!("{}: {error}", path.get_ref().display()));
+            }
+            return None;
+        }
+        text.push_str(&own);
+    }
+    // The built-in patterns parse, and so does the file; only their sum may be too large.
+    match (text.is_empty(), Scanners::parse(&text)) {
+        (true, _) => None,
+        (false, Ok(scanners)) => Some(Arc::new(scanners)),
+        (false, Err(errors)) => {
+            let span = raw.scanner_file.as_ref().map_or(0..0, Spanned::span);
+            cx.problem(span, errors.first().map_or(String::new(), ToString::to_string));
+            None
+        }
+    }
+}
+
+/// One list per interface, in the order of their ids.
+fn access(cx: &mut Context<'_>, raw: &raw::Guard, doors: &[Door]) -> Vec<AccessList> {
+    if raw.access.is_empty() {
+        return Vec::new();
+    }
+    let mut lists = vec![AccessList::default(); doors.len()];
+    for rule in raw.access.iter().map(Spanned::get_ref) {
+        let name = rule.interface.get_ref();
+        let at = doors.iter().position(|d| *d.interface.name == **name);
+        let Some(list) = at.and_then(|at| lists.get_mut(at)) else {
+            cx.dependent(rule.interface.span(), format!("there is no interface \"{name}\""));
+            continue;
+        };
+        list.rules.push(AccessRule {
+            sources: rule.sources.0.iter().map(|n| n.0).collect(),
+            transports: rule.transports.0.iter().map(|t| t.0).collect(),
+            methods: methods(cx, &rule.methods),
+            access: match rule.access {
+                raw::Access::Allow => Access::Allow,
+                raw::Access::Drop => Access::Drop,
+                raw::Access::Reject => Access::Reject,
+            },
+        });
+    }
+    lists
+}
+
+fn methods(cx: &mut Context<'_>, raw: &OneOrMany<Spanned<Box<str>>>) -> Vec<Box<str>> {
+    for method in &raw.0 {
+        let text = method.get_ref();
+        if text.is_empty() || !text.bytes().all(|b| b.is_ascii_uppercase()) {
+            let message = format!("\"{text}\" is no method: they are upper case, as INVITE");
+            cx.problem(method.span(), message);
+        }
+    }
+    raw.0.iter().map(|m| m.get_ref().clone()).collect()
+}
+
+fn limit(cx: &mut Context<'_>, raw: &Spanned<raw::RateLimit>) -> RateLimit {
+    let span = raw.span();
+    let raw = raw.get_ref();
+    let per_second = *raw.per_second.get_ref();
+    if !(per_second.is_finite() && per_second > 0.0) {
+        cx.problem(raw.per_second.span(), "per-second is not a rate above 0");
+    }
+    match (raw.by, &raw.prefix_length) {
+        (raw::RateKey::Prefix, None) => {
+            cx.dependent(span, "a limit by prefix needs prefix-length");
+        }
+        (raw::RateKey::Prefix, Some(_)) | (_, None) => {}
+        (_, Some(length)) => {
+            cx.problem(length.span(), "prefix-length is only for limits by prefix");
+        }
+    }
+    let length = cx.bounded(raw.prefix_length.as_ref(), 1, 1..=24);
+    // A burst of one second's worth unless told.
+    let second = if per_second.is_finite() { per_second.clamp(1.0, 1e6) } else { 1.0 };
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to 1e6")]
+    let second = second.ceil() as u32;
+    RateLimit {
+        key: match raw.by {
+            raw::RateKey::All => RateKey::All,
+            raw::RateKey::Source => RateKey::Source,
+            raw::RateKey::Trunk => RateKey::Trunk,
+            raw::RateKey::Aor => RateKey::Aor,
+            raw::RateKey::Prefix => RateKey::Prefix(length),
+        },
+        methods: methods(cx, &raw.methods),
+        per_second,
+        burst: cx.bounded(raw.burst.as_ref(), second, 1..=1_000_000),
+        over: match raw.over {
+            raw::OverLimit::Silence => OverLimit::Silence,
+            raw::OverLimit::Unavailable => OverLimit::Unavailable,
+            raw::OverLimit::Forbidden => OverLimit::Forbidden,
+        },
+    }
+}
+
+/// Toll-fraud profiles.
+pub(super) fn fraud(cx: &mut Context<'_>, raw: &raw::Guard) -> Vec<FraudProfile> {
+    raw.fraud.iter().map(|p| profile(cx, p.get_ref())).collect()
+}
+
+fn profile(cx: &mut Context<'_>, raw: &raw::FraudProfile) -> FraudProfile {
+    cx.name(&raw.name);
+    if let Some(hours) = &raw.hours
+        && hours.get_ref().iter().any(|h| *h > 24)
+    {
+        cx.problem(hours.span(), "hours are [from, to], 0 to 24");
+    }
+    let mut threshold = |pair: &Option<Spanned<[u32; 2]>>| {
+        let Some(pair) = pair else { return Threshold::default() };
+        let [warning, critical] = *pair.get_ref();
+        if warning > critical {
+            cx.problem(pair.span(), "the warning comes after the critical threshold");
+        }
+        Threshold { warning: Some(warning), critical: Some(critical) }
+    };
+    FraudProfile {
+        name: raw.name.get_ref().as_str().into(),
+        prefixes: raw.prefixes.0.clone(),
+        calls_per_minute: threshold(&raw.calls_per_minute),
+        concurrent: threshold(&raw.concurrent),
+        total_minutes: threshold(&raw.total_minutes),
+        sequential: threshold(&raw.sequential),
+        hours: raw.hours.as_ref().map(|h| (h.get_ref()[0], h.get_ref()[1])),
+    }
+}
+
+pub(super) fn overload(cx: &mut Context<'_>, raw: &raw::Overload) -> OverloadConfig {
+    let default = OverloadConfig::default();
+    let config = OverloadConfig {
+        delay_low: raw.delay_low.map_or(default.delay_low, |s| s.0),
+        delay_high: raw.delay_high.as_ref().map_or(default.delay_high, |s| s.get_ref().0),
+        cpu_low: raw.cpu_low.unwrap_or(default.cpu_low),
+        cpu_high: raw.cpu_high.as_ref().map_or(default.cpu_high, |s| *s.get_ref()),
+        retry_after_max: raw.retry_after_max.map_or(default.retry_after_max, |s| s.0),
+    };
+    if config.delay_high <= config.delay_low {
+        let span = raw.delay_high.as_ref().map_or(0..0, Spanned::span);
+        cx.problem(span, "overload.delay-high is not above delay-low");
+    }
+    let share = |v: f64| (0.0..=1.0).contains(&v);
+    if !share(config.cpu_low) || !share(config.cpu_high) || config.cpu_high <= config.cpu_low {
+        let span = raw.cpu_high.as_ref().map_or(0..0, Spanned::span);
+        cx.problem(span, "overload.cpu-low and cpu-high are shares from 0 to 1, low first");
+    }
+    config
+}
