@@ -123,6 +123,7 @@ fn access(cx: &mut Context<'_>, raw: &raw::Guard, doors: &[Door]) -> Vec<AccessL
     let mut lists = vec![AccessList::default(); doors.len()];
     for rule in raw.access.iter().map(Spanned::get_ref) {
         let name = rule.interface.get_ref();
+        let methods = methods(cx, &rule.methods);
         let at = doors.iter().position(|d| *d.interface.name == **name);
         let Some(list) = at.and_then(|at| lists.get_mut(at)) else {
             cx.dependent(rule.interface.span(), format!("there is no interface \"{name}\""));
@@ -131,7 +132,7 @@ fn access(cx: &mut Context<'_>, raw: &raw::Guard, doors: &[Door]) -> Vec<AccessL
         list.rules.push(AccessRule {
             sources: rule.sources.0.iter().map(|n| n.0).collect(),
             transports: rule.transports.0.iter().map(|t| t.0).collect(),
-            methods: methods(cx, &rule.methods),
+            methods,
             access: match rule.access {
                 raw::Access::Allow => Access::Allow,
                 raw::Access::Drop => Access::Drop,
