@@ -11,8 +11,12 @@ const LONG: Duration = Duration::from_secs(30);
 
 /// A datagram from the outside host's address, and the status line of what comes back.
 fn status_of(bed: &Bed, message: &str) -> String {
+    status_from(bed, 5099, message)
+}
+
+fn status_from(bed: &Bed, port: u16, message: &str) -> String {
     let to = format!("{}:5060", bed.plan.advertised);
-    let from = format!("{}:5099", bed.plan.out);
+    let from = format!("{}:{port}", bed.plan.out);
     let message = message.replace('\n', "\r\n").replace("@OUT@", bed.plan.out);
     let answer = exchange(&bed.net.ns("out"), &from, &to, message.as_bytes());
     let text = String::from_utf8_lossy(&answer).into_owned();
@@ -42,7 +46,7 @@ fn each_malformed_request_gets_its_answer() {
         ),
         (
             format!(
-                "INVITE sip:1234@203.0.113.5 SIP/2.0\n{head}3\n{rest}Call-ID: c3\nCSeq: 1 INVITE\nRequire: teleport\n\n"
+                "INVITE sip:1234@203.0.113.5 SIP/2.0\n{head}3\n{rest}Call-ID: c3\nCSeq: 1 INVITE\nContact: <sip:a@@OUT@:5099>\nRequire: teleport\n\n"
             ),
             "SIP/2.0 420",
         ),
@@ -95,7 +99,8 @@ fn each_malformed_request_gets_its_answer() {
     }
     // Junk gets silence, and the node goes on.
     for junk in ["", "\n\n", "\0\0\0\0", "GET / HTTP/1.1\n\n", "SIP/2.0 200 OK\n\n", "INVITE"] {
-        assert_eq!(status_of(&bed, junk), "", "junk {junk:?} was answered");
+        // From a port of its own: an INVITE refused above may be answered once more.
+        assert_eq!(status_from(&bed, 5098, junk), "", "junk {junk:?} was answered");
     }
     let callee = bed.callee("uas-answer.xml", "-m 1");
     let caller = bed.caller("uac-call.xml", "-m 1 -d 200");

@@ -65,6 +65,11 @@ impl Bed {
     /// Lays the networks and starts the SBC. `extra` is added to its configuration; the callee's
     /// trunk is `inside`, the second one's `inside2`, the caller's `outside`.
     pub(crate) fn new(plan: Plan, extra: &str) -> Bed {
+        Bed::over(plan, "udp", extra)
+    }
+
+    /// As [`Bed::new`], with `transport` towards the trunks.
+    pub(crate) fn over(plan: Plan, transport: &str, extra: &str) -> Bed {
         let net = Net::new(&["out", "sbc", "in"]);
         let bits = if plan.v6 { 64 } else { 24 };
         net.link(
@@ -91,17 +96,22 @@ impl Bed {
                 plan.advertised, plan.sbc_out
             ));
         }
+        // Sums are written before a capture sees the packet.
+        for device in ["to-out", "to-in"] {
+            let words = format!("netns exec {} ethtool -K {device} tx off", net.ns("sbc"));
+            ip(&words);
+        }
         let family = if plan.v6 { "ip6" } else { "ip" };
         nft(
             &out,
             &format!(
-                "table {family} advertised {{ chain out {{ type nat hook output priority -100; \
-                 {family} daddr {} dnat to {}; }} }}",
+                "table {family} advertised {{\n chain out {{\n type nat hook output priority -100;\n \
+                 {family} daddr {} dnat to {}\n }}\n }}",
                 plan.advertised, plan.sbc_out
             ),
         );
         let dir = tempfile::tempdir().expect("temporary directory");
-        let config = config(&plan, extra);
+        let config = config(&plan, transport, extra);
         let node = Node::start(&net.ns("sbc"), dir.path(), "sbc", &config);
         Bed { net, dir, plan, node: Some(node) }
     }
@@ -138,9 +148,8 @@ impl Bed {
     /// Waits until no call and no media session is left.
     pub(crate) fn wait_idle(&self, limit: Duration) {
         sbc_tests::wait_for("the tables to be empty", limit, || {
-            let idle =
-                empty(&self.node().ctl("calls list")) && empty(&self.node().ctl("media list"));
-            idle.then_some(())
+            let status = self.node().ctl("status");
+            (status["calls"] == 0 && status["media_sessions"] == 0).then_some(())
         });
     }
 
@@ -184,16 +193,6 @@ impl Bed {
     }
 }
 
-fn empty(value: &serde_json::Value) -> bool {
-    match value {
-        serde_json::Value::Array(rows) => rows.is_empty(),
-        serde_json::Value::Object(fields) => {
-            fields.values().all(|v| v.as_array().is_none_or(Vec::is_empty))
-        }
-        _ => false,
-    }
-}
-
 /// Loads a ruleset in a namespace.
 pub(crate) fn nft(ns: &str, rules: &str) {
     use std::io::Write as _;
@@ -206,7 +205,7 @@ pub(crate) fn nft(ns: &str, rules: &str) {
     assert!(child.wait().expect("nft").success(), "nft refused: {rules}");
 }
 
-fn config(plan: &Plan, extra: &str) -> String {
+fn config(plan: &Plan, transport: &str, extra: &str) -> String {
     let (sbc_out, sbc_in) = (plan.host(plan.sbc_out), plan.host(plan.sbc_in));
     let (out, inside, inside2) =
         (plan.host(plan.out), plan.host(plan.inside), plan.host(plan.inside2));
@@ -237,16 +236,19 @@ media = {{ ports = "30000-30999" }}
 name = "outside"
 interface = "access"
 peers = "{out}"
+transport = "{transport}"
 
 [[trunk]]
 name = "inside"
 interface = "core"
 peers = "{inside}"
+transport = "{transport}"
 
 [[trunk]]
 name = "inside2"
 interface = "core"
 peers = "{inside2}"
+transport = "{transport}"
 
 [[group]]
 name = "both"

@@ -149,7 +149,7 @@ fn sigterm_drains_and_then_hangs_up_both_sides() {
     let status = node.proc.wait(LONG);
     assert!(status.success(), "{status}");
     assert_eq!(node.cdrs().len(), 1);
-    assert_eq!(node.cdrs()[0]["ended_by"], "sbc:shutdown");
+    assert_eq!(node.cdrs()[0]["cause"], "shutdown");
 }
 
 /// A call whose media stops in both directions is ended.
@@ -163,6 +163,6 @@ fn media_timeout_ends_the_call() {
     let caller = bed.caller("uac-wait-bye.xml", "-m 1");
     caller.expect_success(LONG);
     callee.expect_success(LONG);
-    assert_eq!(bed.node().wait_cdrs(1)[0]["ended_by"], "sbc:media-timeout");
+    assert_eq!(bed.node().wait_cdrs(1)[0]["cause"], "media-timeout");
     bed.finish();
 }

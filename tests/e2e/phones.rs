@@ -8,7 +8,7 @@ use sbc_tests::can_make_namespaces;
 use crate::bed::{Bed, Plan, V4, V6};
 
 fn talk(plan: Plan, transport: &'static str) {
-    let bed = Bed::new(plan, "");
+    let bed = Bed::over(plan, transport, "");
     let plan = &bed.plan;
     let inside = format!("{}:5060", plan.host(plan.inside));
     let outside = format!("{}:5060", plan.host(plan.out));
@@ -23,7 +23,7 @@ fn talk(plan: Plan, transport: &'static str) {
         quit_after_s,
     };
     let mut bob =
-        Baresip::start(&bed.net.ns("in"), bed.dir.path(), &phone("bob", &inside, 1000, None, 12));
+        Baresip::start(&bed.net.ns("in"), bed.dir.path(), &phone("1234", &inside, 1000, None, 12));
     bed.wait_listening("in", 5060);
     let mut alice = Baresip::start(
         &bed.net.ns("out"),

@@ -29,8 +29,8 @@ fn soak_with_loss_abandoned_calls_and_malformed_requests() {
     let pid = bed.node().proc.pid().as_raw();
     nft(
         &bed.net.ns("sbc"),
-        "table inet loss { chain in { type filter hook input priority 0; \
-         iif != lo meta l4proto udp numgen random mod 100 < 5 drop; } }",
+        "table inet loss {\n chain in {\n type filter hook input priority 0;\n \
+         iif != lo meta l4proto udp numgen random mod 100 < 5 drop\n }\n }",
     );
     let warm_up = calls / 10;
     let mut before = 0;

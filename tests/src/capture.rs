@@ -18,9 +18,20 @@ impl Capture {
     /// Starts capturing and returns when the device is open.
     pub fn start(ns: &str, dir: &Path, device: &str) -> Capture {
         let file = dir.join(format!("{ns}-{device}.pcap"));
-        let args =
-            ["-U", "-n", "-i", device, "-w", &file.to_string_lossy(), "-Z", "root", "-B", "8192"]
-                .map(str::to_owned);
+        let args = [
+            "-U",
+            "--immediate-mode",
+            "-n",
+            "-i",
+            device,
+            "-w",
+            &file.to_string_lossy(),
+            "-Z",
+            "root",
+            "-B",
+            "8192",
+        ]
+        .map(str::to_owned);
         let proc = Proc::start(ns, dir, &format!("tcpdump-{ns}"), Path::new("tcpdump"), &args);
         proc.wait_output("listening on", Duration::from_secs(10));
         Capture { proc, file }
