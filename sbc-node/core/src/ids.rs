@@ -1,9 +1,10 @@
 //! What the SBC mints: Call-IDs, tags and branches, and the shard hint that they carry.
 //!
-//! A call lives on the shard that its hint names. The hint of a call is [`shard_hint`] of its first
-//! request; every Call-ID, tag and branch minted for any leg of the call carries it, so that
-//! `shard_hint` of any later message of any leg yields the same number, on every node and for any
-//! number of shards. Nothing is looked up: the function reads only the message.
+//! A call lives on the shard that its hint names. The hint of a call is that of its first request; every Call-ID, tag and branch minted for any leg of the call carries it, so that
+//! [`HintKey::of_message`] of any later message of any leg yields the same number, on every node
+//! and for any number of shards. Nothing is looked up: the function reads only the message. The
+//! hint of a foreign Call-ID is a keyed hash of it, so that nobody who sees only the other leg can
+//! tell which Call-ID it belongs to, or aim a flood at one shard.
 //!
 //! Forms, all lower-case hexadecimal: Call-ID `hint(8) random(24)`, tag `hint(8) random(12)`,
 //! branch `z9hG4bK hint(8) random(16)`. A foreign value of the same form is read as if it were
@@ -11,7 +12,7 @@
 
 use std::fmt;
 
-use rand::rngs::{StdRng, SysError, SysRng};
+use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 /// The cookie of RFC 3261 §8.1.1.7.
@@ -21,12 +22,45 @@ pub const MAGIC_COOKIE: &str = "z9hG4bK";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ShardHint(pub u32);
 
-impl ShardHint {
-    /// The hint of a Call-ID: carried in it when we minted it, otherwise its hash.
-    pub fn of_call_id(call_id: &[u8]) -> Self {
-        carried::<CALL_ID_LEN>(call_id).unwrap_or_else(|| ShardHint(hash(call_id)))
+/// What the hints of foreign Call-IDs depend on: a secret that all nodes of a cluster share, because
+/// calls of a node that is gone are carried on by another.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub struct HintKey([u64; 2]);
+
+impl fmt::Debug for HintKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HintKey")
+    }
+}
+
+impl HintKey {
+    pub fn new(secret: u128) -> Self {
+        let half = |n: u128| u64::try_from(n & u128::from(u64::MAX)).unwrap_or(0);
+        HintKey([half(secret), half(secret >> 64)])
     }
 
+    /// A key that follows from a secret text.
+    pub fn derive(secret: &[u8]) -> Self {
+        use sha2::{Digest, Sha256};
+        let digest =
+            Sha256::new().chain_update(b"sbc shard hint\0").chain_update(secret).finalize();
+        let secret = digest.iter().take(16).fold(0, |n: u128, &b| n << 8 | u128::from(b));
+        HintKey::new(secret)
+    }
+
+    /// The hint of a Call-ID: carried in it when we minted it, otherwise its keyed hash.
+    pub fn of_call_id(&self, call_id: &[u8]) -> ShardHint {
+        carried::<CALL_ID_LEN>(call_id).unwrap_or_else(|| self.hash(call_id))
+    }
+
+    /// The hint of any other text that names an owner: an address of record.
+    pub fn hash(&self, text: &[u8]) -> ShardHint {
+        let hash = siphash(self.0, text);
+        ShardHint(u32::try_from((hash ^ hash >> 32) & u64::from(u32::MAX)).unwrap_or(0))
+    }
+}
+
+impl ShardHint {
     /// The hint in one of our tags.
     pub fn of_tag(tag: &[u8]) -> Option<Self> {
         carried::<TAG_LEN>(tag)
@@ -122,17 +156,23 @@ impl fmt::Display for Branch {
 /// tags that nobody can guess).
 pub struct Ids {
     rng: StdRng,
+    hints: HintKey,
 }
 
 impl Ids {
     /// For tests and replay: the same seed mints the same identifiers.
     pub fn from_seed(seed: u64) -> Self {
-        Ids { rng: StdRng::seed_from_u64(seed) }
+        Ids { rng: StdRng::seed_from_u64(seed), hints: HintKey::default() }
     }
 
-    /// Seeded by the operating system; the error is that it has no entropy to give.
-    pub fn from_os() -> Result<Self, SysError> {
-        Ok(Ids { rng: StdRng::try_from_rng(&mut SysRng)? })
+    /// Seeded with 256 bits, which in production are entropy of the operating system.
+    pub fn new(seed: [u8; 32], hints: HintKey) -> Self {
+        Ids { rng: StdRng::from_seed(seed), hints }
+    }
+
+    /// What the hints of foreign Call-IDs depend on.
+    pub fn hints(&self) -> &HintKey {
+        &self.hints
     }
 
     /// The generator itself, for nonces and jitter.
@@ -167,12 +207,21 @@ impl fmt::Debug for Ids {
     }
 }
 
-/// The shard hint of a whole SIP message in the form it was received, without parsing it.
-///
-/// Responses: the branch of the topmost Via, when ours. Requests: the To tag, when ours (a dialog
-/// that was moved to another call by Replaces keeps the shard of that call). Otherwise the Call-ID.
-/// A message without any yields the hint of an empty Call-ID, which is as good as another.
-pub fn shard_hint(message: &[u8]) -> ShardHint {
+impl HintKey {
+    /// The shard hint of a whole SIP message in the form it was received, without parsing it.
+    ///
+    /// Responses: the branch of the topmost Via, when ours. Requests: the To tag, when ours (a dialog
+    /// that was moved to another call by Replaces keeps the shard of that call). Otherwise the
+    /// Call-ID. A message without any yields the hint of an empty Call-ID, which is as good as
+    /// another.
+    pub fn of_message(&self, message: &[u8]) -> ShardHint {
+        let (hint, call_id) = scan(message);
+        hint.unwrap_or_else(|| self.of_call_id(call_id))
+    }
+}
+
+/// The hint that a message carries, and its Call-ID.
+fn scan(message: &[u8]) -> (Option<ShardHint>, &[u8]) {
     let response = message.starts_with(b"SIP/2.0 ");
     let (mut from_tag_or_branch, mut via_seen) = (None, false);
     let mut call_id: &[u8] = b"";
@@ -195,11 +244,11 @@ pub fn shard_hint(message: &[u8]) -> ShardHint {
             n if eq(n, b"call-id") || eq(n, b"i") => call_id = value,
             _ => continue,
         }
-        if let Some(hint) = from_tag_or_branch {
-            return hint;
+        if from_tag_or_branch.is_some() {
+            break;
         }
     }
-    ShardHint::of_call_id(call_id)
+    (from_tag_or_branch, call_id)
 }
 
 fn skip_line(message: &[u8]) -> &[u8] {
@@ -269,26 +318,55 @@ fn hex_value(digits: &[u8]) -> Option<u64> {
     })
 }
 
-/// FNV-1a with the finaliser of MurmurHash3: the same on every node and in every version, because
-/// calls that are up while nodes are upgraded must keep their shard's number.
-fn hash(bytes: &[u8]) -> u32 {
-    let mut h =
-        bytes.iter().fold(0x811c_9dc5u32, |h, &b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
-    h = (h ^ h >> 16).wrapping_mul(0x85eb_ca6b);
-    h = (h ^ h >> 13).wrapping_mul(0xc2b2_ae35);
-    h ^ h >> 16
+/// SipHash-2-4: the same on every node and in every version, because calls that are up while nodes
+/// are upgraded must keep their shard's number.
+fn siphash(key: [u64; 2], text: &[u8]) -> u64 {
+    let [k0, k1] = key;
+    let mut v = [
+        k0 ^ 0x736f_6d65_7073_6575,
+        k1 ^ 0x646f_7261_6e64_6f6d,
+        k0 ^ 0x6c79_6765_6e65_7261,
+        k1 ^ 0x7465_6462_7974_6573,
+    ];
+    let mut absorb = |word: u64| {
+        v[3] ^= word;
+        sip_round(&mut v);
+        sip_round(&mut v);
+        v[0] ^= word;
+    };
+    let (words, rest) = text.as_chunks::<8>();
+    words.iter().for_each(|word| absorb(u64::from_le_bytes(*word)));
+    let last = rest.iter().rev().fold(0, |word, &b| word << 8 | u64::from(b));
+    absorb((text.len() as u64) << 56 | last);
+    v[2] ^= 0xff;
+    (0..4).for_each(|_| sip_round(&mut v));
+    v[0] ^ v[1] ^ v[2] ^ v[3]
+}
+
+fn sip_round([a, b, c, d]: &mut [u64; 4]) {
+    *a = a.wrapping_add(*b);
+    *c = c.wrapping_add(*d);
+    *b = b.rotate_left(13) ^ *a;
+    *d = d.rotate_left(16) ^ *c;
+    *a = a.rotate_left(32).wrapping_add(*d);
+    *c = c.wrapping_add(*b);
+    *d = d.rotate_left(21) ^ *a;
+    *b = b.rotate_left(17) ^ *c;
+    *c = c.rotate_left(32);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const KEY: HintKey = HintKey([0x0706050403020100, 0x0f0e0d0c0b0a0908]);
+
     #[test]
     fn minted_values_carry_the_hint() {
         let mut ids = Ids::from_seed(1);
         let hint = ShardHint(0x00c0_ffee);
         let (call_id, tag, branch) = (ids.call_id(hint), ids.tag(hint), ids.branch(hint));
-        assert_eq!(ShardHint::of_call_id(call_id.as_bytes()), hint);
+        assert_eq!(KEY.of_call_id(call_id.as_bytes()), hint);
         assert_eq!(ShardHint::of_tag(tag.as_bytes()), Some(hint));
         assert_eq!(Branch::parse(branch.token().as_bytes()), Some(branch));
         assert!(branch.to_string().starts_with("z9hG4bK00c0ffee"));
@@ -306,29 +384,43 @@ mod tests {
     #[test]
     fn both_legs_land_together_whatever_the_form() {
         let a_leg = b"INVITE sip:b@x SIP/2.0\r\nv: SIP/2.0/UDP h;branch=z9hG4bK1\r\ni: f00@10.0.0.1\r\n\r\n";
-        let hint = shard_hint(a_leg);
-        assert_eq!(hint, ShardHint::of_call_id(b"f00@10.0.0.1"));
+        let hint = KEY.of_message(a_leg);
+        assert_eq!(hint, KEY.of_call_id(b"f00@10.0.0.1"));
         let mut ids = Ids::from_seed(2);
         let (call_id, tag, branch) = (ids.call_id(hint), ids.tag(hint), ids.branch(hint));
         let b_response = format!(
             "SIP/2.0 180 Ringing\r\nVia: SIP/2.0/UDP h:5060;rport=1;branch={branch}, SIP/2.0/UDP z\r\n\
              Call-ID: other\r\n\r\n"
         );
-        assert_eq!(shard_hint(b_response.as_bytes()), hint);
+        assert_eq!(KEY.of_message(b_response.as_bytes()), hint);
         let b_request = format!(
             "BYE sip:x SIP/2.0\r\nFrom: <sip:b@h>;tag=1\r\nCALL-ID :\r\n {call_id}\r\n\r\n"
         );
-        assert_eq!(shard_hint(b_request.as_bytes()), hint);
+        assert_eq!(KEY.of_message(b_request.as_bytes()), hint);
         let a_bye = format!(
             "BYE sip:x SIP/2.0\r\nTo: \"a;tag=x\" <sip:b@h;tag=no>;tag={tag}\r\ni:moved\r\n\r\n"
         );
-        assert_eq!(shard_hint(a_bye.as_bytes()), hint);
+        assert_eq!(KEY.of_message(a_bye.as_bytes()), hint);
     }
 
     #[test]
-    fn the_hash_never_changes() {
-        assert_eq!(hash(b""), 0xab3e7c0b);
-        assert_eq!(hash(b"a84b4c76e66710@pc33.atlanta.com"), 0x0a1e551d);
+    fn the_hash_is_siphash_2_4_and_never_changes() {
+        // Vectors of the authors' reference: key 00..0f, input 00..n.
+        let input: Vec<u8> = (0..15).collect();
+        assert_eq!(siphash(KEY.0, b""), 0x726f_db47_dd0e_0e31);
+        assert_eq!(siphash(KEY.0, &input), 0xa129_ca61_49be_45e5);
+        assert_eq!(siphash(KEY.0, &input[..8]), 0x93f5_f579_9a93_2462);
+    }
+
+    #[test]
+    fn without_the_key_a_call_id_does_not_tell_its_hint() {
+        let call_id = b"a84b4c76e66710@pc33.atlanta.com";
+        let other = HintKey::new(7);
+        assert_ne!(KEY.of_call_id(call_id), other.of_call_id(call_id));
+        // What we minted is read the same way by every key.
+        let ours = Ids::from_seed(1).call_id(ShardHint(0xbeef));
+        assert_eq!(KEY.of_call_id(ours.as_bytes()), ShardHint(0xbeef));
+        assert_eq!(other.of_call_id(ours.as_bytes()), ShardHint(0xbeef));
     }
 
     #[test]
@@ -336,7 +428,7 @@ mod tests {
         for shards in [2, 3, 4, 7, 16] {
             let mut counts = vec![0u32; shards as usize];
             for n in 0..16_000 {
-                let hint = ShardHint::of_call_id(format!("{n}-4711@10.0.0.1").as_bytes());
+                let hint = KEY.of_call_id(format!("{n}-4711@10.0.0.1").as_bytes());
                 counts[hint.shard(shards) as usize] += 1;
             }
             let mean = 16_000 / shards;
@@ -349,7 +441,7 @@ mod tests {
         for garbage in
             [&b""[..], b"\r\n", b"\n:\n", b"SIP/2.0 \r\nv:;branch\r\nv", b"x\r\nto:>;tag=\r\n "]
         {
-            shard_hint(garbage);
+            KEY.of_message(garbage);
         }
     }
 }

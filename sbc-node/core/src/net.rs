@@ -129,6 +129,9 @@ pub struct Interface {
     pub listeners: Vec<Listener>,
     /// Whether the interface carries media (has a `media` section).
     pub media: bool,
+    /// Requests too large for UDP leave by TCP where the interface listens there (RFC 3261 §18.1.1);
+    /// otherwise they go in IP fragments.
+    pub large_by_tcp: bool,
 }
 
 impl Interface {

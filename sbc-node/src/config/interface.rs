@@ -51,6 +51,7 @@ fn door(cx: &mut Context<'_>, index: usize, raw: &raw::Interface) -> Door {
         name,
         listeners,
         media: raw.media.is_some(),
+        large_by_tcp: raw.large_requests == raw::LargeRequests::Tcp,
     };
     let media = raw.media.as_ref().and_then(|m| media_side(cx, id, m, raw));
     Door { interface, media }

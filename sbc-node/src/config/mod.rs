@@ -19,9 +19,10 @@ mod value;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use sbc_core::ids::HintKey;
 use sbc_core::routing::{BuildError, Table};
 
 pub use diff::{Change, diff};
@@ -77,7 +78,19 @@ impl Config {
             routing: Arc::new(Table::build(self.routing.clone(), running, now)?),
             transactions: self.transactions,
             limits: self.sip_limits,
+            hint_key: self.hint_key(),
         })
+    }
+
+    /// The secret of shard hints: of a cluster whose join token is given in the configuration it
+    /// follows from that, otherwise it is drawn once per process.
+    fn hint_key(&self) -> HintKey {
+        static OWN: OnceLock<u128> = OnceLock::new();
+        let join = self.cluster.as_ref().and_then(|c| c.join.as_ref());
+        match join.map(|j| &j.token) {
+            Some(JoinToken::Text(token)) => HintKey::derive(token.expose().as_bytes()),
+            Some(JoinToken::File(_)) | None => HintKey::new(*OWN.get_or_init(rand::random)),
+        }
     }
 }
 

@@ -79,6 +79,19 @@ pub(super) struct Interface {
     #[serde(default)]
     pub(super) advertise: OneOrMany<Spanned<Advertise>>,
     pub(super) media: Option<Spanned<InterfaceMedia>>,
+    #[serde(default)]
+    pub(super) large_requests: LargeRequests,
+}
+
+/// How requests above the UDP limit leave (RFC 3261 §18.1.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum LargeRequests {
+    /// By TCP where the interface listens there, and by UDP where the peer does not take it.
+    #[default]
+    Tcp,
+    /// In IP fragments.
+    Udp,
 }
 
 #[derive(Debug, Deserialize)]

@@ -92,7 +92,7 @@ pub(super) fn start(
             media,
         };
         let seed = rand::rng().next_u64();
-        let mut machine = Core::new(Arc::clone(&core), seed, clock);
+        let mut machine = Core::new(Arc::clone(&core), rand::random(), clock);
         if index == 0 {
             machine.probe_trunks(clock.at, 0);
         }

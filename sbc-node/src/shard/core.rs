@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use sbc_core::core::{Core, Input, Output};
-use sbc_core::ids::shard_hint;
 use sbc_core::media::Anchor;
 use sbc_core::sip::{self, HeaderName, Limits, Method};
 
@@ -26,8 +25,8 @@ impl Machine for Core {
         Core::deadline(self)
     }
 
-    fn owner(data: &[u8], shards: usize) -> Option<usize> {
-        let shard = shard_hint(data).shard(u32::try_from(shards).unwrap_or(u32::MAX));
+    fn owner(&self, data: &[u8], shards: usize) -> Option<usize> {
+        let shard = self.hint(data).shard(u32::try_from(shards).unwrap_or(u32::MAX));
         usize::try_from(shard).ok()
     }
 

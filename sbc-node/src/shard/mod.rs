@@ -24,7 +24,7 @@ pub trait Machine: 'static {
     /// When [`Input::Tick`] is due.
     fn deadline(&self) -> Option<Instant>;
     /// The shard that a raw message belongs to among `shards`; `None` where it does not matter.
-    fn owner(data: &[u8], shards: usize) -> Option<usize>;
+    fn owner(&self, data: &[u8], shards: usize) -> Option<usize>;
     /// An answer to a request that its shard had no room for (503); `None` says drop it.
     fn overloaded(data: &[u8]) -> Option<bytes::Bytes>;
 }

@@ -250,7 +250,7 @@ impl<M: Machine> Shard<M> {
             match event {
                 TcpEvent::Message { flow, data } => self.received(flow, data, now),
                 TcpEvent::SendFailed { token, error } => self.send_failed(token, error, now),
-                TcpEvent::Closed { conn, users } => self.conn_closed(conn, users, now),
+                TcpEvent::Closed { flow, users } => self.conn_closed(flow, users, now),
             }
         }
     }
@@ -305,7 +305,7 @@ impl<M: Machine> Shard<M> {
     fn received(&mut self, flow: Flow, data: Bytes, now: Instant) {
         let owner = match self.shards.len() {
             0 | 1 => self.index,
-            count => M::owner(&data, count).unwrap_or(self.index),
+            count => self.machine.owner(&data, count).unwrap_or(self.index),
         };
         if owner == self.index {
             return self.feed(Input::Message { flow, data }, now);
@@ -478,14 +478,14 @@ impl<M: Machine> Shard<M> {
         self.feed(Input::SendFailed { token, error }, now);
     }
 
-    fn conn_closed(&mut self, conn: ConnId, users: u64, now: Instant) {
+    fn conn_closed(&mut self, flow: Flow, users: u64, now: Instant) {
         for (index, handle) in self.shards.iter().enumerate() {
             if index != self.index && users & (1 << (index & 63)) != 0 {
                 // As above: without the news its transactions time out.
-                let _ = handle.command(Command::Input(Input::ConnClosed { conn }));
+                let _ = handle.command(Command::Input(Input::ConnClosed { flow }));
             }
         }
-        self.feed(Input::ConnClosed { conn }, now);
+        self.feed(Input::ConnClosed { flow }, now);
     }
 
     fn resolve(&mut self, id: ResolveId, query: &ResolveQuery, now: Instant) {

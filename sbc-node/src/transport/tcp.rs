@@ -52,7 +52,7 @@ pub enum TcpEvent {
     },
     /// Also says which shards have used the connection (a bit each).
     Closed {
-        conn: ConnId,
+        flow: Flow,
         users: u64,
     },
 }
@@ -478,7 +478,7 @@ impl Tcp {
         }
         // The socket closes with the descriptor; a peer that is gone already is no news.
         let _ = conn.socket.shutdown(Shutdown::Both);
-        self.events.push_back(TcpEvent::Closed { conn: id, users });
+        self.events.push_back(TcpEvent::Closed { flow, users });
         stats.connections.set(u64::try_from(self.conns.len()).unwrap_or(u64::MAX));
     }
 }

@@ -70,7 +70,7 @@ impl Machine for Echo {
     }
 
     /// `X-To: n` names the shard.
-    fn owner(data: &[u8], shards: usize) -> Option<usize> {
+    fn owner(&self, data: &[u8], shards: usize) -> Option<usize> {
         let text = std::str::from_utf8(data).ok()?;
         let value = text.lines().find_map(|l| l.strip_prefix("X-To: "))?;
         value.parse::<usize>().ok().map(|n| n % shards)
@@ -200,6 +200,7 @@ impl Bench {
             realm: Arc::from("test"),
             listeners,
             media: false,
+            large_by_tcp: true,
         };
         let interfaces: Arc<[Interface]> = Arc::from([interface]);
         let pairs: Vec<_> =

@@ -12,7 +12,6 @@ use super::progress::forget_forks;
 use super::{body, wire};
 use crate::core::Record;
 use crate::dialog::{self, Dialog, SessionTimer, Wish};
-use crate::ids::ShardHint;
 use crate::media::Side;
 use crate::net::{Flow, Target};
 use crate::routing::{SessionTimerMode, SessionTimerPolicy};
@@ -265,7 +264,7 @@ pub(crate) fn write_session_expires(
 pub(crate) fn hang_up_stray(cx: &mut Cx<'_>, message: &Message, flow: Option<&Flow>) {
     cx.env.stats.stray_answers += 1;
     let Some((dialog, hop)) = stray_dialog(cx, message, flow) else { return };
-    let hint = ShardHint::of_call_id(dialog.call_id.as_bytes());
+    let hint = cx.ids().hints().of_call_id(dialog.call_id.as_bytes());
     let dest = wire::destination(&hop);
     let (forwards, ack) = (wire::MAX_FORWARDS, Method::Ack);
     let seq = dialog.local_seq;

@@ -16,11 +16,13 @@ use crate::core::{
 };
 use crate::ids::{Branch, Ids};
 use crate::media::{Anchor, Side};
-use crate::net::{Flow, Listener, Target};
+use crate::net::{Flow, Listener, Target, Transport};
 use crate::routing::Routing;
 use crate::sip::{Message, Method};
 use crate::timer::{TimerKey, TimerWheel};
-use crate::transaction::{ClientId, ClientRequest, Large, Owner, ServerId, TransactionLayer};
+use crate::transaction::{
+    ClientId, ClientRequest, Large, Owner, ServerId, TransactionLayer, UDP_LIMIT,
+};
 
 /// What a client transaction of ours is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,6 +165,7 @@ impl Cx<'_> {
         if let Some(whom) = whom {
             self.trace(whom, Direction::Sent, &sent.dest, &sent.data);
         }
+        let large = self.large(&sent.dest, &sent.data);
         let request = ClientRequest {
             owner: sent.purpose.seal(),
             branch: sent.branch,
@@ -170,9 +173,25 @@ impl Cx<'_> {
             dest: sent.dest,
             data: sent.data,
             timeout: sent.timeout,
-            large: Large::Udp,
+            large,
         };
         self.env.txn.send_request(self.now, request).ok()
+    }
+
+    /// How a request leaves that may be too large for UDP.
+    fn large(&self, dest: &Destination, data: &Bytes) -> Large {
+        let Destination::Target { interface, target } = *dest else { return Large::Udp };
+        if target.transport != Transport::Udp || data.len() <= UDP_LIMIT {
+            return Large::Udp;
+        }
+        let target = Target { transport: Transport::Tcp, ..target };
+        let interface = self.env.config.interfaces.get(usize::from(interface.0));
+        match interface.filter(|i| i.large_by_tcp).and_then(|i| i.listener_for(&target)) {
+            Some(tcp) => Large::Tcp {
+                sent_by: format!("{}:{}", tcp.advertise_host, tcp.advertise_port).into(),
+            },
+            None => Large::Udp,
+        }
     }
 
     /// Answers a server transaction.

@@ -11,7 +11,6 @@ use super::record::CallId;
 use super::replaces::Replaced;
 use super::{hide, wire};
 use crate::dialog::{Dialog, MIN_SE_S, Outgoing};
-use crate::ids::ShardHint;
 use crate::media::{MediaId, Side};
 use crate::net::Flow;
 use crate::routing::{Permit, Plan, RouteQuery, SessionTimerMode, Trunk};
@@ -178,7 +177,7 @@ pub(crate) fn make(
     key: CallKey,
 ) -> Call {
     let message = incoming.message;
-    let hint = ShardHint::of_call_id(message.call_id().unwrap_or("").as_bytes());
+    let hint = cx.ids().hints().of_call_id(message.call_id().unwrap_or("").as_bytes());
     let a_tag: Box<str> = cx.ids().tag(hint).as_str().into();
     let mut peer = Peer::default();
     wire::read_peer(message, &mut peer);
@@ -277,7 +276,7 @@ pub(crate) fn refuse(cx: &mut Cx<'_>, incoming: &Incoming<'_>, refuse: &Refuse) 
     if refuse.silent {
         return cx.env.txn.forget(incoming.server);
     }
-    let hint = ShardHint::of_call_id(incoming.message.call_id().unwrap_or("").as_bytes());
+    let hint = cx.ids().hints().of_call_id(incoming.message.call_id().unwrap_or("").as_bytes());
     let tag = cx.ids().tag(hint);
     let mut out =
         cx.response(incoming.message, &incoming.flow, refuse.status, &refuse.reason, Some(&tag));

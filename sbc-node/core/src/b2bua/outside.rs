@@ -13,7 +13,6 @@ use super::hide::{self, Crossing};
 use super::invite::{self, Incoming, Refuse};
 use super::wire;
 use crate::core::ResolveError;
-use crate::ids::ShardHint;
 use crate::media::Side;
 use crate::net::{Target, Transport};
 use crate::routing::{Plan, Trunk};
@@ -209,7 +208,7 @@ impl Relays {
     fn finish(&mut self, cx: &mut Cx<'_>, index: usize, status: u16, message: Option<&Message>) {
         let Some(relay) = self.slots.try_remove(index) else { return };
         let asked = &relay.asked;
-        let hint = ShardHint::of_call_id(asked.request.call_id().unwrap_or("").as_bytes());
+        let hint = cx.ids().hints().of_call_id(asked.request.call_id().unwrap_or("").as_bytes());
         let tag = cx.ids().tag(hint);
         let mut out = cx.response(&asked.request, &asked.flow, status, "", Some(&tag));
         let hop = relay.plan.targets.get(relay.hop);
@@ -232,7 +231,7 @@ impl Relays {
 fn send(cx: &mut Cx<'_>, relay: &Relay, index: usize, target: Target) -> bool {
     let Some(hop) = relay.plan.targets.get(relay.hop) else { return false };
     let request = &relay.asked.request;
-    let hint = ShardHint::of_call_id(request.call_id().unwrap_or("").as_bytes());
+    let hint = cx.ids().hints().of_call_id(request.call_id().unwrap_or("").as_bytes());
     let Some((dialog, route)) = outgoing_dialog(cx, hint, request, hop, target) else {
         return false;
     };
@@ -262,7 +261,7 @@ fn send(cx: &mut Cx<'_>, relay: &Relay, index: usize, target: Target) -> bool {
 /// OPTIONS asks whether we are there and what we can do; in a drain we are not.
 fn options(cx: &mut Cx<'_>, incoming: &Incoming<'_>) {
     let status = if cx.env.draining { 503 } else { 200 };
-    let hint = ShardHint::of_call_id(incoming.message.call_id().unwrap_or("").as_bytes());
+    let hint = cx.ids().hints().of_call_id(incoming.message.call_id().unwrap_or("").as_bytes());
     let tag = cx.ids().tag(hint);
     let mut out = cx.response(incoming.message, &incoming.flow, status, "", Some(&tag));
     if status == 503 {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::b2bua::CallPolicy;
+use crate::ids::HintKey;
 use crate::net::Interface;
 use crate::routing::Table;
 use crate::{sip, transaction};
@@ -21,4 +22,6 @@ pub struct Config {
     pub transactions: transaction::Config,
     /// Bounds on messages.
     pub limits: sip::Limits,
+    /// The same on all nodes of a cluster; taken when the shard starts, a later one is not.
+    pub hint_key: HintKey,
 }

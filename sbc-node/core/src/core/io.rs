@@ -15,7 +15,7 @@ use bytes::Bytes;
 use super::Config;
 use crate::b2bua::{CallId, CallRecord, Cdr};
 use crate::media::{MediaId, Side};
-use crate::net::{ConnId, Flow, InterfaceId, Target, Transport};
+use crate::net::{Flow, InterfaceId, Target, Transport};
 
 /// Ties a transmission to the failure that may come back for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,8 +53,9 @@ pub enum Input {
     Message { flow: Flow, data: Bytes },
     /// A transmission failed.
     SendFailed { token: SendToken, error: SendError },
-    /// A connection is gone; transactions on it that wait for it fail over.
-    ConnClosed { conn: ConnId },
+    /// A connection is gone; transactions on it that wait for it fail over. `flow` as in the
+    /// messages that came by it: its `conn` is set, its `remote` the far end.
+    ConnClosed { flow: Flow },
     /// The answer to [`Output::Resolve`], best target first.
     Resolved { id: ResolveId, result: Result<Vec<Target>, ResolveError> },
     /// Both directions of a session have been silent for its timeout.

@@ -70,6 +70,7 @@ impl Bench {
             realm: "out".into(),
             listeners: vec![listener],
             media: false,
+            large_by_tcp: true,
         };
         let mut bench = Bench {
             now: t0,
@@ -184,7 +185,7 @@ fn options_says_only_what_the_interface_advertises() {
     assert_eq!(options.via().expect("Via").host, "edge.example");
     let text = String::from_utf8_lossy(options.as_bytes()).into_owned();
     assert!(!text.contains("10.0.0.1"), "{text}");
-    assert_eq!(crate::ids::shard_hint(options.as_bytes()), ShardHint(3));
+    assert_eq!(crate::ids::HintKey::default().of_message(options.as_bytes()), ShardHint(3));
     assert_eq!(b.queries[0].host, "one.example");
     assert_eq!((b.changes, b.routing.table().trunks().count()), (vec![("one".into(), true)], 1));
 }
@@ -334,9 +335,10 @@ fn a_shard_probes_by_itself_once_told_to() {
         routing: routing(&["one"]),
         transactions: transaction::Config::default(),
         limits: Limits::default(),
+        hint_key: crate::ids::HintKey::default(),
     };
     let clock = crate::b2bua::WallClock { at: t0, unix_ms: 0 };
-    let mut core = Core::new(Arc::new(config), 7, clock);
+    let mut core = Core::new(Arc::new(config), [7; 32], clock);
     assert_eq!(core.deadline(), None);
     core.probe_trunks(t0, 0);
     let mut now = t0;

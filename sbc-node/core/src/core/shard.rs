@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use hashbrown::HashMap;
+use rand::Rng;
 
 use super::{Config, Event, Input, Output, ProbeCx, Prober};
 use crate::b2bua::{CallId, CallSummary, Calls, Cx, Env, Incoming, Purpose, Stats, WallClock};
@@ -32,12 +33,13 @@ pub struct Core {
 impl Core {
     /// A shard without calls. `seed` feeds every identifier and choice that it makes; give entropy
     /// in production and a constant in tests.
-    pub fn new(config: Arc<Config>, seed: u64, clock: WallClock) -> Self {
+    pub fn new(config: Arc<Config>, seed: [u8; 32], clock: WallClock) -> Self {
         let now = clock.at;
-        let ids = Ids::from_seed(seed);
+        let mut ids = Ids::new(seed, config.hint_key);
+        let routes = ids.rng().next_u64();
         let txn = TransactionLayer::new(config.transactions, ids, now);
         let env = Env {
-            routing: Routing::new(config.routing.clone(), seed ^ 0x9e37_79b9_7f4a_7c15),
+            routing: Routing::new(config.routing.clone(), routes),
             config,
             txn,
             timers: TimerWheel::new(now),
@@ -76,8 +78,8 @@ impl Core {
             Input::SendFailed { token, error } => {
                 cx.env.txn.handle_send_failed(now, token, error);
             }
-            // Transactions learn of it when a transmission fails; calls outlive connections.
-            Input::ConnClosed { .. } => {}
+            // Calls outlive connections.
+            Input::ConnClosed { flow } => cx.env.txn.handle_conn_closed(now, &flow),
             Input::Resolved { id, result } => {
                 let probe = self
                     .prober
@@ -118,6 +120,11 @@ impl Core {
     /// Ties the clock to wall time anew (after the system clock was stepped).
     pub fn set_clock(&mut self, clock: WallClock) {
         self.env.clock = clock;
+    }
+
+    /// The hint of a raw message: which shard it belongs to.
+    pub fn hint(&self, message: &[u8]) -> ShardHint {
+        self.env.txn.ids_ref().hints().of_message(message)
     }
 
     pub fn stats(&self) -> Stats {

@@ -308,9 +308,13 @@ impl<H: Host> World<H> {
 
     fn close(&mut self, id: ConnId) {
         let Some(conn) = self.conns.remove(&id) else { return };
+        let opened = self.open.iter().find(|(_, open)| **open == id);
+        let transport = opened.map_or(Transport::Tcp, |(&(_, _, transport), _)| transport);
         self.open.retain(|_, open| *open != id);
-        for host in [conn.opener.0, conn.taker.0] {
-            self.inputs.push_back((host, Input::ConnClosed { conn: id }));
+        for (end, remote) in [(conn.opener, conn.taker.2), (conn.taker, conn.opener_seen)] {
+            let (host, interface, local) = end;
+            let flow = Flow { interface, transport, local, remote, conn: Some(id) };
+            self.inputs.push_back((host, Input::ConnClosed { flow }));
         }
     }
 

@@ -1,6 +1,7 @@
 //! Client transactions of the layer: sending requests, matching responses (RFC 3261 §17.1.3),
 //! ACK for failures, CANCEL (§9.1), the way back from TCP to UDP (§18.1.1).
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -15,6 +16,10 @@ use crate::ids::Branch;
 use crate::net::{Flow, Transport};
 use crate::sip::{self, HeaderName, Message, Method};
 use crate::timer::TimerKey;
+
+/// Addresses that take no connections, remembered at a time and for how long.
+const NO_STREAMS_MAX: usize = 4_096;
+const NO_STREAM_FOR: Duration = Duration::from_secs(600);
 
 #[derive(Clone, Copy, Debug)]
 enum Machine {
@@ -61,8 +66,16 @@ pub(super) struct Client {
     bytes: Bytes,
     timers: [Option<TimerKey>; 2],
     cancel: Cancel,
-    /// The request went by TCP for its size alone.
-    udp_fallback: bool,
+    /// The request went by TCP for its size alone; this is how it goes by UDP.
+    udp: Option<Box<ByUdp>>,
+}
+
+/// A request as the TU gave it, before it went by TCP for its size.
+#[derive(Debug)]
+pub(super) struct ByUdp {
+    dest: Destination,
+    bytes: Bytes,
+    timeout: Option<Duration>,
 }
 
 impl Client {
@@ -77,6 +90,35 @@ impl Client {
             Machine::NonInvite(state) => state == NonInviteClient::Terminated,
         }
     }
+
+    /// Whether no response came yet.
+    fn is_unanswered(&self) -> bool {
+        matches!(
+            self.machine,
+            Machine::Invite(InviteClient::Calling { .. })
+                | Machine::NonInvite(NonInviteClient::Trying { .. })
+        )
+    }
+}
+
+/// The far end of a stream that a request goes by.
+fn stream_end(dest: &Destination) -> Option<SocketAddr> {
+    match *dest {
+        Destination::Flow(flow) => flow.transport.is_reliable().then_some(flow.remote),
+        Destination::Target { target, .. } => target.transport.is_reliable().then_some(target.addr),
+    }
+}
+
+/// Whether a request for `dest` went by the connection `flow`.
+fn went_by(dest: &Destination, flow: &Flow) -> bool {
+    match dest {
+        Destination::Flow(own) => own.conn == flow.conn,
+        Destination::Target { interface, target } => {
+            *interface == flow.interface
+                && target.transport == flow.transport
+                && target.addr == flow.remote
+        }
+    }
 }
 
 /// Why a machine moves.
@@ -84,6 +126,8 @@ enum Cause {
     Response(Message),
     Timer(ClientTimer),
     SendFailed(SendError),
+    /// The only connection that a response can come by is gone.
+    Disconnected,
     CancelSent,
 }
 
@@ -149,16 +193,16 @@ impl TransactionLayer {
         }
         let ClientRequest { owner, branch, method, mut dest, mut data, timeout, large } = request;
         debug_assert!(!matches!(method, Method::Ack | Method::Cancel));
-        let mut udp_fallback = false;
-        if large == Large::Tcp
+        let mut udp = None;
+        if let Large::Tcp { sent_by } = &large
             && data.len() > UDP_LIMIT
-            && let Some(switched) = switch(&dest, &data, Transport::Udp, Transport::Tcp)
+            && let Some((to, switched)) = switch(&dest, &data, sent_by)
+            && stream_end(&to).is_some_and(|addr| self.may_connect(now, addr))
         {
-            (dest, data) = switched;
-            udp_fallback = true;
+            udp = Some(Box::new(ByUdp { dest, bytes: data, timeout }));
+            (dest, data) = (to, switched);
         }
-        let (index, generation) =
-            self.insert_client(owner, branch, method, dest, data, udp_fallback);
+        let (index, generation) = self.insert_client(owner, branch, method, dest, data, udp);
         self.start_client(now, index, timeout);
         Ok(ClientId { index, generation })
     }
@@ -224,21 +268,61 @@ impl TransactionLayer {
         if !same_generation(generation, own) {
             return;
         }
-        let unanswered = matches!(
-            client.machine,
-            Machine::Invite(InviteClient::Calling { .. })
-                | Machine::NonInvite(NonInviteClient::Trying { .. })
-        );
-        if client.udp_fallback && unanswered {
-            client.udp_fallback = false;
-            let back = switch(&client.dest, &client.bytes, Transport::Tcp, Transport::Udp);
-            if let Some((dest, bytes)) = back {
-                client.dest = dest;
-                client.bytes = bytes;
-                return self.start_client(now, index, None);
+        if client.is_unanswered()
+            && let Some(udp) = client.udp.take()
+        {
+            let before = std::mem::replace(&mut client.dest, udp.dest);
+            client.bytes = udp.bytes;
+            if let Some(addr) = stream_end(&before) {
+                self.by_stream.remove(&(addr, index));
+                self.no_stream(now, addr);
             }
+            return self.start_client(now, index, udp.timeout);
         }
         self.step_client(now, index, Cause::SendFailed(error));
+    }
+
+    /// A connection is gone: what was asked by it and has no response yet fails at once. What has
+    /// one goes on, because the peer answers by a new connection (RFC 3261 §18.2.2); only behind a
+    /// WebSocket there is nobody who could (RFC 7118 §5).
+    pub fn handle_conn_closed(&mut self, now: Instant, flow: &Flow) {
+        let range = (flow.remote, 0)..=(flow.remote, u32::MAX);
+        let on_it: Vec<u32> = self.by_stream.range(range).map(|&(_, index)| index).collect();
+        let final_way = matches!(flow.transport, Transport::Ws | Transport::Wss);
+        for index in on_it {
+            let Some((generation, client)) = self.clients.get(index) else { continue };
+            if !went_by(&client.dest, flow) {
+                continue;
+            }
+            if client.is_unanswered() {
+                self.client_send_failed(now, index, generation, SendError::Closed);
+            } else if final_way {
+                self.step_client(now, index, Cause::Disconnected);
+            }
+        }
+    }
+
+    /// Whether a stream to an address is worth a try for a request that would fit UDP as well.
+    fn may_connect(&mut self, now: Instant, addr: SocketAddr) -> bool {
+        match self.no_streams.get(&addr) {
+            Some(&until) if until > now => false,
+            Some(_) => {
+                self.no_streams.remove(&addr);
+                true
+            }
+            None => true,
+        }
+    }
+
+    /// Remembers that an address takes no connections, so that not every large request waits for
+    /// one in vain.
+    fn no_stream(&mut self, now: Instant, addr: SocketAddr) {
+        if self.no_streams.len() >= NO_STREAMS_MAX {
+            self.no_streams.retain(|_, until| *until > now);
+        }
+        if self.no_streams.len() < NO_STREAMS_MAX {
+            self.no_streams.insert(addr, now + NO_STREAM_FOR);
+        }
     }
 
     fn insert_client(
@@ -248,7 +332,7 @@ impl TransactionLayer {
         method: Method,
         dest: Destination,
         bytes: Bytes,
-        udp_fallback: bool,
+        udp: Option<Box<ByUdp>>,
     ) -> (u32, u32) {
         let key = (branch, method == Method::Cancel);
         let machine = if method == Method::Invite {
@@ -265,10 +349,13 @@ impl TransactionLayer {
             bytes,
             timers: [None; 2],
             cancel: Cancel::No,
-            udp_fallback,
+            udp,
         };
         let (index, generation) = self.clients.insert(client);
         self.by_branch.insert(key, index);
+        if let Some(addr) = stream_end(&dest) {
+            self.by_stream.insert((addr, index));
+        }
         (index, generation)
     }
 
@@ -317,6 +404,7 @@ impl TransactionLayer {
         let (message, error) = match cause {
             Cause::Response(message) => (Some(message), None),
             Cause::SendFailed(error) => (None, Some(error)),
+            Cause::Disconnected => (None, Some(SendError::Closed)),
             Cause::Timer(timer) => {
                 let resent = timer.place() == 0 && !steps.is_empty();
                 self.stats.sent_retransmissions += u64::from(resent);
@@ -405,9 +493,7 @@ impl TransactionLayer {
                 }
             }
             Do::ReleaseRequest => {
-                if !client.udp_fallback {
-                    client.bytes = Bytes::new();
-                }
+                client.bytes = Bytes::new();
             }
         }
     }
@@ -424,7 +510,7 @@ impl TransactionLayer {
         if self.clients.is_full() {
             self.transmit(dest, data);
         } else {
-            let (cancel, _) = self.insert_client(owner, branch, Method::Cancel, dest, data, false);
+            let (cancel, _) = self.insert_client(owner, branch, Method::Cancel, dest, data, None);
             self.start_client(now, cancel, None);
         }
         self.step_client(now, index, Cause::CancelSent);
@@ -433,6 +519,9 @@ impl TransactionLayer {
     fn remove_client(&mut self, index: u32) {
         let Some(client) = self.clients.remove(index) else { return };
         self.by_branch.remove(&(client.branch, client.method == Method::Cancel));
+        if let Some(addr) = stream_end(&client.dest) {
+            self.by_stream.remove(&(addr, index));
+        }
         for key in client.timers.into_iter().flatten() {
             self.wheel.cancel(key);
         }
@@ -449,6 +538,7 @@ fn invite_input(cause: &Cause) -> Option<ict::Input> {
         Cause::Timer(ClientTimer::Invite(timer)) => ict::Input::Timer(*timer),
         Cause::Timer(ClientTimer::NonInvite(_)) => return None,
         Cause::SendFailed(_) => ict::Input::TransportError,
+        Cause::Disconnected => ict::Input::Disconnected,
         Cause::CancelSent => ict::Input::CancelSent,
     })
 }
@@ -461,6 +551,6 @@ fn non_invite_input(cause: &Cause) -> Option<nict::Input> {
         },
         Cause::Timer(ClientTimer::NonInvite(timer)) => nict::Input::Timer(*timer),
         Cause::Timer(ClientTimer::Invite(_)) | Cause::CancelSent => return None,
-        Cause::SendFailed(_) => nict::Input::TransportError,
+        Cause::SendFailed(_) | Cause::Disconnected => nict::Input::TransportError,
     })
 }

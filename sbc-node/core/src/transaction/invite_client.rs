@@ -81,6 +81,8 @@ pub enum Input {
     Timer(Timer),
     /// The message sent last could not be sent.
     TransportError,
+    /// The only way by which a response can come is gone.
+    Disconnected,
     /// The TU's CANCEL is on its way.
     CancelSent,
 }
@@ -144,7 +146,8 @@ impl InviteClient {
             (S::Calling { .. }, Input::Timer(Timer::B)) => {
                 (S::Terminated, smallvec![Do::InformTimeout])
             }
-            (S::Calling { .. } | S::Completed, Input::TransportError) => {
+            (S::Calling { .. } | S::Completed, Input::TransportError | Input::Disconnected)
+            | (S::Proceeding, Input::Disconnected) => {
                 (S::Terminated, smallvec![Do::InformTransportError])
             }
             (
@@ -171,6 +174,7 @@ impl InviteClient {
                 Input::Provisional
                 | Input::Failure
                 | Input::TransportError
+                | Input::Disconnected
                 | Input::CancelSent
                 | Input::Timer(Timer::A | Timer::B | Timer::D | Timer::Cancelled),
             ) => stay,
@@ -192,6 +196,7 @@ impl InviteClient {
                 | Input::Failure
                 | Input::Timer(_)
                 | Input::TransportError
+                | Input::Disconnected
                 | Input::CancelSent,
             ) => stay,
         }

@@ -2,7 +2,8 @@
 //!
 //! What a client transaction does is in `client.rs`, a server transaction in `server.rs`.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -40,6 +41,10 @@ pub struct TransactionLayer {
     pub(super) wheel: TimerWheel<Due>,
     pub(super) clients: Table<Client>,
     pub(super) by_branch: HashMap<BranchKey, u32>,
+    /// Client transactions whose request went by a stream, by its far end.
+    pub(super) by_stream: BTreeSet<(SocketAddr, u32)>,
+    /// Addresses that took no connection, until when they are not asked again.
+    pub(super) no_streams: HashMap<SocketAddr, Instant>,
     pub(super) servers: Table<Server>,
     pub(super) by_fingerprint: HashMap<Fingerprint, u32>,
     /// Requests outside dialogs that a merged one would equal.
@@ -63,6 +68,8 @@ impl TransactionLayer {
             wheel: TimerWheel::new(now),
             clients: Table::new(config.max_clients),
             by_branch: HashMap::new(),
+            by_stream: BTreeSet::new(),
+            no_streams: HashMap::new(),
             servers: Table::new(config.max_servers),
             by_fingerprint: HashMap::new(),
             originals: HashMap::new(),
@@ -87,6 +94,10 @@ impl TransactionLayer {
     /// The shard's source of Call-IDs, tags and branches.
     pub fn ids(&mut self) -> &mut Ids {
         &mut self.ids
+    }
+
+    pub fn ids_ref(&self) -> &Ids {
+        &self.ids
     }
 
     /// A message came. It has been parsed and validated; what is no use here is counted.
@@ -148,6 +159,7 @@ impl TransactionLayer {
         self.clients.len() == 0
             && self.servers.len() == 0
             && self.by_branch.is_empty()
+            && self.by_stream.is_empty()
             && self.by_fingerprint.is_empty()
             && self.originals.is_empty()
             && self.wheel.is_empty()

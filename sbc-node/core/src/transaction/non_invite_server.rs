@@ -152,17 +152,16 @@ impl NonInviteServer {
         }
     }
 
-    /// Timer J is zero over a reliable transport, which makes Completed last no time.
+    /// Timer J is zero over a reliable transport in the figure. It runs a moment here all the same:
+    /// a response that the connection did not take shall go by a new one (RFC 3261 §18.2.2).
     fn complete(timers: &TimerConfig, reliable: bool) -> (Self, Actions) {
         let mut actions: Actions = smallvec![
             Action::Stop(Timer::Trying100),
             Action::Stop(Timer::Expire),
             Action::SendResponse,
         ];
-        if reliable {
-            return (NonInviteServer::Terminated, actions);
-        }
-        actions.push(Action::Start(Timer::J, timers.j));
+        let j = if reliable { timers.t1 * 2 } else { timers.j };
+        actions.push(Action::Start(Timer::J, j));
         (NonInviteServer::Completed, actions)
     }
 }

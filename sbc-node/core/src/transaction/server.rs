@@ -13,7 +13,6 @@ use super::non_invite_server::{self as nist, NonInviteServer};
 use super::reply_route::reply_route;
 use super::{Event, Owner, RespondError, ServerId, TransactionLayer};
 use crate::core::{Destination, SendError};
-use crate::ids::shard_hint;
 use crate::net::Flow;
 use crate::sip::{self, HeaderName, Message, Method};
 use crate::timer::TimerKey;
@@ -418,7 +417,8 @@ impl TransactionLayer {
     fn refuse_full(&mut self, flow: &Flow, request: &Message) {
         let Ok(via) = request.via() else { return };
         let dest = reply_route(flow, &via).dest;
-        let tag = self.ids.tag(shard_hint(request.as_bytes()));
+        let hint = self.ids.hints().of_message(request.as_bytes());
+        let tag = self.ids.tag(hint);
         let mut out = sip::response(request, 503, "", Some(&tag), Some(flow.remote));
         out.header(HeaderName::RetryAfter, self.config.retry_after_secs);
         self.transmit(dest, out.finish());
@@ -428,7 +428,8 @@ impl TransactionLayer {
     fn answer(&mut self, flow: &Flow, request: &Message, status: u16, tag: Option<&str>) {
         let Ok(via) = request.via() else { return };
         let dest = reply_route(flow, &via).dest;
-        let minted = self.ids.tag(shard_hint(request.as_bytes()));
+        let hint = self.ids.hints().of_message(request.as_bytes());
+        let minted = self.ids.tag(hint);
         let tag = tag.unwrap_or(&minted);
         let data = sip::response(request, status, "", Some(tag), Some(flow.remote)).finish();
         self.transmit(dest, data);

@@ -49,13 +49,14 @@ pub struct ClientRequest {
 }
 
 /// RFC 3261 §18.1.1 for a request above [`UDP_LIMIT`](super::UDP_LIMIT) whose target says UDP.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Large {
     /// Send by UDP all the same, in IP fragments.
     #[default]
     Udp,
-    /// Send by TCP to the same address, and again by UDP if the connection fails.
-    Tcp,
+    /// Send by TCP to the same address, and again by UDP if the connection fails. Its Via names
+    /// our TCP listener, `host:port`.
+    Tcp { sent_by: Box<str> },
 }
 
 /// The table of client transactions is full: fail the request with 503.

@@ -219,7 +219,7 @@ pub(super) struct Settings {
     pub(super) one: TrunkConfig,
     pub(super) two: TrunkConfig,
     pub(super) calls: CallPolicy,
-    pub(super) seed: u64,
+    pub(super) seed: u8,
 }
 
 impl Settings {
@@ -268,6 +268,7 @@ impl Settings {
                 advertise_port: 5060,
             }],
             media: true,
+            large_by_tcp: true,
         };
         Config {
             product: "".into(),
@@ -279,6 +280,7 @@ impl Settings {
             routing: Arc::new(self.routing(now)),
             transactions: crate::transaction::Config::default(),
             limits: crate::sip::Limits::default(),
+            hint_key: crate::ids::HintKey::default(),
         }
     }
 
@@ -286,7 +288,7 @@ impl Settings {
         let t0 = Instant::now();
         let clock = WallClock { at: t0, unix_ms: 1_000_000 };
         World {
-            core: Core::new(Arc::new(self.config(t0)), self.seed, clock),
+            core: Core::new(Arc::new(self.config(t0)), [self.seed; 32], clock),
             anchor: FakeAnchor::default(),
             t0,
             now: t0,

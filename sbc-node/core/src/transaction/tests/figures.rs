@@ -26,11 +26,12 @@ mod client_invite {
 
     const CALLING: InviteClient = Calling { interval: ms(500) };
     const STATES: [InviteClient; 5] = [CALLING, Proceeding, Accepted, Completed, Terminated];
-    const INPUTS: [Input; 10] = [
+    const INPUTS: [Input; 11] = [
         Input::Provisional,
         Input::Success,
         Input::Failure,
         Input::TransportError,
+        Input::Disconnected,
         Input::CancelSent,
         Input::Timer(Timer::A),
         Input::Timer(Timer::B),
@@ -72,7 +73,8 @@ mod client_invite {
                 vec![Do::SendRequest, Do::Start(Timer::A, ms(1_000))],
             ),
             (Calling { .. }, Input::Timer(Timer::B)) => (Terminated, vec![Do::InformTimeout]),
-            (Calling { .. } | Completed, Input::TransportError) => {
+            (Calling { .. } | Completed, Input::TransportError)
+            | (Calling { .. } | Proceeding | Completed, Input::Disconnected) => {
                 (Terminated, vec![Do::InformTransportError])
             }
             (Proceeding, Input::Provisional) => (Proceeding, vec![Do::Deliver]),
@@ -425,9 +427,9 @@ mod server_non_invite {
             (Trying { .. }, Input::Timer(Timer::Trying100)) => (Proceeding, vec![Do::SendTrying]),
             (Proceeding, Input::Request) => (Proceeding, vec![Do::ResendResponse]),
             (Proceeding, Input::Trying) => (Proceeding, vec![Do::SendResponse]),
-            (Trying { .. } | Proceeding, Input::Final) if reliable => (Terminated, finish),
             (Trying { .. } | Proceeding, Input::Final) => {
-                (Completed, [finish, vec![Do::Start(Timer::J, ms(32_000))]].concat())
+                let j = if reliable { ms(1_000) } else { ms(32_000) };
+                (Completed, [finish, vec![Do::Start(Timer::J, j)]].concat())
             }
             (Trying { .. } | Proceeding, Input::Timer(Timer::Expire)) => {
                 (Terminated, vec![Do::InformTimeout])

@@ -40,6 +40,11 @@ pub(super) fn flow(transport: Transport) -> Flow {
     }
 }
 
+/// The policy that large requests leave by TCP.
+pub(super) fn by_tcp() -> Large {
+    Large::Tcp { sent_by: "192.0.2.1:5070".into() }
+}
+
 pub(super) struct Bench {
     pub(super) layer: TransactionLayer,
     t0: Instant,
@@ -79,6 +84,16 @@ impl Bench {
 
     /// Sends a request with a body of `body` bytes; yields the transaction.
     pub(super) fn request(&mut self, method: Method, body: usize, large: Large) -> ClientId {
+        self.request_within(method, body, large, None)
+    }
+
+    pub(super) fn request_within(
+        &mut self,
+        method: Method,
+        body: usize,
+        large: Large,
+        timeout: Option<Duration>,
+    ) -> ClientId {
         let branch = self.layer.ids().branch(ShardHint(7));
         let transport = self.transport.via_token();
         let data = format!(
@@ -94,7 +109,7 @@ impl Bench {
             method,
             dest: Destination::Target { interface: InterfaceId(1), target },
             data: Bytes::from(data),
-            timeout: None,
+            timeout,
             large,
         };
         let id = self.layer.send_request(self.now, request).expect("room");
@@ -131,6 +146,11 @@ impl Bench {
     pub(super) fn fail_send(&mut self, nth: usize, error: SendError) {
         let token = self.tokens[nth].expect("transaction's message");
         assert!(self.layer.handle_send_failed(self.now, token, error));
+        self.drain();
+    }
+
+    pub(super) fn close(&mut self, flow: &Flow) {
+        self.layer.handle_conn_closed(self.now, flow);
         self.drain();
     }
 

@@ -1,6 +1,6 @@
 //! Client transactions through the layer: every timer, ACK, CANCEL, matching, transport errors.
 
-use super::harness::{Bench, parse};
+use super::harness::{Bench, by_tcp, flow, parse, peer};
 use crate::core::{Destination, SendError};
 use crate::net::Transport::{Tcp, Udp};
 use crate::sip::{HeaderName, Method};
@@ -209,17 +209,21 @@ fn rfc3261_17_1_4_transport_error_ends_the_attempt() {
 #[test]
 fn rfc3261_18_1_1_large_request_by_tcp_and_back_to_udp() {
     let mut b = Bench::new(Udp);
-    b.request(Method::Invite, 1_300, Large::Tcp);
+    b.request(Method::Invite, 1_300, by_tcp());
     let transport = |dest: &Destination| match dest {
         Destination::Target { target, .. } => target.transport,
         Destination::Flow(flow) => flow.transport,
     };
     assert_eq!(transport(&b.sent[0].0), Tcp);
-    assert_eq!(parse(&b.sent[0].1).via().expect("Via").transport, "TCP");
+    let message = parse(&b.sent[0].1);
+    let via = message.via().expect("Via");
+    assert_eq!((via.transport, via.host, via.port), ("TCP", "192.0.2.1", Some(5070)));
     b.run_to(100);
     b.fail_send(0, SendError::Unreachable);
     assert_eq!(transport(&b.sent[1].0), Udp);
-    assert_eq!(parse(&b.sent[1].1).via().expect("Via").transport, "UDP");
+    let message = parse(&b.sent[1].1);
+    let via = message.via().expect("Via");
+    assert_eq!((via.transport, via.host, via.port), ("UDP", "192.0.2.1", None));
     b.run_to(600);
     b.answer(1, 404);
     b.run_dry();
@@ -227,8 +231,15 @@ fn rfc3261_18_1_1_large_request_by_tcp_and_back_to_udp() {
         b.ladder(),
         ["0 -> INVITE", "100 -> INVITE", "600 -> INVITE", "600 -> ACK", "600 ! response 404"]
     );
+    // The address took no connection: the next one does not wait for it, a later one tries again.
+    b.request(Method::Message, 1_300, by_tcp());
+    assert_eq!(transport(&b.sent.last().expect("sent").0), Udp);
+    b.answer(b.sent.len() - 1, 200);
+    b.run_to(700_000);
+    b.request(Method::Message, 1_300, by_tcp());
+    assert_eq!(transport(&b.sent.last().expect("sent").0), Tcp);
     // A small one stays where it is, and so does a large one whose policy says so.
-    for (body, large) in [(10, Large::Tcp), (1_300, Large::Udp)] {
+    for (body, large) in [(10, by_tcp()), (1_300, Large::Udp)] {
         let mut b = Bench::new(Udp);
         b.request(Method::Invite, body, large);
         assert_eq!(transport(&b.sent[0].0), Udp);
@@ -238,7 +249,7 @@ fn rfc3261_18_1_1_large_request_by_tcp_and_back_to_udp() {
 #[test]
 fn rfc3261_18_1_1_large_non_invite_falls_back_too() {
     let mut b = Bench::new(Udp);
-    b.request(Method::Message, 1_300, Large::Tcp);
+    b.request(Method::Message, 1_300, by_tcp());
     b.fail_send(0, SendError::Timeout);
     b.answer(1, 200);
     b.run_dry();
@@ -400,4 +411,57 @@ fn zero_timers_do_not_spin() {
     b.run_dry();
     assert_eq!(b.ladder().last().map(String::as_str), Some("5 ! client timeout"));
     assert!(b.sent.len() <= 6);
+}
+
+#[test]
+fn a_custom_timeout_survives_the_way_back_to_udp() {
+    let mut b = Bench::new(Udp);
+    b.request_within(Method::Message, 1_300, by_tcp(), Some(std::time::Duration::from_secs(2)));
+    b.run_to(300);
+    b.fail_send(0, SendError::Unreachable);
+    b.run_dry();
+    assert_eq!(b.ladder().last().map(String::as_str), Some("2300 ! client timeout"));
+}
+
+#[test]
+fn rfc3261_18_4_a_closed_connection_fails_what_waits_on_it_at_once() {
+    let mut b = Bench::new(Tcp);
+    b.request(Method::Invite, 0, Large::Udp);
+    b.request(Method::Options, 0, Large::Udp);
+    b.request(Method::Invite, 0, Large::Udp);
+    b.answer(2, 180);
+    b.ladder();
+    let other = crate::net::Flow { remote: "192.0.2.99:5060".parse().expect("addr"), ..flow(Tcp) };
+    b.close(&other);
+    let other = crate::net::Flow { interface: crate::net::InterfaceId(9), ..flow(Tcp) };
+    b.close(&other);
+    assert_eq!(b.ladder(), [""; 0]);
+    b.close(&flow(Tcp));
+    assert_eq!(b.ladder(), ["0 ! client error Closed", "0 ! client error Closed"]);
+    // A ringing call goes on: the response comes by a new connection.
+    b.answer(2, 200);
+    assert_eq!(b.ladder(), ["0 ! response 200"]);
+    b.run_dry();
+}
+
+#[test]
+fn rfc7118_5_behind_a_closed_websocket_nobody_answers_any_more() {
+    use crate::net::Transport::Wss;
+    let mut b = Bench::new(Wss);
+    assert_eq!(peer(), flow(Wss).remote);
+    b.request(Method::Invite, 0, Large::Udp);
+    b.answer(0, 180);
+    b.close(&flow(Wss));
+    assert_eq!(b.ladder(), ["0 -> INVITE", "0 ! response 180", "0 ! client error Closed"]);
+    b.run_dry();
+}
+
+#[test]
+fn rfc3261_18_1_1_a_connection_that_closes_unanswered_leads_back_to_udp() {
+    let mut b = Bench::new(Udp);
+    b.request(Method::Invite, 1_300, by_tcp());
+    b.close(&flow(Tcp));
+    b.answer(1, 200);
+    b.run_dry();
+    assert_eq!(b.ladder(), ["0 -> INVITE", "0 -> INVITE", "0 ! response 200"]);
 }

@@ -297,3 +297,17 @@ fn the_last_tenth_is_for_requests_within_dialogs() {
     b.receive(options(11, ";tag=ours").as_bytes());
     assert_eq!((b.layer.stats().servers, b.layer.stats().refused_full), (10, 2));
 }
+
+#[test]
+fn rfc3261_18_2_2_a_final_response_that_was_not_written_goes_by_a_new_connection() {
+    let mut b = Bench::new(Tcp);
+    b.receive(request("BYE", Tcp, ";tag=ours").as_bytes());
+    let (id, bye) = b.incoming();
+    b.respond(&bye, id, 200).expect("alive");
+    b.run_to(900);
+    b.fail_send(0, SendError::Closed);
+    assert_eq!(b.sent[1].1, b.sent[0].1);
+    assert!(matches!(b.sent[1].0, Destination::Target { target, .. } if target.transport == Tcp));
+    b.run_dry();
+    assert_eq!(b.ladder(), ["0 ! request BYE", "0 -> 200", "900 -> 200"]);
+}
