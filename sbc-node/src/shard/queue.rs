@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use bytes::Bytes;
 use sbc_core::core::SendToken;
@@ -95,6 +95,7 @@ impl<M> Handle<M> {
     ///
     /// # Errors
     /// Gives the message back when the queue is full or the shard is gone.
+    #[expect(clippy::result_large_err, reason = "given back by value and handled at once")]
     pub fn parcel(&self, parcel: Parcel) -> Result<(), Parcel> {
         match self.messages.try_send(parcel) {
             Ok(()) => Ok(()),
@@ -125,17 +126,11 @@ impl<M> Mailbox<M> {
     }
 
     pub fn next_command(&self) -> Option<Command<M>> {
-        match self.control.try_recv() {
-            Ok(command) => Some(command),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-        }
+        self.control.try_recv().ok()
     }
 
     pub fn next_parcel(&self) -> Option<Parcel> {
-        match self.messages.try_recv() {
-            Ok(parcel) => Some(parcel),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-        }
+        self.messages.try_recv().ok()
     }
 }
 

@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -190,10 +190,7 @@ impl Writer {
                     Job::Stop => self.stopping = true,
                 }
                 if count < BATCH_MAX {
-                    next = match self.jobs.try_recv() {
-                        Ok(job) => Some(job),
-                        Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-                    };
+                    next = self.jobs.try_recv().ok();
                 }
             }
             if reopen && let Err(error) = self.file.reopen() {
@@ -205,8 +202,11 @@ impl Writer {
     }
 
     fn write(&mut self, mut lines: &[u8], count: u64) {
+        if count == 0 {
+            return;
+        }
         let mut attempts = 0;
-        while count > 0 {
+        loop {
             match self.file.write(&mut lines) {
                 Ok(()) => {
                     self.stats.failing.store(false, Ordering::Relaxed);
