@@ -5,7 +5,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use bytes::Bytes;
@@ -105,7 +105,8 @@ impl<M> Handle<M> {
 
     /// Makes the shard look into its queues, with one system call for many wakes.
     pub fn wake(&self) {
-        if !self.shared.awake.swap(true, Ordering::AcqRel) {
+        fence(Ordering::SeqCst);
+        if !self.shared.awake.swap(true, Ordering::SeqCst) {
             self.shared.waker.wake();
         }
     }
@@ -115,7 +116,10 @@ impl<M> Mailbox<M> {
     /// To be called before the queues are emptied: from here on a sender wakes us anew.
     pub fn open(&self) {
         self.shared.waker.clear();
-        self.shared.awake.store(false, Ordering::Release);
+        // A full barrier: the queues must not be looked into before a sender can see that it has
+        // to wake us again, or its item would lie there until the next wake.
+        self.shared.awake.swap(false, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
     }
 
     /// Wakes ourselves again, for what is left over.

@@ -257,15 +257,19 @@ impl<M: Machine> Shard<M> {
 
     fn take_queues(&mut self, now: Instant) {
         self.mailbox.open();
-        for _ in 0..QUEUE_BUDGET {
-            let Some(command) = self.mailbox.next_command() else { break };
+        let mut left = QUEUE_BUDGET;
+        while left > 0
+            && let Some(command) = self.mailbox.next_command()
+        {
+            left -= 1;
             self.command(command, now);
         }
-        for _ in 0..QUEUE_BUDGET {
-            let Some(input) = self.outside.next_input() else { break };
+        while left > 0
+            && let Some(input) = self.outside.next_input()
+        {
+            left -= 1;
             self.feed(input, now);
         }
-        let mut left = QUEUE_BUDGET;
         while left > 0
             && let Some(parcel) = self.mailbox.next_parcel()
         {

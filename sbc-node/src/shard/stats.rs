@@ -39,7 +39,7 @@ macro_rules! cells {
         impl ShardStats {
             /// Every cell: metric name, help, kind, value.
             pub fn each(&self, mut f: impl FnMut(&'static str, &'static str, Kind, u64)) {
-                $(f($metric, concat!($($help),+).trim(), Kind::$kind, self.$name.get());)+
+                $(f($metric, concat!($($help),+).trim().trim_end_matches('.'), Kind::$kind, self.$name.get());)+
             }
         }
     };
