@@ -32,8 +32,11 @@ pub(crate) enum Failure {
 
 impl From<tonic::Status> for Failure {
     fn from(status: tonic::Status) -> Self {
+        // Only what arose on our side has a source: a connection refused or cut off.
+        let ours = std::error::Error::source(&status).is_some();
         match status.code() {
             tonic::Code::Unavailable => Failure::Unreachable(status.message().to_owned()),
+            _ if ours => Failure::Unreachable(status.message().to_owned()),
             _ => Failure::Refused(status.message().to_owned()),
         }
     }

@@ -1,5 +1,7 @@
 //! The binaries as processes, and phones that speak just enough SIP to make calls through them.
 
+#![expect(dead_code, reason = "each test binary uses a part of this")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
@@ -63,7 +65,15 @@ impl Node {
 
     /// With more lines in `[node]`.
     pub fn start_with(node: &str) -> Node {
-        let mut node = Node::spawn(node, free_udp());
+        Node::started(Node::spawn(node, "", free_udp()))
+    }
+
+    /// With more lines in `[admin]`.
+    pub fn start_managed(admin: &str) -> Node {
+        Node::started(Node::spawn("", admin, free_udp()))
+    }
+
+    fn started(mut node: Node) -> Node {
         eventually("the node", || {
             assert_eq!(node.child.try_wait().unwrap(), None, "the node ended at its start");
             (sbcctl(&["--socket", node.socket.to_str().unwrap(), "status"]).0 == 0).then_some(())
@@ -73,14 +83,14 @@ impl Node {
 
     /// Starts a node whose inside address is taken; its exit code and what it said.
     pub fn fail_to_start(taken: SocketAddr) -> (Option<i32>, String) {
-        let mut node = Node::spawn("", taken);
+        let mut node = Node::spawn("", "", taken);
         let code = node.wait();
         let mut errors = String::new();
         node.child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
         (code, errors)
     }
 
-    fn spawn(node: &str, inside: SocketAddr) -> Node {
+    fn spawn(node: &str, admin: &str, inside: SocketAddr) -> Node {
         let dir = tempfile::tempdir().unwrap();
         let (outside, pbx, carrier) = (free_udp(), free_udp(), free_udp());
         let metrics = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -93,6 +103,7 @@ shards = 2
 {node}
 [admin]
 socket = "{at}/admin.sock"
+{admin}
 [metrics]
 listen = "{metrics}"
 [cdr]
