@@ -33,6 +33,8 @@ pub(crate) struct Shared {
     pub(crate) sessions: AtomicUsize,
     pub(crate) max_sessions: usize,
     pub(crate) quarantine: Duration,
+    /// How much of it is given up rather than refusing a call.
+    pub(crate) early: Duration,
     relays: Vec<Arc<Mailbox>>,
 }
 
@@ -88,12 +90,14 @@ impl MediaAnchor {
         let relays = (0..config.relay_threads.max(1))
             .map(|_| Mailbox::new().map(Arc::new))
             .collect::<Result<Vec<_>, _>>()?;
+        let quarantine = config.quarantine.max(MIN_QUARANTINE);
         let (changes, from_relays) = mpsc::channel();
         let shared = Arc::new(Shared {
             addresses: addresses.clone(),
             sessions: AtomicUsize::new(0),
             max_sessions: config.max_sessions,
-            quarantine: config.quarantine.max(MIN_QUARANTINE),
+            quarantine,
+            early: quarantine.saturating_sub(config.quarantine_min.max(MIN_QUARANTINE)),
             relays: relays.clone(),
         });
         let mut anchor = MediaAnchor { shared, totals: Vec::new(), threads: Vec::new(), kernel };

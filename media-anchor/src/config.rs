@@ -120,8 +120,11 @@ pub struct Config {
     /// Signalling shards that will ask for a [`crate::Handle`]; port ranges are sliced by it.
     pub shards: usize,
     pub max_sessions: usize,
-    /// How long a released port pair is not given out again; at least 100 ms.
+    /// How long a released port pair is not given out again.
     pub quarantine: Duration,
+    /// In a range that would be exhausted otherwise, pairs are given out again after this time
+    /// already, and counted; at least 100 ms.
+    pub quarantine_min: Duration,
     /// A relay thread that has served what was ready rests this long before it looks again: the
     /// added latency is between 0 and this, a lone packet has none. Zero never rests.
     pub coalesce: Duration,
@@ -141,6 +144,7 @@ impl Config {
             shards: 1,
             max_sessions: 50_000,
             quarantine: Duration::from_secs(10),
+            quarantine_min: Duration::from_secs(1),
             coalesce: Duration::from_millis(2),
             learning: Learning::default(),
             policy: AddressPolicy::default(),

@@ -171,7 +171,7 @@ impl Handle {
         let (door_index, door) = self.shared.addresses.door(spec)?;
         let pair = match port {
             Some(port) => open_at(door, kind, port)?,
-            None => open_pair(door, kind, self.shard)?,
+            None => open_pair(door, kind, self.shard, self.shared.early)?,
         };
         let new = SideEntry {
             spec,
@@ -373,10 +373,19 @@ fn local(door: &Door, port: u16) -> Local {
 }
 
 /// A free pair; pairs that other processes hold are skipped and counted.
-fn open_pair(door: &Door, kind: StreamKind, shard: usize) -> Result<Pair, MediaError> {
+fn open_pair(
+    door: &Door,
+    kind: StreamKind,
+    shard: usize,
+    early: Duration,
+) -> Result<Pair, MediaError> {
     let now = Instant::now();
     for _ in 0..ATTEMPTS {
-        let port = door.ports.take(shard, now).ok_or(MediaError::NoPorts)?;
+        let port = door
+            .ports
+            .take(shard, now)
+            .or_else(|| door.ports.take_early(shard, now, early))
+            .ok_or(MediaError::NoPorts)?;
         match open_sockets(door, kind, port) {
             Ok(pair) => return Ok(pair),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {

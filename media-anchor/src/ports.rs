@@ -25,6 +25,7 @@ pub(crate) struct PortPool {
     slices: Box<[Mutex<Slice>]>,
     first: u16,
     occupied: AtomicU64,
+    early: AtomicU64,
 }
 
 /// Pairs of one shard.
@@ -53,6 +54,8 @@ pub struct PortCounts {
     pub quarantined: usize,
     /// Times that a pair was found held by another process.
     pub occupied: u64,
+    /// Times that a pair was given out before its quarantine was over.
+    pub early: u64,
 }
 
 impl PortPool {
@@ -72,7 +75,12 @@ impl PortPool {
                 Mutex::new(Slice { free, occupied: VecDeque::new(), pairs, used: 0 })
             })
             .collect();
-        PortPool { slices, first: u16::try_from(first).unwrap_or(0), occupied: AtomicU64::new(0) }
+        PortPool {
+            slices,
+            first: u16::try_from(first).unwrap_or(0),
+            occupied: AtomicU64::new(0),
+            early: AtomicU64::new(0),
+        }
     }
 
     /// The even port of a free pair, from slice `home` if it has one.
@@ -83,6 +91,13 @@ impl PortPool {
             let pair = self.lock(slice)?.pop(now, count)?;
             Some(self.first + pair * 2)
         })
+    }
+
+    /// As `take` when that has none: a pair whose quarantine has at most `early` left. Counted.
+    pub(crate) fn take_early(&self, home: usize, now: Instant, early: Duration) -> Option<u16> {
+        let port = self.take(home, now + early)?;
+        self.early.fetch_add(1, Ordering::Relaxed);
+        Some(port)
     }
 
     /// Takes the pair of a given even port (a call taken over from another node), quarantined or
@@ -125,8 +140,11 @@ impl PortPool {
 
     /// How many pairs are where.
     pub(crate) fn counts(&self, now: Instant) -> PortCounts {
-        let mut counts =
-            PortCounts { occupied: self.occupied.load(Ordering::Relaxed), ..PortCounts::default() };
+        let mut counts = PortCounts {
+            occupied: self.occupied.load(Ordering::Relaxed),
+            early: self.early.load(Ordering::Relaxed),
+            ..PortCounts::default()
+        };
         for slice in (0..self.slices.len()).filter_map(|index| self.lock(index)) {
             counts.total += slice.pairs.len();
             counts.used += slice.used;
@@ -218,11 +236,26 @@ mod tests {
         assert_eq!(pool.take(0, now + QUARANTINE - Duration::from_millis(1)), None);
         assert_eq!(pool.take(0, now + QUARANTINE), one);
         assert_ne!(one, two);
-        let counts = PortCounts { total: 2, used: 2, quarantined: 0, occupied: 0 };
+        let counts = PortCounts { total: 2, used: 2, quarantined: 0, ..PortCounts::default() };
         assert_eq!(pool.counts(now), counts);
         pool.release(two.unwrap_or(0), now + QUARANTINE);
         assert_eq!((pool.counts(now).used, pool.counts(now).quarantined), (1, 1));
         assert_eq!(pool.counts(now + QUARANTINE).quarantined, 0);
+    }
+
+    #[test]
+    fn an_exhausted_range_gives_pairs_out_early_the_oldest_first() {
+        let now = Instant::now();
+        let pool = PortPool::new(&(10000..=10003), 1, 7);
+        let ports: Vec<u16> = std::iter::from_fn(|| pool.take(0, now)).collect();
+        let later = now + Duration::from_secs(3);
+        pool.release(ports[1], now + QUARANTINE);
+        pool.release(ports[0], later + QUARANTINE);
+        let early = QUARANTINE - Duration::from_secs(1);
+        assert_eq!(pool.take(0, later), None);
+        assert_eq!(pool.take_early(0, later, early), Some(ports[1]));
+        assert_eq!(pool.take_early(0, later, early), None, "released a moment ago");
+        assert_eq!(pool.counts(later).early, 1);
     }
 
     #[test]

@@ -215,7 +215,10 @@ fn addresses_that_media_may_not_go_to_are_refused_by_name() {
 
 #[test]
 fn a_port_rests_in_quarantine_and_a_full_range_says_so() {
-    let mut bench = Bench::new(11, 21_000..=21_003);
+    let mut config = config(11, 21_000..=21_003);
+    config.quarantine = Duration::from_secs(600);
+    config.quarantine_min = config.quarantine;
+    let mut bench = Bench::with(11, config);
     bench.handle.open(ID, None).expect("opens");
     let first = bench.handle.bind(ID, 0, StreamKind::Audio, Side::A, SPEC).expect("binds");
     let again = bench.handle.bind(ID, 0, StreamKind::Audio, Side::A, SPEC).expect("binds");

@@ -38,6 +38,12 @@ impl Ours {
     }
 }
 
+impl Ours {
+    pub(crate) fn close(&mut self, index: usize) {
+        self.handle.close(SessionId(index as u64));
+    }
+}
+
 impl Relay for Ours {
     fn call(&mut self, index: usize, a: SocketAddr, b: SocketAddr) -> Call {
         let id = SessionId(index as u64);
