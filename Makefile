@@ -32,7 +32,7 @@ fix: ## format, and apply what clippy can
 	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
 
 sim: deps ## many seeds of the cluster simulation (SEED=n replays one)
-	SEED=$(SEED) cargo test --release -p sbc-cluster --test sim -- --nocapture
+	SEED=$(SEED) SEEDS=$(or $(SEEDS),2000) cargo test --release -p sbc-cluster --lib sim::invariants -- --nocapture
 
 e2e: deps ## only the end-to-end tests
 	@tests/scripts/test.sh e2e

@@ -24,6 +24,8 @@ mod driver;
 mod event;
 mod handle;
 mod hex;
+#[cfg(test)]
+mod sim;
 mod state;
 mod store;
 mod types;

@@ -15,11 +15,6 @@ pub mod admin {
 /// Records of the SBC in the replicated tables (`proto/record.proto`).
 pub mod record {
     pub mod v1 {
-        #![expect(
-            clippy::allow_attributes,
-            clippy::allow_attributes_without_reason,
-            reason = "generated code"
-        )]
         tonic::include_proto!("sbc.record.v1");
     }
 }

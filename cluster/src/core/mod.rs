@@ -248,7 +248,11 @@ impl Core {
         };
         let applied = recovered.snapshot.index;
         let conf = recovered.snapshot.conf.clone();
-        let log = MirrorLog::new(recovered.snapshot, recovered.hard_state, recovered.entries);
+        let mut hard_state = recovered.hard_state;
+        // A commit index alone is not worth a write; what a snapshot holds was committed.
+        hard_state.commit = hard_state.commit.max(applied);
+        hard_state.term = hard_state.term.max(recovered.snapshot.term);
+        let log = MirrorLog::new(recovered.snapshot, hard_state, recovered.entries);
         let snapshot_base_bytes = 0;
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let raft = RawNode::new(&raft_config, log, &logger)?;
@@ -410,8 +414,15 @@ impl Core {
     }
 
     #[cfg(test)]
-    pub(crate) fn waiting(&self) -> usize {
-        self.unpersisted.len() + self.outputs.len()
+    pub(crate) fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// Bytes of log, proposals pending, outputs and messages waiting.
+    #[cfg(test)]
+    pub(crate) fn sizes(&self) -> (u64, usize, usize) {
+        let waiting = self.unpersisted.len() + self.outputs.len();
+        (self.raft.store().bytes(), self.session.len(), waiting)
     }
 
     pub(crate) fn counters(&self) -> Counters {

@@ -66,7 +66,7 @@ impl Core {
             let mut shared = self.tables.write().unwrap_or_else(|e| e.into_inner());
             *shared = *tables;
         }
-        self.settle_session(position.index);
+        self.settle_session();
         self.note_applied();
         self.note_installed();
     }

@@ -196,8 +196,9 @@ impl Core {
         }
     }
 
-    /// After a snapshot: what our session says was applied, was applied; how it ended is unknown.
-    pub(super) fn settle_session(&mut self, index: u64) {
+    /// After a snapshot: what our session says was applied, was applied; whether it was rejected is
+    /// not known, so that nobody may count on it.
+    pub(super) fn settle_session(&mut self) {
         let (boot, seq) = {
             let tables = self.tables.read().unwrap_or_else(|e| e.into_inner());
             tables.session_of(self.config.id)
@@ -208,9 +209,8 @@ impl Core {
         self.session.done = self.session.done.max(seq);
         let rest = self.session.pending.split_off(&(seq + 1));
         let applied = std::mem::replace(&mut self.session.pending, rest);
-        let outcome = Outcome::Done { changed: true };
         for pending in applied.into_values() {
-            self.reply(pending.reply, Ok(Committed { index, outcome }));
+            self.reply(pending.reply, Err(ProposeError::Timeout));
         }
         self.session.resend_all();
     }

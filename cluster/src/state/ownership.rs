@@ -39,10 +39,17 @@ impl Tables {
         if self.len(Table::Nodes) >= Table::Nodes.rows_max() {
             return Err(Rejection::Full);
         }
-        // Whoever comes back under the same name has lost its disk: its former self is gone.
-        let former: Vec<NodeId> =
-            self.nodes().filter(|(_, node)| node.name == op.name).map(|(id, _)| id).collect();
-        for id in former {
+        // Whoever comes back under the same name has lost its disk: its former self is gone. It is
+        // not while it holds its lease: then two nodes claim one name.
+        let former: Vec<(NodeId, NodeState)> = self
+            .nodes()
+            .filter(|(_, node)| node.name == op.name)
+            .map(|(id, node)| (id, node.state))
+            .collect();
+        if former.iter().any(|(_, state)| state.is_live()) {
+            return Err(Rejection::Conflict);
+        }
+        for (id, _) in former {
             self.forget_node(id, effects);
         }
         let id = NodeId(self.rows.next_node);

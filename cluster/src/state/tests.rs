@@ -1,1 +1,353 @@
-//! placeholder
+//! Golden cases of the state machine, and the property that a snapshot in the middle changes
+//! nothing.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use prost::Message as _;
+use sbc_proto::cluster::v1 as pb;
+use sbc_proto::cluster::v1::command::Op;
+
+use super::*;
+use crate::command::Command;
+use crate::types::{AorKey, DialogKey, NodeId, Outcome, Rejection};
+
+const DONE: Outcome = Outcome::Done { changed: true };
+const NOTHING: Outcome = Outcome::Done { changed: false };
+
+fn node(n: u64) -> Node {
+    Node {
+        name: format!("n{n}"),
+        address: format!("192.0.2.{n}:7000"),
+        state: NodeState::Up,
+        epoch: 1,
+        voter: true,
+        software: String::new(),
+    }
+}
+
+/// Tables of three nodes, and the log that made them.
+struct Machine {
+    tables: Tables,
+    index: u64,
+    seq: [u64; 4],
+}
+
+impl Machine {
+    fn new() -> Self {
+        let members: Vec<_> = (1..=3).map(|n| (NodeId(n), node(n))).collect();
+        Machine { tables: Tables::genesis(b"test", &members), index: 1, seq: [0; 4] }
+    }
+
+    fn entry(&mut self, writer: u64, epoch: u64, command: Command) -> Bytes {
+        let seq = &mut self.seq[usize::try_from(writer).unwrap()];
+        *seq += 1;
+        let proposal = pb::Proposal {
+            version: 1,
+            node: writer,
+            boot: 1,
+            seq: *seq,
+            prev: *seq - 1,
+            epoch,
+            command: Some(command.0),
+        };
+        proposal.encode_to_vec().into()
+    }
+
+    fn apply(&mut self, data: Bytes) -> Applied {
+        self.index += 1;
+        self.tables.apply(self.index, data).unwrap()
+    }
+
+    fn write(&mut self, writer: u64, command: Command) -> Outcome {
+        let data = self.entry(writer, 1, command);
+        self.apply(data).outcome.unwrap()
+    }
+
+    fn system(&mut self, op: Op) -> Applied {
+        let proposal = pb::Proposal {
+            version: 1,
+            command: Some(pb::Command { op: Some(op) }),
+            ..pb::Proposal::default()
+        };
+        self.apply(proposal.encode_to_vec().into())
+    }
+
+    fn down(&mut self, id: u64) -> Applied {
+        self.system(Op::NodeDown(pb::NodeDown { id, epoch: 1 }))
+    }
+
+    fn clock(&mut self, now_ms: u64) {
+        self.system(Op::Clock(pb::Clock { now_ms }));
+    }
+
+    fn holder(&self, address: &str) -> Option<u64> {
+        self.tables.address(address).and_then(|row| row.holder).map(|node| node.0)
+    }
+}
+
+fn key(n: u8) -> DialogKey {
+    DialogKey([n; 16])
+}
+
+fn put(n: u8, group: u32) -> Command {
+    Command::put_dialog(key(n), group, &[u64::from(n), 1_000 + u64::from(n)], vec![n; 40].into())
+}
+
+#[test]
+fn dialogs_are_found_by_their_lookups_and_end_once() {
+    let mut m = Machine::new();
+    assert_eq!(m.write(1, put(7, 0)), DONE);
+    assert_eq!(m.tables.find_dialog(1_007).unwrap().0, key(7));
+    assert_eq!(m.write(1, Command::delete_dialog(key(7))), DONE);
+    assert_eq!(m.write(1, Command::delete_dialog(key(7))), NOTHING);
+    assert!(m.tables.find_dialog(7).is_none());
+}
+
+#[test]
+fn only_the_owner_writes_and_only_in_its_epoch() {
+    let mut m = Machine::new();
+    let fenced = Outcome::Rejected(Rejection::Fenced);
+    m.write(1, put(7, 0));
+    assert_eq!(m.write(2, put(7, 0)), fenced);
+    assert_eq!(m.write(2, Command::delete_dialog(key(7))), fenced);
+    let applied = m.down(1);
+    let moved = applied.effects.iter().any(|effect| {
+        matches!(effect, Effect::Moved { from: NodeId(1), dialogs, .. } if *dialogs == [key(7)])
+    });
+    assert!(moved, "{:?}", applied.effects);
+    m.system(Op::NodeUp(pb::NodeUp { id: 1, epoch: 2 }));
+    // What it wrote before it was declared down comes too late.
+    assert_eq!(m.write(1, put(8, 0)), fenced);
+    let data = m.entry(1, 2, put(9, 0));
+    assert_eq!(m.apply(data).outcome, Some(DONE));
+}
+
+#[test]
+fn sessions_apply_once_and_in_order() {
+    let mut m = Machine::new();
+    let first = m.entry(1, 1, put(1, 0));
+    let second = m.entry(1, 1, put(2, 0));
+    assert_eq!(m.apply(second.clone()).outcome, None, "before its turn");
+    assert_eq!(m.apply(first.clone()).outcome, Some(DONE));
+    assert_eq!(m.apply(second).outcome, Some(DONE));
+    m.write(1, Command::delete_dialog(key(1)));
+    assert_eq!(m.apply(first).outcome, None, "a repetition");
+    assert!(m.tables.dialog(&key(1)).is_none());
+}
+
+#[test]
+fn addresses_and_their_dialogs_go_together() {
+    let mut m = Machine::new();
+    m.write(1, Command::put_address("sip", 1, Some(NodeId(1))));
+    m.write(1, Command::put_address("media", 1, None));
+    m.write(1, Command::put_address("other", 2, Some(NodeId(2))));
+    assert_eq!(
+        (m.holder("sip"), m.holder("media"), m.holder("other")),
+        (Some(1), Some(1), Some(2))
+    );
+    for n in 1..=20 {
+        m.write(1, put(n, 1));
+    }
+    m.down(1);
+    // The third holds nothing yet and gets it.
+    assert_eq!((m.holder("sip"), m.holder("media")), (Some(3), Some(3)));
+    assert_eq!(m.tables.dialogs_of(NodeId(3)).count(), 20);
+    m.system(Op::NodeUp(pb::NodeUp { id: 1, epoch: 2 }));
+    assert_eq!(m.holder("sip"), Some(3), "no fall-back");
+}
+
+#[test]
+fn a_living_holder_lets_go_first() {
+    let mut m = Machine::new();
+    m.write(1, Command::put_address("sip", 1, Some(NodeId(1))));
+    m.write(1, put(1, 1));
+    m.write(2, Command::move_addresses(1, NodeId(2)));
+    assert_eq!(m.holder("sip"), Some(1));
+    assert!(!m.tables.address("sip").unwrap().is_held_by(NodeId(1)));
+    m.system(Op::ReleaseAddresses(pb::ReleaseAddresses { group: 1, node: 1 }));
+    assert!(m.tables.address("sip").unwrap().is_held_by(NodeId(2)));
+    assert_eq!(m.tables.dialog(&key(1)).unwrap().owner, NodeId(2));
+    m.write(1, Command::delete_address("sip"));
+    let again = m.write(1, Command::put_address("sip", 1, None));
+    assert_eq!(again, Outcome::Rejected(Rejection::Conflict), "it is still held");
+}
+
+#[test]
+fn a_drained_node_carries_nothing() {
+    let mut m = Machine::new();
+    m.write(1, Command::put_address("sip", 1, Some(NodeId(1))));
+    for n in 1..=40 {
+        m.write(1, put(n, 0));
+    }
+    assert_eq!(m.write(2, Command::drain(NodeId(1), false)), DONE);
+    assert_eq!(m.holder("sip"), Some(1), "it keeps what it has until it says so");
+    m.system(Op::HandOver(pb::HandOver { id: 1 }));
+    assert_eq!(m.tables.node(NodeId(1)).unwrap().state, NodeState::Drained);
+    assert_ne!(m.holder("sip"), Some(1));
+    assert_eq!(m.tables.dialogs_of(NodeId(1)).count(), 0);
+    let shares = [2, 3].map(|n| m.tables.dialogs_of(NodeId(n)).count());
+    assert!(shares.iter().all(|share| *share >= 10), "{shares:?}");
+}
+
+#[test]
+fn bindings_lie_together_and_run_out() {
+    let mut m = Machine::new();
+    m.clock(1_000);
+    let aor = AorKey([5; 16]);
+    let ttl = Duration::from_secs(60);
+    for contact in [3, 1, u64::MAX] {
+        m.write(1, Command::put_binding(aor, contact, ttl, Bytes::from_static(b"c")));
+    }
+    m.write(1, Command::put_binding(AorKey([6; 16]), 9, ttl, Bytes::new()));
+    let contacts: Vec<u64> = m.tables.bindings(aor).map(|(contact, _)| contact).collect();
+    assert_eq!(contacts, [1, 3, u64::MAX]);
+    m.clock(61_000);
+    assert_eq!(m.tables.bindings(aor).count(), 0, "not shown any more");
+    for now_ms in 61_001..61_020 {
+        m.clock(now_ms);
+    }
+    assert_eq!(m.tables.len(Table::Bindings), 0, "and swept");
+}
+
+#[test]
+fn tokens_let_one_node_in() {
+    let mut m = Machine::new();
+    let token = Bytes::copy_from_slice(&[9; 32]);
+    let hash = token.clone();
+    m.system(Op::PutToken(pb::PutToken { hash, ttl_ms: 1_000 }));
+    let add = |name: &str, token: &Bytes| {
+        Op::AddNode(pb::AddNode {
+            name: name.to_owned(),
+            address: "192.0.2.4:7000".to_owned(),
+            voter: true,
+            token: token.clone(),
+        })
+    };
+    let in_use = m.system(add("n1", &token)).outcome;
+    assert_eq!(in_use, Some(Outcome::Rejected(Rejection::Conflict)), "a living node's name");
+    assert_eq!(m.system(add("n4", &token)).outcome, Some(Outcome::Node(NodeId(4))));
+    assert_eq!(m.system(add("n4", &token)).outcome, Some(Outcome::Node(NodeId(4))), "asked again");
+    let refused = Some(Outcome::Rejected(Rejection::Token));
+    assert_eq!(m.system(add("n5", &token)).outcome, refused);
+    // A node that lost its disk comes back as another.
+    m.down(1);
+    let second = Bytes::copy_from_slice(&[8; 32]);
+    let hash = second.clone();
+    m.system(Op::PutToken(pb::PutToken { hash, ttl_ms: 1_000 }));
+    assert_eq!(m.system(add("n1", &second)).outcome, Some(Outcome::Node(NodeId(5))));
+    assert!(m.tables.node(NodeId(1)).is_none());
+}
+
+#[test]
+fn secrets_of_the_cluster_are_not_settings() {
+    let mut m = Machine::new();
+    m.tables.preset("cluster/ca-key", b"secret");
+    assert_eq!(m.tables.setting("cluster/ca-key"), None);
+    assert_eq!(m.tables.settings("").count(), 0);
+    let stolen = m.write(1, Command::put_setting("cluster/ca-key", Bytes::new()));
+    assert_eq!(stolen, Outcome::Rejected(Rejection::Malformed));
+}
+
+#[test]
+fn a_later_version_stops_and_rubbish_does_not() {
+    let mut m = Machine::new();
+    let rubbish = m.apply(Bytes::from_static(b"\xff\xff\xff"));
+    assert_eq!(rubbish.outcome, Some(Outcome::Rejected(Rejection::Malformed)));
+    let proposal = pb::Proposal { version: FORMAT_VERSION + 1, ..pb::Proposal::default() };
+    assert!(m.tables.apply(9, proposal.encode_to_vec().into()).is_err());
+}
+
+fn snapshot(tables: &Tables) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    tables.freeze().write(&Position::genesis(&[NodeId(1)]), &mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn damage_to_a_snapshot_is_found() {
+    let mut m = Machine::new();
+    m.write(1, put(7, 0));
+    let whole = snapshot(&m.tables);
+    let (tables, position) = Tables::restore(&mut whole.as_slice()).unwrap();
+    assert_eq!((tables.digest(), position.index), (m.tables.digest(), 1));
+    for at in 0..whole.len() {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 0x10;
+        let restored = Tables::restore(&mut damaged.as_slice());
+        // The header's term and members are not part of the tables.
+        let differs = restored.map_or(true, |(tables, _)| tables.digest() == m.tables.digest());
+        assert!(differs, "byte {at}");
+        assert!(Tables::restore(&mut &whole[..at]).is_err(), "cut at {at}");
+    }
+}
+
+fn any_command() -> impl Strategy<Value = (u64, Command)> {
+    let command = prop_oneof![
+        4 => (0u8..12, 0u32..3).prop_map(|(n, group)| put(n, group)),
+        2 => (0u8..12).prop_map(|n| Command::delete_dialog(key(n))),
+        3 => (0u8..4, 0u64..4, 1u64..90).prop_map(|(aor, contact, seconds)| {
+            let ttl = Duration::from_secs(seconds);
+            Command::put_binding(AorKey([aor; 16]), contact, ttl, vec![aor; 9].into())
+        }),
+        1 => (0u8..4).prop_map(|aor| Command::delete_bindings(AorKey([aor; 16]))),
+        1 => (0u8..4).prop_map(|n| {
+            Command::put_ban(&[n], Duration::from_secs(30), Bytes::new())
+        }),
+        1 => (0u64..3, 0u32..3).prop_map(|(trunk, calls)| Command::set_counts(&[(trunk, calls)])),
+        1 => (0u32..4, 1u64..4).prop_map(|(group, to)| Command::move_addresses(group, NodeId(to))),
+        1 => (0u8..3, 1u32..3).prop_map(|(n, group)| {
+            Command::put_address(&format!("a{n}"), group, None)
+        }),
+        1 => (0u8..3).prop_map(|n| Command::delete_address(&format!("a{n}"))),
+        1 => (1u64..4, any::<bool>()).prop_map(|(n, undo)| Command::drain(NodeId(n), undo)),
+        1 => (1u64..4).prop_map(|n| Command::remove_node(NodeId(n))),
+        1 => (1u64..4, 1u64..3).prop_map(|(id, epoch)| {
+            Command::new(Op::NodeDown(pb::NodeDown { id, epoch }))
+        }),
+        1 => (1u64..4, 1u64..3).prop_map(|(id, epoch)| {
+            Command::new(Op::NodeUp(pb::NodeUp { id, epoch }))
+        }),
+        1 => (1u64..4).prop_map(|id| Command::new(Op::HandOver(pb::HandOver { id }))),
+        1 => (0u64..200_000).prop_map(|now_ms| Command::new(Op::Clock(pb::Clock { now_ms }))),
+    ];
+    (1u64..4, command)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    /// The same log gives the same tables, whether or not a snapshot lay in between, and a table
+    /// written twice gives the same bytes.
+    #[test]
+    fn snapshot_and_replay_equal_direct(
+        commands in prop::collection::vec(any_command(), 1..80),
+        cut in 0usize..80,
+    ) {
+        let mut direct = Machine::new();
+        let mut log = Vec::new();
+        for (writer, command) in commands {
+            let data = direct.entry(writer, 1, command);
+            log.push(data.clone());
+            direct.apply(data);
+        }
+        let mut other = Machine::new();
+        for (n, data) in log.into_iter().enumerate() {
+            if n == cut {
+                let bytes = snapshot(&other.tables);
+                other.tables = Tables::restore(&mut bytes.as_slice()).unwrap().0;
+                prop_assert_eq!(snapshot(&other.tables), bytes);
+            }
+            other.apply(data);
+        }
+        prop_assert_eq!(other.tables.digest(), direct.tables.digest());
+        prop_assert_eq!(snapshot(&other.tables), snapshot(&direct.tables));
+        for n in 0..12u8 {
+            let find = |m: &Machine| m.tables.find_dialog(u64::from(n)).map(|(key, _)| key);
+            prop_assert_eq!(find(&other), find(&direct));
+        }
+    }
+}

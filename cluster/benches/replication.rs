@@ -1,0 +1,157 @@
+//! What replication costs on this machine, fsync on: committed dialog writes per second and their
+//! latency with three nodes over loopback TLS, memory per row, and how long a joiner takes to catch
+//! up. Prints one `name value unit` line each. `CALLS`, `DIALOGS` and `BINDINGS` set the sizes.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::mpsc::sync_channel;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use sbc_cluster::{AorKey, Cluster, Command, Config, DialogKey, Discovery, Handle, Origin, Table};
+
+const WAIT: Duration = Duration::from_secs(120);
+const RECORD_BYTES: usize = 1_200;
+const BINDING_BYTES: usize = 250;
+
+fn size(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+fn config(dir: &Path, name: &str) -> Config {
+    let mut config = Config::new(dir.join(name), name);
+    let socket = TcpListener::bind("127.0.0.1:0").expect("bind");
+    config.listen = Some(socket.local_addr().expect("address"));
+    config
+}
+
+fn join(first: &Handle, via: &Config, dir: &Path, name: &str) -> Handle {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let token = runtime
+        .expect("runtime")
+        .block_on(first.create_join_token(Duration::from_secs(60)))
+        .expect("token");
+    let seeds = Discovery::Static(vec![via.listen.expect("listens").to_string()]);
+    let mut config = config(dir, name);
+    config.origin = Origin::Join { token, seeds };
+    Cluster::start(config).expect("joins")
+}
+
+fn until(mut met: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !met() {
+        assert!(start.elapsed() < WAIT, "took too long");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn key(n: u64) -> DialogKey {
+    DialogKey((u128::from(n) << 64 | 0x5bc).to_be_bytes())
+}
+
+fn dialog(n: u64) -> Command {
+    let value = Bytes::from(vec![u8::try_from(n % 251).unwrap_or(0); RECORD_BYTES]);
+    Command::put_dialog(key(n), 0, &[n, n ^ u64::MAX, n.rotate_left(32)], value)
+}
+
+fn binding(n: u64) -> Command {
+    let aor = AorKey((u128::from(n) << 64 | 0xa0).to_be_bytes());
+    let value = Bytes::from(vec![b'b'; BINDING_BYTES]);
+    Command::put_binding(aor, 1, Duration::from_secs(3_600), value)
+}
+
+/// Writes `count` commands with at most `window` unanswered; returns the sorted latencies.
+fn write(
+    node: &Handle,
+    count: u64,
+    window: usize,
+    command: impl Fn(u64) -> Command,
+) -> Vec<Duration> {
+    let (done, answers) = sync_channel(window * 2);
+    let mut latencies = Vec::new();
+    let mut take = |failed: bool, latency: Duration| {
+        assert!(!failed, "a write failed");
+        latencies.push(latency);
+    };
+    for n in 0..count {
+        if n >= window as u64 {
+            let (failed, latency) = answers.recv().expect("an answer");
+            take(failed, latency);
+        }
+        let (begun, done) = (Instant::now(), done.clone());
+        node.submit(command(n), WAIT, move |result| {
+            // The queue has room for all that is under way.
+            let _ = done.try_send((result.is_err(), begun.elapsed()));
+        });
+    }
+    for _ in 0..count.min(window as u64) {
+        let (failed, latency) = answers.recv().expect("an answer");
+        take(failed, latency);
+    }
+    latencies.sort();
+    latencies
+}
+
+fn report(name: &str, latencies: &[Duration], elapsed: Duration) {
+    let at = |per_mille: usize| latencies[(latencies.len() - 1) * per_mille / 1_000].as_micros();
+    let rate = latencies.len() as f64 / elapsed.as_secs_f64();
+    println!("{name}.rate {rate:.0} writes/s");
+    println!("{name}.p50 {} us", at(500));
+    println!("{name}.p99 {} us", at(990));
+}
+
+fn resident_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = text.split_whitespace().nth(1).and_then(|word| word.parse::<u64>().ok());
+    pages.unwrap_or(0) * 4_096
+}
+
+fn main() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (calls, dialogs, bindings) =
+        (size("CALLS", 5_000), size("DIALOGS", 100_000), size("BINDINGS", 300_000));
+
+    // Memory, on a node alone.
+    let mut alone_config = Config::new(dir.path().join("alone"), "alone");
+    alone_config.limits.snapshot_log_bytes = 8 * 1024 * 1024;
+    alone_config.limits.keep_log_bytes = 1024 * 1024;
+    let alone = Cluster::start(alone_config).expect("starts");
+    write(&alone, 2_000, 1_000, dialog);
+    let before = resident_bytes();
+    write(&alone, dialogs, 2_000, dialog);
+    let between = resident_bytes();
+    write(&alone, bindings, 2_000, binding);
+    let after = resident_bytes();
+    println!("memory.dialog {} bytes", between.saturating_sub(before) / dialogs.max(1));
+    println!("memory.binding {} bytes", after.saturating_sub(between) / bindings.max(1));
+    alone.stop();
+
+    // Throughput and latency of three.
+    let first_config = config(dir.path(), "a");
+    let a = Cluster::start(first_config.clone()).expect("starts");
+    let b = join(&a, &first_config, dir.path(), "b");
+    let c = join(&a, &first_config, dir.path(), "c");
+    until(|| a.status().core.voters.len() == 3 && c.lease_valid() && b.lease_valid());
+    for (name, node) in [("leader", &a), ("follower", &b)] {
+        for (load, window) in [("one", 1), ("hundred", 100)] {
+            let begun = Instant::now();
+            let count = if window == 1 { calls / 10 } else { calls };
+            let offset = if name == "leader" { 0 } else { 10_000_000 };
+            let latencies = write(node, count, window, |n| dialog(n + offset));
+            report(&format!("{name}.{load}"), &latencies, begun.elapsed());
+        }
+    }
+
+    // Catching up.
+    write(&a, dialogs, 2_000, dialog);
+    write(&a, bindings, 2_000, binding);
+    let begun = Instant::now();
+    let d = join(&a, &first_config, dir.path(), "d");
+    until(|| {
+        let full = |node: &Handle| {
+            node.read(|tables| (tables.len(Table::Dialogs), tables.len(Table::Bindings)))
+        };
+        full(&d) == full(&a)
+    });
+    println!("catchup.time {} ms", begun.elapsed().as_millis());
+}

@@ -1,0 +1,135 @@
+//! The deterministic simulation: our own cores on a virtual clock, a seeded network that loses,
+//! delays, reorders and doubles messages and splits, disks that forget what was not synced, nodes
+//! that crash and sleep, wall clocks that jump. One seed is one run, the same each time.
+//!
+//! ```text
+//! cargo test -p sbc-cluster sim::                     a fixed few seeds
+//! SEEDS=2000 cargo test --release -p sbc-cluster sim:: thousands
+//! SEED=17 cargo test -p sbc-cluster sim::             one again
+//! ```
+//!
+//! `disk.rs` the forgetful disk, `world.rs` time, network and nodes, `faults.rs` what goes wrong,
+//! `checks.rs` what must hold nevertheless.
+
+mod checks;
+mod disk;
+mod faults;
+mod world;
+
+use std::panic::AssertUnwindSafe;
+
+use world::World;
+
+/// A bug put in on purpose, to see that the simulation finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Plant {
+    None,
+    /// Writes are reported durable before they are.
+    AckBeforePersist,
+    /// Addresses are handed on before the lease has run out.
+    EarlyHandover,
+}
+
+/// Splitmix64: all the chance there is in a run.
+#[derive(Clone)]
+struct Chance(u64);
+
+impl Chance {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n.max(1)
+    }
+
+    fn range(&mut self, from: u64, to: u64) -> u64 {
+        from + self.below(to - from)
+    }
+
+    fn pick<T: Copy>(&mut self, list: &[T]) -> T {
+        let n = usize::try_from(self.below(list.len() as u64)).expect("an index");
+        list[n]
+    }
+
+    /// True in `percent` of a hundred cases.
+    fn percent(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+}
+
+/// Runs one seed; the error says what did not hold.
+fn run(seed: u64, plant: Plant) -> Result<World, String> {
+    let nodes = if seed.is_multiple_of(3) { 5 } else { 3 };
+    let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        let mut world = World::new(seed, nodes, plant);
+        world.run().map(|()| world)
+    }));
+    match result {
+        Ok(result) => result,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            Err(text.unwrap_or_else(|| "panic".to_owned()))
+        }
+    }
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+#[test]
+fn invariants_hold_under_faults() {
+    let seeds = match number("SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("SEEDS").unwrap_or(24),
+    };
+    let total = seeds.end - seeds.start;
+    let mut failed = Vec::new();
+    let (mut acked, mut faults) = (0, 0);
+    for seed in seeds {
+        match run(seed, Plant::None) {
+            Ok(world) => {
+                acked += world.acked();
+                faults += world.faults();
+            }
+            Err(reason) => {
+                println!("SEED={seed}: {reason}");
+                failed.push(seed);
+            }
+        }
+    }
+    println!("{total} seeds, {acked} acknowledged writes, {faults} faults");
+    assert_eq!(failed, Vec::<u64>::new(), "seeds that failed");
+    // The run means something only when much was written and much went wrong.
+    assert!(acked > total * 100 && faults > total * 3, "{acked} writes, {faults} faults");
+}
+
+#[test]
+fn a_seed_repeats_itself() {
+    let one = run(5, Plant::None).expect("holds");
+    let two = run(5, Plant::None).expect("holds");
+    assert_eq!(one.fingerprint(), two.fingerprint());
+}
+
+/// How many seeds it takes until a planted bug is found.
+fn seeds_to_find(plant: Plant) -> Option<(u64, String)> {
+    (0..60).find_map(|seed| run(seed, plant).err().map(|reason| (seed + 1, reason)))
+}
+
+#[test]
+fn finds_acknowledgement_before_persistence() {
+    let found = seeds_to_find(Plant::AckBeforePersist);
+    println!("{found:?}");
+    assert!(found.is_some());
+}
+
+#[test]
+fn finds_handover_before_the_lease_ends() {
+    let (_, reason) = seeds_to_find(Plant::EarlyHandover).expect("found");
+    assert!(reason.contains("held by two"), "{reason}");
+}

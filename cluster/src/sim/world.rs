@@ -1,0 +1,466 @@
+//! Time, network and nodes of a run.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+use sbc_proto::cluster::v1 as pb;
+
+use super::checks::Checks;
+use super::disk::Disk;
+use super::faults::Faults;
+use super::{Chance, Plant};
+use crate::command::Command;
+use crate::core::{Core, CoreConfig, Input, LeaseCell, Output, ReplyId};
+use crate::state::{Node, NodeState, Position, Tables};
+use crate::types::{DialogKey, NodeId};
+
+pub(super) const ADDRESSES: [(&str, u32); 2] = [("192.0.2.1", 1), ("192.0.2.2", 2)];
+
+const FAULTS_UNTIL: Duration = Duration::from_secs(20);
+const ENDS: Duration = Duration::from_secs(40);
+
+pub(super) struct Host {
+    pub(super) core: Option<Core>,
+    pub(super) disk: Disk,
+    /// Its own clock: offset, and parts per thousand that it runs fast or slow.
+    offset: Duration,
+    drift: i64,
+    wall_ms: u64,
+    pub(super) paused_until: Duration,
+    pub(super) slow_disk: bool,
+    syncing: bool,
+    waiting: Vec<Input>,
+    wake_at: Duration,
+    /// Counts lives, so that what belongs to an earlier one is dropped.
+    life: u64,
+}
+
+enum Happening {
+    Deliver(NodeId, Input),
+    Wake(NodeId),
+    /// The end of a pause.
+    Resume(NodeId),
+    Synced(NodeId, u64),
+    SnapshotWritten(NodeId, u64, Box<(crate::state::Frozen, Position)>),
+    Start(NodeId),
+    Client,
+    Fault,
+}
+
+pub(super) struct World {
+    pub(super) now: Duration,
+    pub(super) chance: Chance,
+    pub(super) hosts: BTreeMap<NodeId, Host>,
+    queue: BTreeMap<(Duration, u64), Happening>,
+    next: u64,
+    plant: Plant,
+    pub(super) side: BTreeSet<NodeId>,
+    pub(super) loss_percent: u64,
+    pub(super) checks: Checks,
+    faults: Faults,
+    next_reply: u64,
+    fingerprint: u64,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, nodes: u64, plant: Plant) -> Self {
+        let mut chance = Chance(seed ^ 0x5bc5_bc5b);
+        let ids: Vec<NodeId> = (1..=nodes).map(NodeId).collect();
+        let members: Vec<(NodeId, Node)> = ids.iter().map(|id| (*id, member(*id))).collect();
+        let tables = Tables::genesis(b"simulation", &members);
+        let position = Position::genesis(&ids);
+        let mut world = World {
+            now: Duration::ZERO,
+            hosts: BTreeMap::new(),
+            queue: BTreeMap::new(),
+            next: 0,
+            plant,
+            side: BTreeSet::new(),
+            loss_percent: chance.below(6),
+            checks: Checks::default(),
+            faults: Faults::default(),
+            next_reply: 1,
+            fingerprint: 0,
+            chance,
+        };
+        for id in ids {
+            let host = Host {
+                core: None,
+                disk: Disk::first(&tables, &position),
+                offset: Duration::from_millis(world.chance.below(1_000_000)),
+                drift: i64::try_from(world.chance.below(11)).expect("small") - 5,
+                wall_ms: 1_700_000_000_000,
+                paused_until: Duration::ZERO,
+                slow_disk: false,
+                syncing: false,
+                waiting: Vec::new(),
+                wake_at: Duration::MAX,
+                life: 0,
+            };
+            world.hosts.insert(id, host);
+            world.at(Duration::ZERO, Happening::Start(id));
+        }
+        world.after_ms(500, Happening::Client);
+        world.after_ms(2_000, Happening::Fault);
+        world
+    }
+
+    pub(super) fn acked(&self) -> u64 {
+        self.checks.acked()
+    }
+
+    pub(super) fn faults(&self) -> u64 {
+        self.faults.count
+    }
+
+    /// Depends on everything that happened.
+    pub(super) fn fingerprint(&self) -> u64 {
+        self.fingerprint
+    }
+
+    pub(super) fn run(&mut self) -> Result<(), String> {
+        while let Some((&(at, n), _)) = self.queue.first_key_value() {
+            if at > ENDS {
+                break;
+            }
+            self.now = at;
+            self.fingerprint = crate::state::spread(
+                self.fingerprint,
+                u64::try_from(at.as_nanos()).expect("short runs") ^ n,
+            );
+            if let Some(happening) = self.queue.remove(&(at, n)) {
+                self.happen(happening)?;
+            }
+            Checks::one_holder(self)?;
+        }
+        Checks::converged(self)
+    }
+
+    fn at(&mut self, at: Duration, happening: Happening) {
+        self.next += 1;
+        self.queue.insert((at, self.next), happening);
+    }
+
+    fn after_ms(&mut self, ms: u64, happening: Happening) {
+        self.at(self.now + Duration::from_millis(ms), happening);
+    }
+
+    fn happen(&mut self, happening: Happening) -> Result<(), String> {
+        match happening {
+            Happening::Deliver(to, input) => self.give(to, input),
+            Happening::Wake(id) => {
+                // An earlier one was asked for meanwhile, and has come.
+                let now = self.now;
+                if self.host(id).wake_at != now {
+                    return Ok(());
+                }
+                self.host(id).wake_at = Duration::MAX;
+                self.give(id, Input::Tick)
+            }
+            Happening::Resume(id) => self.give(id, Input::Tick),
+            Happening::Synced(id, life) => self.synced(id, life),
+            Happening::SnapshotWritten(id, life, snapshot) => {
+                if self.host(id).life != life {
+                    return Ok(());
+                }
+                let (rows, position) = *snapshot;
+                self.host(id).disk.save(&rows, &position);
+                self.give(id, Input::SnapshotTaken(position))
+            }
+            Happening::Start(id) => self.start(id),
+            Happening::Client => self.client(),
+            Happening::Fault => {
+                if self.now < FAULTS_UNTIL {
+                    Faults::strike(self)?;
+                    let pause = self.chance.range(200, 1_500);
+                    self.after_ms(pause, Happening::Fault);
+                } else {
+                    Faults::heal(self);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn host(&mut self, id: NodeId) -> &mut Host {
+        self.hosts.get_mut(&id).expect("a host")
+    }
+
+    pub(super) fn count_fault(&mut self) {
+        self.faults.count += 1;
+    }
+
+    pub(super) fn ids(&self) -> Vec<NodeId> {
+        self.hosts.keys().copied().collect()
+    }
+
+    pub(super) fn start_after(&mut self, id: NodeId, ms: u64) {
+        self.after_ms(ms, Happening::Start(id));
+    }
+
+    fn start(&mut self, id: NodeId) -> Result<(), String> {
+        let now = self.now;
+        let early = self.plant == Plant::EarlyHandover;
+        let host = self.host(id);
+        if host.core.is_some() {
+            return Ok(());
+        }
+        let recovered = host.disk.recover();
+        let local = host.local(now);
+        let config = CoreConfig {
+            id,
+            boot: host.disk.boot,
+            tick: Duration::from_millis(25),
+            heartbeat_ticks: 4,
+            election_ticks: 16,
+            lease: Duration::from_millis(1_000),
+            handover: Duration::from_millis(if early { 500 } else { 1_200 }),
+            wall_ms_at_zero: host.wall_ms,
+            snapshot_log_bytes: 16 * 1024,
+            keep_log_bytes: 4 * 1024,
+            pending_max: 4_096,
+        };
+        let core = Core::new(config, recovered, LeaseCell::default(), local);
+        host.core = Some(core.map_err(|e| e.to_string())?);
+        host.wake_at = Duration::MAX;
+        self.give(id, Input::Tick)
+    }
+
+    pub(super) fn crash(&mut self, id: NodeId) {
+        let mut chance = self.chance.clone();
+        let host = self.host(id);
+        host.core = None;
+        host.life += 1;
+        host.syncing = false;
+        host.waiting.clear();
+        host.paused_until = Duration::ZERO;
+        host.disk.crash(&mut chance);
+        // A clock that was set while the node was down.
+        host.wall_ms = 1_700_000_000_000 + chance.below(86_400_000 * 2);
+        self.chance = chance;
+    }
+
+    /// Gives a node an input, unless it is down, or asleep: then later.
+    pub(super) fn give(&mut self, id: NodeId, input: Input) -> Result<(), String> {
+        let now = self.now;
+        let host = self.host(id);
+        let Some(core) = &mut host.core else {
+            return Ok(());
+        };
+        if host.paused_until > now {
+            if host.waiting.is_empty() {
+                let until = host.paused_until;
+                self.at(until, Happening::Resume(id));
+            }
+            self.host(id).waiting.push(input);
+            return Ok(());
+        }
+        let local = local(host.offset, host.drift, now);
+        for input in std::mem::take(&mut host.waiting).into_iter().chain([input]) {
+            core.handle(local, input).map_err(|e| e.to_string())?;
+        }
+        core.flush().map_err(|e| e.to_string())?;
+        self.drain(id)?;
+        Checks::digests(self, id)?;
+        Checks::bounded(self, id)?;
+        self.schedule_wake(id);
+        Ok(())
+    }
+
+    fn schedule_wake(&mut self, id: NodeId) {
+        let now = self.now;
+        let host = self.host(id);
+        let Some(core) = &host.core else {
+            return;
+        };
+        let wait = core.deadline().saturating_sub(host.local(now));
+        let wake_at = now + wait + Duration::from_micros(200);
+        if wake_at < host.wake_at {
+            host.wake_at = wake_at;
+            self.at(wake_at, Happening::Wake(id));
+        }
+    }
+
+    fn drain(&mut self, id: NodeId) -> Result<(), String> {
+        loop {
+            let host = self.host(id);
+            let Some(output) = host.core.as_mut().and_then(Core::poll) else {
+                return Ok(());
+            };
+            match output {
+                Output::Send { to, bytes } => self.transmit(id, to, bytes),
+                Output::SendSnapshot { to, message, index } => {
+                    self.transmit_snapshot(id, to, message, index);
+                }
+                Output::Persist(persist) => {
+                    let number = persist.number;
+                    host.disk.cache(persist);
+                    self.begin_sync(id);
+                    if self.plant == Plant::AckBeforePersist {
+                        self.at(self.now, Happening::Deliver(id, Input::Persisted(number)));
+                    }
+                }
+                Output::TakeSnapshot { rows, position } => {
+                    let life = host.life;
+                    let ms = self.chance.range(5, 300);
+                    let snapshot = Box::new((rows, position));
+                    self.after_ms(ms, Happening::SnapshotWritten(id, life, snapshot));
+                }
+                Output::Compact { snapshot, entries } => {
+                    if let Some(number) = host.disk.compact(snapshot, entries) {
+                        let input = Input::Persisted(number);
+                        self.at(self.now, Happening::Deliver(id, input));
+                    }
+                }
+                Output::Reply { id: reply, result } => self.checks.answered(reply, result),
+                Output::Event(event) => self.checks.told(id, event),
+            }
+        }
+    }
+
+    fn begin_sync(&mut self, id: NodeId) {
+        let ms_max = if self.host(id).slow_disk { 400 } else { 8 };
+        let us = self.chance.range(200, ms_max * 1_000);
+        let host = self.host(id);
+        if !host.syncing {
+            host.syncing = true;
+            let life = host.life;
+            let at = self.now + Duration::from_micros(us);
+            self.at(at, Happening::Synced(id, life));
+        }
+    }
+
+    fn synced(&mut self, id: NodeId, life: u64) -> Result<(), String> {
+        let host = self.host(id);
+        if host.life != life {
+            return Ok(());
+        }
+        host.syncing = false;
+        match host.disk.sync() {
+            Some(number) => self.give(id, Input::Persisted(number)),
+            None => Ok(()),
+        }
+    }
+
+    fn cut(&self, a: NodeId, b: NodeId) -> bool {
+        self.side.contains(&a) != self.side.contains(&b)
+    }
+
+    fn transmit(&mut self, from: NodeId, to: NodeId, bytes: Bytes) {
+        let copies = if self.chance.percent(2) { 2 } else { 1 };
+        for _ in 0..copies {
+            if self.cut(from, to) || self.chance.percent(self.loss_percent) {
+                continue;
+            }
+            let us = if self.chance.percent(3) {
+                self.chance.range(10_000, 800_000)
+            } else {
+                self.chance.range(300, 8_000)
+            };
+            let input = Input::Message { from, bytes: bytes.clone() };
+            let at = self.now + Duration::from_micros(us);
+            self.at(at, Happening::Deliver(to, input));
+        }
+    }
+
+    fn transmit_snapshot(&mut self, from: NodeId, to: NodeId, message: Bytes, index: u64) {
+        let ms = self.chance.range(20, 400);
+        let file = self.host(from).disk.snapshots.get(&index).cloned();
+        let lost = self.cut(from, to) || self.chance.percent(20);
+        let ok = match file {
+            Some(file) if !lost && self.host(to).core.is_some() => {
+                let (tables, position) =
+                    Tables::restore(&mut file.as_slice()).expect("a whole snapshot");
+                self.host(to).disk.snapshots.insert(position.index, file);
+                let input = Input::Snapshot { from, message, tables: Box::new(tables), position };
+                self.after_ms(ms, Happening::Deliver(to, input));
+                true
+            }
+            Some(_) | None => false,
+        };
+        self.after_ms(ms, Happening::Deliver(from, Input::SnapshotSent { to, ok }));
+    }
+
+    /// A client writes to some node: a new dialog, a change of one that the node owns, its end.
+    fn client(&mut self) -> Result<(), String> {
+        let pause = self.chance.range(5, 40);
+        if self.now < ENDS - Duration::from_secs(8) {
+            self.after_ms(pause, Happening::Client);
+        }
+        let ids = self.ids();
+        let id = self.chance.pick(&ids);
+        let now = self.now;
+        let host = self.host(id);
+        if host.core.is_none() || host.paused_until > now {
+            return Ok(());
+        }
+        if let Some((address, group)) = self.checks.undeclared_address() {
+            return self.propose(id, Command::put_address(address, group, None), None);
+        }
+        let core_tables = self.host(id).core.as_ref().map(Core::tables).expect("runs");
+        let owned: Vec<DialogKey> = {
+            let tables = core_tables.read().expect("not poisoned");
+            tables
+                .dialogs_of(id)
+                .map(|(key, _)| *key)
+                .filter(|key| self.checks.lives(key))
+                .collect()
+        };
+        let version = self.checks.next_version();
+        let fresh = owned.is_empty() || (owned.len() < 60 && self.chance.percent(40));
+        let key = if fresh {
+            DialogKey((u128::from(version) << 64 | u128::from(id.0)).to_be_bytes())
+        } else {
+            self.chance.pick(&owned)
+        };
+        if !fresh && (owned.len() > 100 || self.chance.percent(10)) {
+            let command = Command::delete_dialog(key);
+            return self.propose(id, command, Some((key, version, true)));
+        }
+        let group = u32::try_from(self.chance.below(3)).expect("small");
+        let value = Bytes::copy_from_slice(&version.to_be_bytes());
+        let command = Command::put_dialog(key, group, &[version], value);
+        self.propose(id, command, Some((key, version, false)))
+    }
+
+    fn propose(
+        &mut self,
+        id: NodeId,
+        command: Command,
+        write: Option<(DialogKey, u64, bool)>,
+    ) -> Result<(), String> {
+        let reply = ReplyId(self.next_reply);
+        self.next_reply += 1;
+        if let Some((key, version, delete)) = write {
+            self.checks.asked(reply, key, version, delete);
+        }
+        let command: pb::Command = command.0;
+        let timeout = Duration::from_millis(500);
+        self.give(id, Input::Propose { id: reply, command, timeout })
+    }
+}
+
+impl Host {
+    pub(super) fn local(&self, now: Duration) -> Duration {
+        local(self.offset, self.drift, now)
+    }
+}
+
+/// A clock that is off, and runs up to half a percent fast or slow.
+fn local(offset: Duration, drift: i64, now: Duration) -> Duration {
+    let skew = i64::try_from(now.as_nanos()).expect("short runs") / 1_000 * drift;
+    let nanos = i64::try_from(now.as_nanos()).expect("short runs") + skew;
+    offset + Duration::from_nanos(u64::try_from(nanos).expect("drift is small"))
+}
+
+fn member(id: NodeId) -> Node {
+    Node {
+        name: format!("n{id}"),
+        address: format!("n{id}:1"),
+        state: NodeState::Up,
+        epoch: 1,
+        voter: true,
+        software: String::new(),
+    }
+}
