@@ -12,7 +12,7 @@ use sbc_core::routing::{
 };
 
 const PREFIXES: u32 = 1_000_000;
-const LOOKUPS: usize = 200_000;
+const LOOKUPS: u32 = 200_000;
 const ROUNDS: usize = 9;
 
 /// CPU time of this thread: other work on the machine does not count.
@@ -23,16 +23,16 @@ fn cpu_time() -> Duration {
 }
 
 /// Median nanoseconds of one of `n` runs of `f`, over several rounds.
-fn median_ns(n: usize, mut f: impl FnMut(usize)) -> f64 {
+fn median_ns(n: u32, mut f: impl FnMut(usize)) -> f64 {
     let mut rounds: Vec<Duration> = (0..ROUNDS)
         .map(|_| {
             let start = cpu_time();
-            (0..n).for_each(&mut f);
+            (0..n as usize).for_each(&mut f);
             cpu_time() - start
         })
         .collect();
     rounds.sort();
-    rounds[ROUNDS / 2].as_nanos() as f64 / n as f64
+    rounds[ROUNDS / 2].as_nanos() as f64 / f64::from(n)
 }
 
 /// A spread of numbers without a generator: multiplication by an odd constant.
@@ -82,12 +82,12 @@ fn main() {
         load.as_secs_f64(),
         table.memory_bytes() as f64 / 1e6
     );
-    let numbers: Vec<String> = (0..LOOKUPS).map(|n| number(n as u32 * 5).to_string()).collect();
+    let numbers: Vec<String> = (0..LOOKUPS).map(|n| number(n * 5).to_string()).collect();
     let hits = numbers.iter().filter(|n| table.lookup(n).is_some()).count();
     let lookup = median_ns(LOOKUPS, |i| {
         black_box(table.lookup(black_box(&numbers[i])));
     });
-    println!("prefix lookup: {lookup:.0} ns ({} % found)", hits * 100 / LOOKUPS);
+    println!("prefix lookup: {lookup:.0} ns ({} % found)", hits * 100 / LOOKUPS as usize);
 
     let mut trunks: Vec<TrunkConfig> =
         (0..3).map(|n| trunk(&format!("carrier-{n}"), 1, format!("198.51.100.{n}"))).collect();

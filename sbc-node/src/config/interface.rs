@@ -71,7 +71,7 @@ fn check_advertise(cx: &mut Context<'_>, advertise: &OneOrMany<Spanned<Advertise
 }
 
 /// What is advertised for a local address: the address of its family, or else the name.
-fn advertised<'a>(raw: &'a raw::Interface, local: IpAddr) -> Option<&'a Advertise> {
+fn advertised(raw: &raw::Interface, local: IpAddr) -> Option<&Advertise> {
     let all = || raw.advertise.0.iter().map(Spanned::get_ref);
     all()
         .find(|a| matches!(a.host, Host::Ip(ip) if ip.is_ipv4() == local.is_ipv4()))
