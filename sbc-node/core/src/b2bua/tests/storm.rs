@@ -437,10 +437,12 @@ fn run(seed: u64, calls: u32, faults: Faults) -> (Vec<Cdr>, String) {
     let mut world = World::new(seed, faults);
     let now = world.now();
     let mut settings = Settings::new();
-    settings.seed = seed;
+    settings.seed = seed.to_le_bytes()[0];
     settings.calls.ring_timeout = Duration::from_secs(20);
     let config = std::sync::Arc::new(settings.config(now));
-    let core = Core::new(config, seed, WallClock { at: now, unix_ms: 0 });
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    let core = Core::new(config, key, WallClock { at: now, unix_ms: 0 });
     let anchor = FakeAnchor::default();
     let sbc = Sbc { core, anchor, cdrs: Vec::new(), commits: Vec::new(), last: None };
     let local = |who: Who| who.flow().local;
