@@ -54,12 +54,14 @@ impl Driver {
                     let batch = self.gather(first);
                     self.offload.apply(&batch, &mut outcomes);
                 }
-                Err(RecvTimeoutError::Timeout) => {
-                    next_tick = Instant::now() + TICK;
-                    self.offload.poll(&mut outcomes);
-                    self.read_counters();
-                }
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
+            }
+            // Also when changes never cease.
+            if Instant::now() >= next_tick {
+                next_tick = Instant::now() + TICK;
+                self.offload.poll(&mut outcomes);
+                self.read_counters();
             }
             self.hand_back(&mut outcomes);
         }

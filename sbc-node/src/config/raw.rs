@@ -126,9 +126,13 @@ pub(super) struct Media {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kernel {
-    /// Where the kernel lets us; userspace otherwise.
+    /// The fastest way that the kernel lets us use; userspace otherwise.
     #[default]
     Auto,
+    /// By a TC program or in userspace.
+    Ebpf,
+    /// By nftables or in userspace.
+    Nftables,
     /// Never.
     Off,
     /// The node does not start without.

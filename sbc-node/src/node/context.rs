@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use media_anchor::MediaAnchor;
+use media_anchor::kernel::{Reason, Report};
 use sbc_core::core::{Core, Input};
 use sbc_core::media::Anchor;
 use tokio::sync::{Mutex, oneshot};
@@ -53,6 +54,7 @@ pub(super) struct Made {
     pub(super) shards: Vec<Handle<Core>>,
     pub(super) stats: Vec<Arc<ShardStats>>,
     pub(super) anchor: Arc<MediaAnchor>,
+    pub(super) kernel: Arc<Report>,
     pub(super) calls: Arc<CallMetrics>,
     pub(super) traces: TraceHub,
     pub(super) cdrs: CdrSink,
@@ -65,6 +67,8 @@ pub struct Context {
     pub shards: Vec<Handle<Core>>,
     pub stats: Vec<Arc<ShardStats>>,
     pub anchor: Arc<MediaAnchor>,
+    /// Which kernel way is in use, and why.
+    pub kernel: Arc<Report>,
     pub traces: TraceHub,
     pub cdrs: CdrSink,
     pub log: LogControl,
@@ -93,6 +97,7 @@ impl Context {
             shards: made.shards,
             stats: made.stats,
             anchor: made.anchor,
+            kernel: made.kernel,
             traces: made.traces,
             cdrs: made.cdrs,
             log: made.log,
@@ -216,6 +221,7 @@ impl Context {
             value: number(u64::try_from(self.traces.watchers()).unwrap_or(0)),
         });
         self.media_samples(&mut samples);
+        self.kernel_samples(&mut samples);
         self.trunk_samples(&mut samples);
         self.fetched.set(samples);
         self.metrics.text()
@@ -248,6 +254,39 @@ impl Context {
             push(name, help, g, state("used"), counts.used.try_into().unwrap_or(0));
             let rest = counts.total.saturating_sub(counts.used);
             push(name, help, g, state("free"), rest.try_into().unwrap_or(0));
+        }
+    }
+
+    fn kernel_samples(&self, out: &mut Vec<Sample>) {
+        let status = self.kernel.status();
+        let mut push = |name, help, kind, labels, value: u64| {
+            out.push(Sample { name, help, kind, labels, value: number(value) });
+        };
+        let (c, g) = (Kind::Counter, Kind::Gauge);
+        let way = vec![("way", status.way.to_owned())];
+        push("sbc_kernel_flows", "Flows in the kernel, by the way in use", g, way, status.flows);
+        let totals = status.totals;
+        for (what, value) in [
+            ("installed", totals.installed),
+            ("removed", totals.removed),
+            ("replanned", totals.replanned),
+            ("evicted", totals.evicted),
+        ] {
+            let labels = vec![("change", what.to_owned())];
+            push("sbc_kernel_flow_changes", "Changes of flows in the kernel", c, labels, value);
+        }
+        for (what, value) in [
+            ("missing", totals.missing),
+            ("leaked", totals.leaked),
+            ("table", totals.rebuilt),
+            ("split", totals.split),
+        ] {
+            let labels = vec![("what", what.to_owned())];
+            push("sbc_kernel_repairs", "Repairs of the kernel's table", c, labels, value);
+        }
+        for (reason, value) in Reason::ALL.into_iter().zip(status.refused) {
+            let labels = vec![("reason", reason.label().to_owned())];
+            push("sbc_kernel_refused_flows", "Flows left to userspace", c, labels, value);
         }
     }
 

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use media_anchor::MediaAnchor;
+use media_anchor::{MediaAnchor, kernel};
 use rand::Rng;
 use sbc_core::b2bua::WallClock;
 use sbc_core::core::Core;
@@ -18,7 +18,7 @@ use super::context::{Context, Made};
 use super::reload::{Running, core_config};
 use crate::admin;
 use crate::anchor::ShardAnchor;
-use crate::config::Config;
+use crate::config::{Config, Kernel};
 use crate::resolve::{Answer, Request, dns};
 use crate::shard::command::Command;
 use crate::shard::commit::{Alone, Store};
@@ -66,7 +66,8 @@ pub(super) fn start(
         seed: rand::rng().next_u64(),
         ..config.media.clone()
     };
-    let anchor = Arc::new(MediaAnchor::start(media, None).context("media relay")?);
+    let kernel = kernel_relay(&config)?;
+    let anchor = Arc::new(MediaAnchor::start(media, kernel.offload).context("media relay")?);
     let calls = Arc::new(CallMetrics::default());
     let traces = TraceHub::default();
     let stats: Vec<_> = (0..shards).map(|_| Arc::new(ShardStats::default())).collect();
@@ -116,6 +117,7 @@ pub(super) fn start(
         shards: handles,
         stats,
         anchor,
+        kernel: kernel.report,
         calls,
         traces,
         cdrs: cdrs.sink(),
@@ -131,6 +133,29 @@ pub(super) fn start(
         "running"
     );
     Ok(Parts { context, cdrs, threads, ends })
+}
+
+/// Opens the kernel relay that the configuration asks for; why it is or is not used is logged by
+/// itself.
+fn kernel_relay(config: &Config) -> anyhow::Result<kernel::Opened> {
+    let way = match config.kernel {
+        Kernel::Auto | Kernel::Required => kernel::Way::Auto,
+        Kernel::Ebpf => kernel::Way::Ebpf,
+        Kernel::Nftables => kernel::Way::Nftables,
+        Kernel::Off => kernel::Way::Off,
+    };
+    // Nodes that share a network namespace must not share a table.
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+    let node: String = config.node.name.chars().take(64).map(plain).collect();
+    let opened = kernel::open(&kernel::KernelConfig {
+        way,
+        table: format!("sbc_media_{node}"),
+        ..kernel::KernelConfig::default()
+    });
+    if config.kernel == Kernel::Required && opened.offload.is_none() {
+        anyhow::bail!("media.kernel is required: {}", opened.report.status().reason);
+    }
+    Ok(opened)
 }
 
 /// A thread per shard, which tells when it ends by itself.
