@@ -27,10 +27,12 @@ impl Relay {
             return;
         }
         if !changes.is_empty() {
-            if changes.all {
+            if changes.all || changes.devices {
                 self.sync_devices();
             }
-            self.replan(&changes);
+            if changes.all || !changes.prefixes.is_empty() {
+                self.replan(&changes);
+            }
         }
         if now.duration_since(self.checked_at) >= self.settings.check_every {
             self.checked_at = now;

@@ -19,15 +19,17 @@ use super::plan::{NextHop, Reason};
 /// What has changed since the last look.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Changes {
-    /// Devices or addresses: everything is to be planned again.
+    /// Devices or addresses in use: everything is to be planned again.
     pub(crate) all: bool,
+    /// Devices came, went, or are not what they were.
+    pub(crate) devices: bool,
     /// Destinations whose routes may have changed.
     pub(crate) prefixes: Vec<Prefix>,
 }
 
 impl Changes {
     pub(crate) fn is_empty(&self) -> bool {
-        !self.all && self.prefixes.is_empty()
+        !self.all && !self.devices && self.prefixes.is_empty()
     }
 
     /// Whether the way to `dst` may have changed.
@@ -96,6 +98,8 @@ pub(crate) struct Stack {
     links: HashMap<u32, Link>,
     addrs: HashMap<IpAddr, u32>,
     hops: HashMap<(IpAddr, IpAddr), Result<NextHop, Reason>>,
+    /// The cache was full once: it no longer knows all devices in use.
+    hops_partial: bool,
 }
 
 const GROUPS: u32 = group(1) // links
@@ -136,13 +140,15 @@ impl Stack {
             links: HashMap::new(),
             addrs: HashMap::new(),
             hops: HashMap::new(),
+            hops_partial: false,
         };
         stack.refresh()?;
         Ok(stack)
     }
 
-    /// Reads devices and addresses again; true when something that matters differs.
-    fn refresh(&mut self) -> io::Result<bool> {
+    /// Reads devices and addresses again; says what of them has changed. Hosts of containers make
+    /// and remove devices all the time that no flow knows.
+    fn refresh(&mut self) -> io::Result<Changes> {
         let mut links = HashMap::new();
         self.dump(libc::RTM_GETLINK, IFINFO_LEN, |message| {
             if let Some(link) = parse_link(message) {
@@ -158,13 +164,26 @@ impl Stack {
         let mut addrs = HashMap::new();
         self.dump(libc::RTM_GETADDR, IFADDR_LEN, |message| {
             if let Some((ip, index)) = parse_addr(message) {
-                addrs.entry(ip).or_insert(index);
+                // Every device has a link-local address; media does not use them.
+                if !is_link_local(ip) {
+                    addrs.entry(ip).or_insert(index);
+                }
             }
         })?;
-        let changed = links != self.links || addrs != self.addrs;
+        let differs = |index: &u32| self.links.get(index) != links.get(index);
+        let in_use = |index: &u32| {
+            self.hops_partial || self.hops.values().flatten().any(|hop| hop.oif == *index)
+        };
+        let changed: Vec<u32> = self.links.keys().copied().filter(|i| differs(i)).collect();
+        let came = links.keys().any(|index| !self.links.contains_key(index));
+        let changes = Changes {
+            all: addrs != self.addrs || changed.iter().any(in_use),
+            devices: came || !changed.is_empty(),
+            prefixes: Vec::new(),
+        };
         self.links = links;
         self.addrs = addrs;
-        Ok(changed)
+        Ok(changes)
     }
 
     fn dump(
@@ -257,6 +276,7 @@ impl Network for Stack {
         let found = self.look_up(src, dst);
         if self.hops.len() >= HOPS_MAX {
             self.hops.clear();
+            self.hops_partial = true;
         }
         self.hops.insert((src, dst), found);
         found
@@ -303,15 +323,25 @@ impl Network for Stack {
         }
         if look_again {
             match self.refresh() {
-                Ok(changed) => changes.all |= changed,
+                Ok(seen) => {
+                    changes.all |= seen.all;
+                    changes.devices = seen.devices;
+                }
                 Err(error) => tracing::warn!(%error, "devices and addresses can't be read"),
             }
         }
         changes.all |= changes.prefixes.len() > PREFIXES_MAX;
         if !changes.is_empty() {
-            self.hops.retain(|(_, dst), _| !changes.touch(*dst));
+            self.hops.retain(|(_, dst), hop| hop.is_ok() && !changes.touch(*dst));
         }
         changes
+    }
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
     }
 }
 

@@ -378,7 +378,7 @@ impl BanSet {
     /// To be called about once a second: devices that came or went, a table that is gone, prefixes
     /// that come out of another's shadow.
     pub fn poll(&mut self) -> Result<(), BanError> {
-        if self.network.poll().all {
+        if !self.network.poll().is_empty() {
             self.sync_devices();
         }
         let now = Instant::now();
