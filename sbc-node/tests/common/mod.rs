@@ -1,5 +1,7 @@
 //! What the tests of the edge share: an echo machine on shards of its own, sockets that speak SIP.
 
+#![expect(dead_code, reason = "each test binary uses a part of this")]
+
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,11 +27,11 @@ use sbc_node::transport;
 use tokio::sync::mpsc;
 
 /// Longest wait for anything.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Answers each message with `SIP/2.0 200 OK` and its own number of the shard; remembers inputs.
 #[derive(Default)]
-pub struct Echo {
+pub(crate) struct Echo {
     pub shard: usize,
     pub outputs: VecDeque<Output>,
     pub failed: Vec<(SendToken, SendError)>,
@@ -83,7 +85,7 @@ impl Machine for Echo {
 }
 
 /// No media.
-pub struct NoMedia;
+pub(crate) struct NoMedia;
 
 impl Anchor for NoMedia {
     fn open(&mut self, _: MediaId, _: Option<Duration>) -> Result<(), MediaError> {
@@ -153,7 +155,7 @@ impl Outside for TestOutside {
 }
 
 /// How the shards of a test are made.
-pub struct Bench {
+pub(crate) struct Bench {
     pub shards: usize,
     pub listen: Vec<(Transport, &'static str)>,
     pub transport: transport::Settings,
@@ -174,7 +176,7 @@ impl Default for Bench {
 }
 
 /// Running shards; stopped when dropped.
-pub struct Running {
+pub(crate) struct Running {
     pub handles: Vec<Handle<Echo>>,
     pub stats: Vec<Arc<ShardStats>>,
     pub locals: Vec<(InterfaceId, Transport, SocketAddr)>,
@@ -183,7 +185,7 @@ pub struct Running {
 
 impl Bench {
     /// Binds free ports (the same for every shard) and starts the threads.
-    pub fn start(self) -> Running {
+    pub(crate) fn start(self) -> Running {
         let listeners: Vec<Listener> = self
             .listen
             .iter()
@@ -234,12 +236,12 @@ impl Bench {
 }
 
 impl Running {
-    pub fn local(&self, transport: Transport) -> SocketAddr {
+    pub(crate) fn local(&self, transport: Transport) -> SocketAddr {
         self.locals.iter().find(|(_, t, _)| *t == transport).unwrap().2
     }
 
     /// Runs `f` on the machine of one shard.
-    pub fn ask<T: Send + 'static>(
+    pub(crate) fn ask<T: Send + 'static>(
         &self,
         shard: usize,
         f: impl FnOnce(&mut Echo) -> T + Send + 'static,
@@ -253,7 +255,7 @@ impl Running {
     }
 
     /// Lets a shard send to a target.
-    pub fn send(
+    pub(crate) fn send(
         &self,
         shard: usize,
         transport: Transport,
@@ -271,14 +273,14 @@ impl Running {
     }
 
     /// Lets a shard resolve a name.
-    pub fn resolve(&self, id: u64, query: ResolveQuery) {
+    pub(crate) fn resolve(&self, id: u64, query: ResolveQuery) {
         self.ask(0, move |m| {
             m.outputs.push_back(Output::Resolve { id: ResolveId(id), query });
         });
     }
 
     /// Sums one counter over the shards.
-    pub fn total(&self, f: impl Fn(&ShardStats) -> u64) -> u64 {
+    pub(crate) fn total(&self, f: impl Fn(&ShardStats) -> u64) -> u64 {
         self.stats.iter().map(|s| f(s)).sum()
     }
 }
@@ -298,7 +300,7 @@ impl Drop for Running {
 }
 
 /// A port that nobody listens on right now.
-pub fn free_port(transport: Transport, ip: &str) -> u16 {
+pub(crate) fn free_port(transport: Transport, ip: &str) -> u16 {
     let any = format!("{}:0", if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() });
     match transport {
         Transport::Udp => std::net::UdpSocket::bind(any).unwrap().local_addr().unwrap().port(),
@@ -307,7 +309,7 @@ pub fn free_port(transport: Transport, ip: &str) -> u16 {
 }
 
 /// Looks again and again until `f` has something.
-pub fn eventually<T>(what: &str, mut f: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, mut f: impl FnMut() -> Option<T>) -> T {
     let until = Instant::now() + PATIENCE;
     loop {
         if let Some(found) = f() {
@@ -319,6 +321,6 @@ pub fn eventually<T>(what: &str, mut f: impl FnMut() -> Option<T>) -> T {
 }
 
 /// A request for the shard `to`.
-pub fn options(to: usize) -> String {
+pub(crate) fn options(to: usize) -> String {
     format!("OPTIONS sip:x SIP/2.0\r\nX-To: {to}\r\nContent-Length: 0\r\n\r\n")
 }

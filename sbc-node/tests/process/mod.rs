@@ -22,17 +22,17 @@ fn run(program: &str, args: &[&str]) -> (i32, String, String) {
     (out.status.code().unwrap(), text(out.stdout), text(out.stderr))
 }
 
-pub fn sbc_node(args: &[&str]) -> (i32, String, String) {
+pub(crate) fn sbc_node(args: &[&str]) -> (i32, String, String) {
     run(env!("CARGO_BIN_EXE_sbc-node"), args)
 }
 
-pub fn sbcctl(args: &[&str]) -> (i32, String) {
+pub(crate) fn sbcctl(args: &[&str]) -> (i32, String) {
     let (code, out, _) = run(env!("CARGO_BIN_EXE_sbcctl"), args);
     (code, out)
 }
 
 /// Looks again and again until `f` has something.
-pub fn eventually<T>(what: &str, mut f: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, mut f: impl FnMut() -> Option<T>) -> T {
     let until = Instant::now() + PATIENCE;
     loop {
         if let Some(found) = f() {
@@ -48,7 +48,7 @@ fn free_udp() -> SocketAddr {
 }
 
 /// A running sbc-node with a directory of its own.
-pub struct Node {
+pub(crate) struct Node {
     child: Child,
     dir: TempDir,
     pub socket: PathBuf,
@@ -59,17 +59,17 @@ pub struct Node {
 }
 
 impl Node {
-    pub fn start() -> Node {
+    pub(crate) fn start() -> Node {
         Node::start_with("")
     }
 
     /// With more lines in `[node]`.
-    pub fn start_with(node: &str) -> Node {
+    pub(crate) fn start_with(node: &str) -> Node {
         Node::started(Node::spawn(node, "", free_udp()))
     }
 
     /// With more lines in `[admin]`.
-    pub fn start_managed(admin: &str) -> Node {
+    pub(crate) fn start_managed(admin: &str) -> Node {
         Node::started(Node::spawn("", admin, free_udp()))
     }
 
@@ -82,7 +82,7 @@ impl Node {
     }
 
     /// Starts a node whose inside address is taken; its exit code and what it said.
-    pub fn fail_to_start(taken: SocketAddr) -> (Option<i32>, String) {
+    pub(crate) fn fail_to_start(taken: SocketAddr) -> (Option<i32>, String) {
         let mut node = Node::spawn("", "", taken);
         let code = node.wait();
         let mut errors = String::new();
@@ -151,21 +151,21 @@ target = "pbx"
     }
 
     /// Runs sbcctl; exit code and output.
-    pub fn ctl(&self, words: &str) -> (i32, String) {
+    pub(crate) fn ctl(&self, words: &str) -> (i32, String) {
         let mut args = vec!["--socket", self.socket.to_str().unwrap()];
         args.extend(words.split_whitespace());
         sbcctl(&args)
     }
 
     /// Runs sbcctl for JSON; must succeed.
-    pub fn json(&self, words: &str) -> Value {
+    pub(crate) fn json(&self, words: &str) -> Value {
         let (code, out) = self.ctl(&format!("--output json {words}"));
         assert_eq!(code, 0, "sbcctl {words}: {out}");
         serde_json::from_str(&out).unwrap()
     }
 
     /// Begins to watch a call; returns once the node copies its messages.
-    pub fn trace(&self, id: &str) -> Trace {
+    pub(crate) fn trace(&self, id: &str) -> Trace {
         let socket = self.socket.to_str().unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_sbcctl"))
             .args(["--socket", socket, "--output", "json", "calls", "trace", id])
@@ -181,7 +181,7 @@ target = "pbx"
     }
 
     /// Waits until there are `n` CDRs.
-    pub fn cdrs(&self, n: usize) -> Vec<Value> {
+    pub(crate) fn cdrs(&self, n: usize) -> Vec<Value> {
         let file = self.dir.path().join("cdr.jsonl");
         eventually("CDRs", || {
             let text = std::fs::read_to_string(&file).unwrap_or_default();
@@ -192,24 +192,24 @@ target = "pbx"
     }
 
     /// Changes the configuration file.
-    pub fn edit(&self, f: impl Fn(String) -> String) {
+    pub(crate) fn edit(&self, f: impl Fn(String) -> String) {
         let file = self.dir.path().join("sbc.toml");
         let text = std::fs::read_to_string(&file).unwrap();
         std::fs::write(&file, f(text)).unwrap();
     }
 
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
     }
 
     /// Waits for the end; the exit code.
-    pub fn wait(&mut self) -> Option<i32> {
+    pub(crate) fn wait(&mut self) -> Option<i32> {
         let child = &mut self.child;
         eventually("the end", || child.try_wait().unwrap()).code()
     }
 
     /// SIGTERM, and a clean end.
-    pub fn stop(mut self) {
+    pub(crate) fn stop(mut self) {
         self.signal(Signal::SIGTERM);
         assert_eq!(self.wait(), Some(0));
     }
@@ -224,11 +224,11 @@ impl Drop for Node {
 }
 
 /// A running `sbcctl calls trace`.
-pub struct Trace(Child);
+pub(crate) struct Trace(Child);
 
 impl Trace {
     /// Every event until the call ended.
-    pub fn finish(mut self) -> Vec<Value> {
+    pub(crate) fn finish(mut self) -> Vec<Value> {
         let out = BufReader::new(self.0.stdout.take().unwrap());
         let events =
             out.lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect();
@@ -238,7 +238,7 @@ impl Trace {
 }
 
 /// One endpoint.
-pub struct Phone {
+pub(crate) struct Phone {
     socket: UdpSocket,
     pub address: SocketAddr,
 }
@@ -250,18 +250,18 @@ fn header<'a>(message: &'a str, name: &str) -> &'a str {
 }
 
 impl Phone {
-    pub fn at(address: SocketAddr) -> Phone {
+    pub(crate) fn at(address: SocketAddr) -> Phone {
         let socket = UdpSocket::bind(address).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         Phone { socket, address }
     }
 
-    pub fn send(&self, to: SocketAddr, message: &str) {
+    pub(crate) fn send(&self, to: SocketAddr, message: &str) {
         self.socket.send_to(message.as_bytes(), to).unwrap();
     }
 
     /// The next message that begins so; others (100, retransmissions) are skipped.
-    pub fn receive(&self, start: &str) -> String {
+    pub(crate) fn receive(&self, start: &str) -> String {
         let mut buffer = [0; 65_536];
         let until = Instant::now() + PATIENCE;
         let mut others = Vec::new();
@@ -284,7 +284,7 @@ impl Phone {
         )
     }
 
-    pub fn invite(&self, to: SocketAddr, call: &str) -> String {
+    pub(crate) fn invite(&self, to: SocketAddr, call: &str) -> String {
         let (own, sdp) = (self.address, self.sdp());
         format!(
             "INVITE sip:4912345@{to} SIP/2.0\r\nVia: SIP/2.0/UDP {own};branch=z9hG4bKi{call}\r\n\
@@ -296,7 +296,7 @@ impl Phone {
     }
 
     /// A request of the caller within the dialog.
-    pub fn in_dialog(&self, method: &str, invite: &str, answer: &str, cseq: u32) -> String {
+    pub(crate) fn in_dialog(&self, method: &str, invite: &str, answer: &str, cseq: u32) -> String {
         let own = self.address;
         let contact = header(answer, "Contact");
         let uri = contact.trim_start_matches('<').split('>').next().unwrap();
@@ -311,7 +311,7 @@ impl Phone {
     }
 
     /// Answers a request of the SBC; with SDP for the answer to an INVITE.
-    pub fn answer(&self, request: &str, status: u16, reason: &str, sdp: bool) {
+    pub(crate) fn answer(&self, request: &str, status: u16, reason: &str, sdp: bool) {
         let via = header(request, "Via");
         let to = header(request, "To");
         let to = if to.contains("tag=") { to.to_owned() } else { format!("{to};tag=b") };
@@ -331,7 +331,7 @@ impl Phone {
     }
 
     /// A whole call set-up to `callee`.
-    pub fn call(&self, callee: &Phone, sbc: SocketAddr) {
+    pub(crate) fn call(&self, callee: &Phone, sbc: SocketAddr) {
         let invite = self.invite(sbc, "9");
         self.send(sbc, &invite);
         let incoming = callee.receive("INVITE ");
@@ -343,7 +343,7 @@ impl Phone {
 }
 
 /// The whole answer to a GET.
-pub fn http_get(address: SocketAddr, path: &str) -> String {
+pub(crate) fn http_get(address: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
