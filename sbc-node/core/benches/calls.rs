@@ -149,11 +149,8 @@ fn config(now: Instant) -> Config {
 }
 
 fn flow(inside: bool) -> Flow {
-    let (local, remote) = if inside {
-        ([10, 0, 0, 9], [10, 0, 0, 1])
-    } else {
-        ([203, 0, 113, 9], [192, 0, 2, 1])
-    };
+    let (local, remote) =
+        if inside { ([10, 0, 0, 9], [10, 0, 0, 1]) } else { ([203, 0, 113, 9], [192, 0, 2, 1]) };
     Flow {
         interface: InterfaceId(u16::from(!inside)),
         transport: Transport::Udp,

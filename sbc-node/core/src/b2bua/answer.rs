@@ -266,14 +266,16 @@ impl Media {
     }
 }
 
-/// Which media interface and family a leg uses: those of its signalling.
+/// Which media interface and family a leg uses: those of its signalling, the family as its trunk
+/// or its own description says.
 pub(crate) fn side_spec(leg: &Leg) -> SideSpec {
-    let by_sdp = leg.sdp.remote.as_ref().and_then(|body| {
-        let sdp = Sdp::parse(body).ok()?;
+    let by_sdp = || {
+        let sdp = Sdp::parse(leg.sdp.remote.as_ref()?).ok()?;
         let stream = sdp.streams().find(|s| s.active)?;
         Some(stream.connection?.ip()?.is_ipv6())
-    });
-    SideSpec { interface: leg.hop.interface, ipv6: by_sdp.unwrap_or(leg.hop.target.addr.is_ipv6()) }
+    };
+    let ipv6 = leg.trunk.config.media_ipv6.or_else(by_sdp);
+    SideSpec { interface: leg.hop.interface, ipv6: ipv6.unwrap_or(leg.hop.target.addr.is_ipv6()) }
 }
 
 fn remote_of(stream: &Stream<'_>, latch: Latch) -> Remote {

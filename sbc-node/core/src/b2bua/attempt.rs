@@ -191,7 +191,7 @@ impl Call {
         }
         let to = &hop.trunk.config;
         invite_options(&mut out, &invite, to, offer.is_some());
-        if let Some(host) = cx.listener(&leg.hop).map(|l| l.advertise_host.clone()) {
+        if let Some(host) = wire::named_host(cx, &leg.hop, &hop.trunk.config) {
             let pai_user = hop.numbers.pai.as_deref();
             let from = &self.a.trunk.config;
             hide::cross(&mut out, &invite, &Crossing { from, to, host: &host, pai_user });
@@ -349,7 +349,11 @@ pub(crate) fn outgoing_dialog(
 ) -> Option<(Dialog, Hop)> {
     let config = &to.trunk.config;
     let route = Hop { interface: config.interface, target, flow: None };
-    let own_host = cx.listener(&route)?.advertise_host.clone();
+    let listener = cx.listener(&route)?;
+    let own_host = match &config.from_domain {
+        Some(domain) => Host::Name(domain.clone()),
+        None => listener.advertise_host.clone(),
+    };
     let far_host = match &config.domain {
         Some(domain) => Host::Name(domain.clone()),
         None => peer_host(&to.peer().host),
@@ -404,7 +408,7 @@ fn invite_options(out: &mut Builder, invite: &Message, to: &TrunkConfig, has_off
     let timer = to.session_timer.mode != SessionTimerMode::Off;
     let mut supported: SmallVec<[&str; 6]> = SmallVec::new();
     // Where A cannot do 100rel we PRACK ourselves, which needs an offer that is already out.
-    if has("100rel") || has_offer {
+    if to.rel100 && (has("100rel") || has_offer) {
         supported.push("100rel");
     }
     if timer {

@@ -16,7 +16,7 @@ use crate::core::{Destination, Direction, ResolveError, StoreId};
 use crate::dialog::{Dialog, Outgoing, SessionTimer};
 use crate::ids::ShardHint;
 use crate::media::Side;
-use crate::net::{Flow, InterfaceId, Target};
+use crate::net::{ConnId, Flow, InterfaceId, Target};
 use crate::routing::{Permit, Plan, Trunk};
 use crate::sip::{Message, Method};
 use crate::timer::TimerKey;
@@ -290,6 +290,8 @@ pub(crate) struct Call {
     pub(crate) facts: Box<Facts>,
     /// REFERs that crossed: the referrer's side, their CSeq there and on the other leg.
     pub(crate) refers: SmallVec<[(Side, u32, u32); 0]>,
+    /// The connection that the INVITE came by.
+    pub(crate) conn: Option<ConnId>,
     pub(crate) trace: bool,
     pub(crate) revision: u32,
 }
@@ -394,6 +396,21 @@ impl Call {
                 at.and_then(|at| u8::try_from(at).ok()).unwrap_or(0)
             }
             (_, _) => dialog.fork,
+        }
+    }
+
+    /// The connection that leg A lives on is gone: its requests go to where its Contact says.
+    pub(crate) fn conn_closed(&mut self, cx: &mut Cx<'_>, conn: ConnId) {
+        if self.a.hop.flow.is_some_and(|f| f.conn == Some(conn)) {
+            self.a.hop.flow = None;
+            self.follow(cx, Side::A, 0);
+        }
+    }
+
+    /// A peer behind NAT is where its last request came from.
+    pub(crate) fn came_by(&mut self, side: Side, fork: u8, flow: &Flow) {
+        if let Some(leg) = self.leg_at_mut(side, fork).filter(|l| l.trunk.config.symmetric) {
+            leg.hop = wire::hop_of_flow(flow);
         }
     }
 

@@ -188,6 +188,14 @@ impl Call {
 
     /// Takes what is left of the call out of the shard's tables; the call is gone after this.
     pub(crate) fn forget(&mut self, cx: &mut Cx<'_>) {
+        if let Some(conn) = self.conn
+            && let Some(calls) = cx.env.conns.get_mut(&conn)
+        {
+            calls.retain(|key| *key != self.key);
+            if calls.is_empty() {
+                cx.env.conns.remove(&conn);
+            }
+        }
         cx.env.tags.remove(&self.a.dialog.local_tag);
         if let Some(b) = &self.b {
             cx.env.tags.remove(&b.dialog.local_tag);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hashbrown::HashMap;
+use smallvec::SmallVec;
 
 use super::call::{CallKey, CallTimer, DialogRef};
 use super::record::CallId;
@@ -16,7 +17,7 @@ use crate::core::{
 };
 use crate::ids::{Branch, Ids};
 use crate::media::{Anchor, Side};
-use crate::net::{Flow, Listener, Target, Transport};
+use crate::net::{ConnId, Flow, Listener, Target, Transport};
 use crate::routing::Routing;
 use crate::sip::{Message, Method};
 use crate::timer::{TimerKey, TimerWheel};
@@ -135,6 +136,8 @@ pub(crate) struct Env {
     pub(crate) out: VecDeque<Output>,
     /// Local tag → dialog. Every in-dialog request of a peer carries one of these as its To tag.
     pub(crate) tags: HashMap<Box<str>, DialogRef>,
+    /// Calls whose INVITE came by a connection.
+    pub(crate) conns: HashMap<ConnId, SmallVec<[CallKey; 1]>>,
     pub(crate) resolves: HashMap<ResolveId, ResolveFor>,
     pub(crate) stores: HashMap<StoreId, CallKey>,
     pub(crate) clock: WallClock,

@@ -225,6 +225,9 @@ pub(crate) fn make(
         requires_100rel: hide::has_option(message, HeaderName::Require, "100rel"),
     };
     cx.env.tags.insert(a_tag, DialogRef { call: key, side: Side::A, fork: 0 });
+    if let Some(conn) = incoming.flow.conn {
+        cx.env.conns.entry(conn).or_default().push(key);
+    }
     cx.env.stats.attempts += 1;
     Call {
         key,
@@ -240,6 +243,7 @@ pub(crate) fn make(
         permits: SmallVec::from_iter([accepted.permit]),
         facts: Box::new(facts),
         refers: SmallVec::new(),
+        conn: incoming.flow.conn,
         trace: cx.env.trace_all,
         revision: 0,
     }

@@ -240,7 +240,7 @@ fn send(cx: &mut Cx<'_>, relay: &Relay, index: usize, target: Target) -> bool {
     let forwards = forwards.saturating_sub(1);
     let begun = wire::begin_request(cx, hint, &dialog, &route, method, 1, forwards);
     let Some((mut out, branch)) = begun else { return false };
-    let host = cx.listener(&route).map(|l| l.advertise_host.clone());
+    let host = wire::named_host(cx, &route, &hop.trunk.config);
     if let Some(host) = &host {
         let (from, to) = (&relay.from.config, &hop.trunk.config);
         let pai_user = hop.numbers.pai.as_deref();

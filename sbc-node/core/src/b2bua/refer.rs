@@ -47,6 +47,9 @@ impl Calls {
 impl Call {
     /// A REFER of one side, passed to the other with everything that names its side rewritten.
     pub(crate) fn refer(&mut self, cx: &mut Cx<'_>, side: Side, asked: Asked, referral: &Referral) {
+        if self.leg(side).is_some_and(|l| !l.trunk.config.refer) {
+            return self.answer(cx, side, &asked, 403, &[]);
+        }
         let value = asked.request.first::<NameAddr<'_>>(HeaderName::ReferTo).ok().flatten();
         let Some(uri) = value.and_then(|v| v.uri().ok()) else {
             return self.answer(cx, side, &asked, 400, &[]);

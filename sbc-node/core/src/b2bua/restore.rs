@@ -169,6 +169,7 @@ fn restored_call(cx: &mut Cx<'_>, key: CallKey, record: &CallRecord, a: Leg, b: 
         permits: permit.into_iter().collect(),
         facts: Box::new(facts),
         refers: SmallVec::new(),
+        conn: None,
         trace: cx.env.trace_all,
         revision: record.revision,
     };

@@ -14,7 +14,7 @@ use super::record::CallId;
 use super::refer::Referral;
 use crate::core::{Command, ResolveError, ResolveId, StoreId};
 use crate::media::{MediaId, Side};
-use crate::net::{Flow, Target};
+use crate::net::{ConnId, Flow, Target};
 use crate::sip::{HeaderName, Message, Method};
 use crate::transaction::ServerId;
 use hashbrown::HashMap;
@@ -319,6 +319,13 @@ impl Calls {
         self.with(cx, key, |call, cx| call.store_change(cx));
     }
 
+    pub(crate) fn conn_closed(&mut self, cx: &mut Cx<'_>, conn: ConnId) {
+        let keys = cx.env.conns.get(&conn).cloned().unwrap_or_default();
+        for key in keys {
+            self.with(cx, key, |call, cx| call.conn_closed(cx, conn));
+        }
+    }
+
     pub(crate) fn command(&mut self, cx: &mut Cx<'_>, command: &Command) {
         let hang_up = |call: &mut Call, cx: &mut Cx<'_>, cause| {
             call.end(cx, EndedBy::Sbc(cause), None, Some("SIP;cause=503;text=\"Hung up\""));
@@ -389,6 +396,7 @@ impl Call {
             let header: Vec<_> = refuse.header.into_iter().collect();
             return self.answer(cx, side, &asked, refuse.status, &header);
         }
+        self.came_by(side, fork, &asked.flow);
         let ending = matches!(self.phase, Phase::Ending);
         let up = matches!(self.phase, Phase::Up);
         match method {

@@ -8,8 +8,8 @@ use super::env::Cx;
 use crate::core::{Destination, ResolveQuery};
 use crate::dialog::{Dialog, Refresher, SessionExpires};
 use crate::ids::{Branch, ShardHint};
-use crate::media::Latch;
-use crate::net::{Flow, Listener, Target, Transport};
+use crate::net::{Flow, Host, Listener, Target, Transport};
+use crate::routing::TrunkConfig;
 use crate::sip::value::FromValue;
 use crate::sip::{
     Builder, CSeq, HeaderName, Message, Method, NameAddr, Out, Params, UriRef, WriteValue,
@@ -46,6 +46,14 @@ impl WriteValue for ViaOf<'_> {
         ("SIP/2.0/", l.transport.via_token(), " ", &l.advertise_host, ":", l.advertise_port)
             .write_value(out);
         (";branch=", &*self.branch.token(), ";rport").write_value(out);
+    }
+}
+
+/// What we call ourselves in identity headers towards a trunk.
+pub(crate) fn named_host(cx: &Cx<'_>, hop: &Hop, to: &TrunkConfig) -> Option<Host> {
+    match &to.from_domain {
+        Some(domain) => Some(Host::Name(domain.clone())),
+        None => cx.listener(hop).map(|l| l.advertise_host.clone()),
     }
 }
 
@@ -197,7 +205,7 @@ pub(crate) fn next_hop(dialog: &Dialog, hop: &Hop) -> NextHop {
 /// it is a name. Peers behind NAT are reached where they sent from, whatever they say, and a next
 /// hop that the interface cannot reach is not believed.
 pub(crate) fn follow_target(cx: &Cx<'_>, leg: &mut Leg) -> Option<ResolveQuery> {
-    if leg.trunk.config.latch == Latch::Force {
+    if leg.trunk.config.symmetric {
         return None;
     }
     match next_hop(&leg.dialog, &leg.hop) {

@@ -45,6 +45,7 @@ impl Core {
             timers: TimerWheel::new(now),
             out: VecDeque::new(),
             tags: HashMap::new(),
+            conns: HashMap::new(),
             resolves: HashMap::new(),
             stores: HashMap::new(),
             clock,
@@ -78,8 +79,13 @@ impl Core {
             Input::SendFailed { token, error } => {
                 cx.env.txn.handle_send_failed(now, token, error);
             }
-            // Calls outlive connections.
-            Input::ConnClosed { flow } => cx.env.txn.handle_conn_closed(now, &flow),
+            Input::ConnClosed { flow } => {
+                // Calls outlive connections.
+                if let Some(conn) = flow.conn {
+                    self.calls.conn_closed(&mut cx, conn);
+                }
+                cx.env.txn.handle_conn_closed(now, &flow);
+            }
             Input::Resolved { id, result } => {
                 let probe = self
                     .prober
@@ -142,6 +148,7 @@ impl Core {
             && self.env.txn.is_idle()
             && self.env.timers.is_empty()
             && self.env.tags.is_empty()
+            && self.env.conns.is_empty()
             && self.env.stores.is_empty()
             && self.env.out.is_empty()
     }
