@@ -120,6 +120,7 @@ fn config(now: Instant) -> Config {
             advertise_port: 5060,
         }],
         media: true,
+        large_by_tcp: false,
     };
     let routing = RoutingConfig {
         trunks: vec![
@@ -145,6 +146,7 @@ fn config(now: Instant) -> Config {
         routing: Arc::new(Table::build(routing, None, now).expect("a routing table")),
         transactions: Default::default(),
         limits: Limits::default(),
+        hint_key: Default::default(),
     }
 }
 
@@ -263,7 +265,7 @@ fn hang_up(bench: &mut Bench, n: u32, contact: &str, to: &str) {
 fn main() {
     let now = Instant::now();
     let clock = WallClock { at: now, unix_ms: 0 };
-    let core = Core::new(Arc::new(config(now)), 1, clock);
+    let core = Core::new(Arc::new(config(now)), [1; 32], clock);
     let mut bench = Bench { core, anchor: Ports(0), now, spent: Duration::ZERO };
 
     // 1,000 calls per second for 20 s: the transaction tables are as full as they get.
