@@ -4,6 +4,7 @@
 //! bans, registrations and the cluster will stand beside these.
 
 mod calls;
+mod cluster;
 mod configuration;
 pub mod convert;
 mod media;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use sbc_proto::admin::v1::calls_server::CallsServer;
+use sbc_proto::admin::v1::cluster_server::ClusterServer;
 use sbc_proto::admin::v1::config_server::ConfigServer;
 use sbc_proto::admin::v1::media_server::MediaServer;
 use sbc_proto::admin::v1::node_server::NodeServer;
@@ -22,6 +23,7 @@ use tonic::transport::Server;
 use tonic::transport::server::Router;
 
 use super::calls::CallsService;
+use super::cluster::ClusterService;
 use super::configuration::ConfigService;
 use super::media::MediaService;
 use super::nodes::NodeService;
@@ -80,6 +82,7 @@ fn router(context: &Arc<Context>) -> anyhow::Result<Router> {
         .add_service(reflection)
         .add_service(NodeServer::new(NodeService(shared())))
         .add_service(CallsServer::new(CallsService(shared())))
+        .add_service(ClusterServer::new(ClusterService(shared())))
         .add_service(TrunksServer::new(TrunksService(shared())))
         .add_service(MediaServer::new(MediaService(shared())))
         .add_service(ConfigServer::new(ConfigService(shared()))))

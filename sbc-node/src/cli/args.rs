@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::cluster::Cluster;
 use clap::{Parser, Subcommand, ValueEnum};
 
 /// Look at and steer a running sbc-node.
@@ -70,6 +71,9 @@ pub(super) enum Command {
         #[arg(long, short = 'n')]
         count: Option<u64>,
     },
+    /// The cluster that the node is part of.
+    #[command(subcommand)]
+    Cluster(Cluster),
     /// The node as a member of the service.
     #[command(subcommand)]
     Node(Node),

@@ -6,6 +6,7 @@
 
 mod args;
 mod client;
+mod cluster;
 mod ladder;
 mod output;
 mod run;

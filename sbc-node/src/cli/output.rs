@@ -22,7 +22,7 @@ pub(super) fn json_line(value: &impl Serialize) -> Result<(), Failure> {
     Ok(())
 }
 
-fn table(head: &[&str]) -> Table {
+pub(super) fn table(head: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(head.iter().map(|h| h.to_uppercase()));

@@ -14,9 +14,9 @@ use serde_json::json;
 use tonic::transport::Channel;
 
 use super::args::{Args, Calls, Command, Config, Format, Log, Media, Node, Trunks};
-use super::{Failure, client, ladder, output};
+use super::{Failure, client, cluster, ladder, output};
 
-type Done = Result<(), Failure>;
+pub(super) type Done = Result<(), Failure>;
 
 pub(super) async fn run(args: Args) -> Done {
     if let Command::Completions { shell } = &args.command {
@@ -50,6 +50,7 @@ pub(super) async fn run(args: Args) -> Done {
             show(json, &reply, output::stats)
         }
         Command::Top { interval, count } => top(channel, interval, count, json).await,
+        Command::Cluster(command) => cluster::run(channel, command, json).await,
         Command::Node(Node::Drain { undo }) => {
             let request = pb::DrainRequest { undo };
             let reply = NodeClient::new(channel).drain(request).await?.into_inner();
@@ -59,7 +60,7 @@ pub(super) async fn run(args: Args) -> Done {
     }
 }
 
-fn show<T: serde::Serialize>(json: bool, reply: &T, table: impl Fn(&T)) -> Done {
+pub(super) fn show<T: serde::Serialize>(json: bool, reply: &T, table: impl Fn(&T)) -> Done {
     if json {
         return output::json(reply);
     }

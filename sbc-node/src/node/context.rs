@@ -12,6 +12,7 @@ use sbc_core::media::Anchor;
 use tokio::sync::{Mutex, oneshot};
 
 use super::reload::Running;
+use super::replication::Replication;
 use crate::shard::command::Command;
 use crate::shard::queue::Handle;
 use crate::shard::stats::{Kind, ShardStats};
@@ -60,6 +61,7 @@ pub(super) struct Made {
     pub(super) cdrs: CdrSink,
     pub(super) log: LogControl,
     pub(super) running: Running,
+    pub(super) cluster: Option<Replication>,
 }
 
 /// A running node.
@@ -73,6 +75,8 @@ pub struct Context {
     pub cdrs: CdrSink,
     pub log: LogControl,
     pub running: ArcSwap<Running>,
+    /// `None` on a node by itself.
+    pub cluster: Option<Replication>,
     pub started_ms: u64,
     pub(super) reloading: Mutex<()>,
     state: AtomicU8,
@@ -102,6 +106,7 @@ impl Context {
             cdrs: made.cdrs,
             log: made.log,
             running: ArcSwap::from_pointee(made.running),
+            cluster: made.cluster,
             started_ms,
             reloading: Mutex::new(()),
             state: AtomicU8::new(0),
@@ -202,7 +207,9 @@ impl Context {
 
     /// Named trouble.
     pub fn alarms(&self) -> Vec<String> {
-        self.cdrs.alarm().map(str::to_owned).into_iter().collect()
+        let cdrs = self.cdrs.alarm().map(str::to_owned);
+        let cluster = self.cluster.as_ref().and_then(Replication::alarm);
+        cdrs.into_iter().chain(cluster).collect()
     }
 
     /// The metrics, with what must be asked for freshly asked.
@@ -223,6 +230,9 @@ impl Context {
         self.media_samples(&mut samples);
         self.kernel_samples(&mut samples);
         self.trunk_samples(&mut samples);
+        if let Some(cluster) = &self.cluster {
+            cluster.samples(&mut samples);
+        }
         self.fetched.set(samples);
         self.metrics.text()
     }

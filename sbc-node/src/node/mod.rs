@@ -5,6 +5,7 @@
 
 mod context;
 mod reload;
+pub mod replication;
 mod start;
 
 pub use context::{Context, NodeState};
@@ -96,6 +97,9 @@ fn start_and_supervise(
         if thread.join().is_err() {
             tracing::error!("a shard ended by a panic");
         }
+    }
+    if let Some(cluster) = &context.cluster {
+        cluster.stop(&runtime);
     }
     cdrs.stop();
     runtime.shutdown_timeout(Duration::from_millis(200));

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 
 use super::context::{Context, Made};
 use super::reload::{Running, core_config};
+use super::replication;
 use crate::admin;
 use crate::anchor::ShardAnchor;
 use crate::config::{Config, Kernel};
@@ -75,7 +76,14 @@ pub(super) fn start(
         (0..shards).map(|_| mailbox()).collect::<Result<_, _>>()?;
     let (handles, mailboxes): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
     let (lookups, requests) = mpsc::channel(LOOKUPS_MAX);
-    let store: Arc<dyn Store> = Arc::new(Alone);
+    let cluster = match &config.cluster {
+        Some(cluster) => Some(replication::start(&config.node.name, cluster, &handles, runtime)?),
+        None => None,
+    };
+    let store: Arc<dyn Store> = match &cluster {
+        Some(cluster) => Arc::clone(&cluster.store) as Arc<dyn Store>,
+        None => Arc::new(Alone),
+    };
     let interfaces: Arc<[sbc_core::net::Interface]> = Arc::from(core.interfaces.clone());
     let transport = transport_settings(&config);
     let clock = WallClock { at: Instant::now(), unix_ms: unix_ms() };
@@ -123,6 +131,7 @@ pub(super) fn start(
         cdrs: cdrs.sink(),
         log,
         running: Running { path: path.to_owned(), loaded_ms: unix_ms(), config, core },
+        cluster,
     });
     serve(&context, runtime)?;
     let (threads, ends) = spawn(built)?;

@@ -1,0 +1,120 @@
+//! The node's part in a cluster: started with the node, stopped after its shards.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use sbc_cluster::{Cluster, Config, Handle as ClusterHandle, Origin};
+use sbc_core::core::Core;
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+
+use crate::config::{ClusterConfig, FailoverMode, JoinToken};
+use crate::shard::queue::Handle;
+use crate::shard::stats::Kind;
+use crate::store::cluster::{ClusterStore, StoreStats};
+use crate::store::takeover::{Takeover, TakeoverStats};
+use crate::store::tell::Tell;
+use crate::telemetry::metrics::{Sample, number};
+
+/// How long floating addresses may take to be given up at the end.
+const LET_GO: Duration = Duration::from_secs(1);
+
+/// A running cluster node and what serves it.
+pub struct Replication {
+    pub handle: ClusterHandle,
+    pub store: Arc<ClusterStore>,
+    written: Arc<StoreStats>,
+    taken: Arc<TakeoverStats>,
+    takeover: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Starts the cluster node and the task that carries its decisions out.
+///
+/// # Errors
+/// A data directory that cannot be used, a cluster that cannot be joined, netlink refused.
+pub(super) fn start(
+    name: &str,
+    config: &ClusterConfig,
+    shards: &[Handle<Core>],
+    runtime: &Runtime,
+) -> anyhow::Result<Replication> {
+    let origin = match &config.join {
+        None => Origin::New,
+        Some(join) => {
+            let token = match &join.token {
+                JoinToken::Text(secret) => secret.expose().to_owned(),
+                // Absent is no trouble for a node that has joined before.
+                JoinToken::File(path) => std::fs::read_to_string(path).unwrap_or_default(),
+            };
+            Origin::Join { token: token.trim().to_owned(), seeds: join.seeds.clone() }
+        }
+    };
+    let made = Config {
+        origin,
+        listen: config.listen,
+        advertise: config.advertise.clone(),
+        software: env!("CARGO_PKG_VERSION").to_owned(),
+        timing: config.timing,
+        ..Config::new(&config.data, name)
+    };
+    let _inside = runtime.enter();
+    let handle = Cluster::start(made).context("cluster")?;
+    let tell = Arc::new(Tell::new(shards.to_vec()));
+    let group = match config.failover {
+        FailoverMode::Address => config.addresses.first().map_or(0, |a| a.group),
+        FailoverMode::None | FailoverMode::Reinvite => 0,
+    };
+    let store = Arc::new(ClusterStore::new(handle.clone(), Arc::clone(&tell), group));
+    let takeover = Takeover::new(handle.clone(), tell, config).context("floating addresses")?;
+    let (written, taken) = (Arc::clone(&store.stats), Arc::clone(&takeover.stats));
+    let takeover = Mutex::new(Some(runtime.spawn(takeover.run())));
+    tracing::info!(node = handle.id().0, data = %config.data.display(), "cluster node started");
+    Ok(Replication { handle, store, written, taken, takeover })
+}
+
+impl Replication {
+    /// Stops the cluster node and lets go of the floating addresses; what was accepted is on disk
+    /// afterwards. Blocks for a few milliseconds.
+    pub(super) fn stop(&self, runtime: &Runtime) {
+        self.handle.stop();
+        let task = self.takeover.lock().unwrap_or_else(|e| e.into_inner()).take();
+        if let Some(task) = task
+            && runtime.block_on(tokio::time::timeout(LET_GO, task)).is_err()
+        {
+            tracing::error!("floating addresses were not given up in time: the kernel will");
+        }
+    }
+
+    /// Named trouble.
+    pub fn alarm(&self) -> Option<String> {
+        (!self.handle.lease_valid())
+            .then(|| "no quorum: calls are unprotected, floating addresses are given up".to_owned())
+    }
+
+    pub(super) fn samples(&self, out: &mut Vec<Sample>) {
+        let mut push = |name, help, kind, value: u64| {
+            out.push(Sample { name, help, kind, labels: vec![], value: number(value) });
+        };
+        let (c, g) = (Kind::Counter, Kind::Gauge);
+        let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        push("sbc_cluster_quorum", "Whether a majority confirms this node", g, {
+            u64::from(self.handle.lease_valid())
+        });
+        let (w, t) = (&self.written, &self.taken);
+        push("sbc_cluster_writes_committed", "Calls written", c, read(&w.committed));
+        push("sbc_cluster_writes_failed", "Calls not committed in time", c, read(&w.failed));
+        push("sbc_cluster_writes_fenced", "Writes to calls of others", c, read(&w.fenced));
+        push("sbc_cluster_record_bytes", "Bytes of records written", c, read(&w.bytes));
+        push("sbc_cluster_cdrs_elsewhere", "CDRs left to others", c, read(&w.cdrs_elsewhere));
+        push("sbc_cluster_calls_adopted", "Calls taken over", c, read(&t.adopted));
+        push("sbc_cluster_calls_lost", "Calls given to others", c, read(&t.lost));
+        push("sbc_cluster_records_unreadable", "Records not read", c, read(&t.unreadable));
+        push("sbc_cluster_addresses_taken", "Addresses taken", c, read(&t.addresses_taken));
+        push("sbc_cluster_addresses_released", "Addresses given up", c, {
+            read(&t.addresses_released)
+        });
+        push("sbc_cluster_address_errors", "Addresses that failed", c, read(&t.address_errors));
+    }
+}
