@@ -12,6 +12,7 @@ use crate::types::{InterfaceId, MediaError, SideSpec};
 
 /// One address that media ports are opened on.
 pub(crate) struct Door {
+    pub(crate) free_bind: bool,
     pub(crate) interface: InterfaceId,
     pub(crate) addr: MediaAddr,
     pub(crate) dscp: Dscp,
@@ -31,6 +32,7 @@ impl Addresses {
             for addr in [interface.v4, interface.v6].into_iter().flatten() {
                 let seed = config.seed.wrapping_add(doors.len() as u64);
                 doors.push(Door {
+                    free_bind: config.free_bind,
                     interface: interface.id,
                     addr,
                     dscp: interface.dscp,

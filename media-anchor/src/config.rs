@@ -131,6 +131,8 @@ pub struct Config {
     pub learning: Learning,
     pub policy: AddressPolicy,
     pub offload: OffloadConfig,
+    /// Bind addresses that this machine does not hold yet: floating ones of a standby.
+    pub free_bind: bool,
     /// Seed of the port order; a random one outside tests.
     pub seed: u64,
 }
@@ -149,6 +151,7 @@ impl Config {
             learning: Learning::default(),
             policy: AddressPolicy::default(),
             offload: OffloadConfig::default(),
+            free_bind: false,
             seed: 0,
         }
     }

@@ -416,9 +416,9 @@ fn open_at(door: &Door, kind: StreamKind, port: u16) -> Result<Pair, MediaError>
 fn open_sockets(door: &Door, kind: StreamKind, port: u16) -> io::Result<Pair> {
     let dscp = door.dscp.of(kind);
     let addr = SocketAddr::new(door.addr.local, port);
-    let rtp = sys::bound_socket(addr, dscp)?;
+    let rtp = sys::bound_socket(addr, dscp, door.free_bind)?;
     let rtcp = match kind.has_rtcp() {
-        true => Some(sys::bound_socket(rtcp_of(addr), dscp)?),
+        true => Some(sys::bound_socket(rtcp_of(addr), dscp, door.free_bind)?),
         false => None,
     };
     Ok(Pair { port, rtp, rtcp })

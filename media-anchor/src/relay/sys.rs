@@ -104,14 +104,25 @@ fn check(result: c_int) -> io::Result<c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// A non-blocking UDP socket bound to `addr`; IPv6 sockets take no IPv4.
-pub(crate) fn bound_socket(addr: SocketAddr, dscp: Option<u8>) -> io::Result<OwnedFd> {
+/// A non-blocking UDP socket bound to `addr`; IPv6 sockets take no IPv4. With `free_bind` the
+/// address need not be there yet.
+pub(crate) fn bound_socket(
+    addr: SocketAddr,
+    dscp: Option<u8>,
+    free_bind: bool,
+) -> io::Result<OwnedFd> {
     let family = if addr.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     let kind = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     // SAFETY: socket takes no pointers; the descriptor it returns is ours alone.
     let fd = unsafe { OwnedFd::from_raw_fd(check(libc::socket(family, kind, 0))?) };
     if addr.is_ipv6() {
         set_option(&fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
+    }
+    if free_bind {
+        match addr {
+            SocketAddr::V4(_) => set_option(&fd, libc::IPPROTO_IP, libc::IP_FREEBIND, 1)?,
+            SocketAddr::V6(_) => set_option(&fd, libc::IPPROTO_IPV6, libc::IPV6_FREEBIND, 1)?,
+        }
     }
     if let Some(dscp) = dscp {
         let class = c_int::from(dscp & 0x3f) << 2;

@@ -65,6 +65,7 @@ pub(super) fn start(
     let media = media_anchor::config::Config {
         shards,
         seed: rand::rng().next_u64(),
+        free_bind: floats(&config),
         ..config.media.clone()
     };
     let kernel = kernel_relay(&config)?;
@@ -259,6 +260,11 @@ fn cdr_settings(config: &Config) -> cdr::Settings {
     }
 }
 
+/// Whether addresses come and go while the node runs.
+fn floats(config: &Config) -> bool {
+    config.cluster.as_ref().is_some_and(|c| c.failover == crate::config::FailoverMode::Address)
+}
+
 fn transport_settings(config: &Config) -> transport::Settings {
     let from = &config.transport;
     transport::Settings {
@@ -271,6 +277,7 @@ fn transport_settings(config: &Config) -> transport::Settings {
         connections_max: from.max_connections,
         connections_per_source_max: from.max_connections_per_source,
         write_queue_bytes_max: from.write_queue_bytes,
+        free_bind: floats(config),
         limits: config.sip_limits,
     }
 }

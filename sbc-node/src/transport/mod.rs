@@ -37,6 +37,8 @@ pub struct Settings {
     pub connections_per_source_max: usize,
     /// Bytes that may wait on one connection.
     pub write_queue_bytes_max: usize,
+    /// Bind addresses that this machine does not hold yet: floating ones of a standby.
+    pub free_bind: bool,
     /// Largest SIP message on a stream.
     pub limits: Limits,
 }
@@ -53,6 +55,7 @@ impl Default for Settings {
             connections_max: 20_000,
             connections_per_source_max: 256,
             write_queue_bytes_max: 1 << 20,
+            free_bind: false,
             limits: Limits::default(),
         }
     }

@@ -27,6 +27,7 @@ pub fn udp_listener(local: SocketAddr, settings: &Settings) -> io::Result<Socket
     } else {
         set(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)?;
     }
+    free_bind(&socket, local, settings)?;
     socket.bind(&SockAddr::from(local))?;
     Ok(socket)
 }
@@ -39,9 +40,19 @@ pub fn tcp_listener(local: SocketAddr, settings: &Settings) -> io::Result<Socket
     let socket = Socket::new(Domain::for_address(local), Type::STREAM, Some(Protocol::TCP))?;
     common(&socket, local, settings)?;
     socket.set_reuse_address(true)?;
+    free_bind(&socket, local, settings)?;
     socket.bind(&SockAddr::from(local))?;
     socket.listen(1_024)?;
     Ok(socket)
+}
+
+/// Lets a standby listen on an address before it has it.
+fn free_bind(socket: &Socket, local: SocketAddr, settings: &Settings) -> io::Result<()> {
+    match (settings.free_bind, local) {
+        (false, _) => Ok(()),
+        (true, SocketAddr::V4(_)) => socket.set_freebind_v4(true),
+        (true, SocketAddr::V6(_)) => socket.set_freebind_v6(true),
+    }
 }
 
 /// A non-blocking TCP socket on its way to `remote`, from the address of the interface.
@@ -60,6 +71,7 @@ pub fn tcp_connect(
     set(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
     let mut from = local;
     from.set_port(0);
+    free_bind(&socket, local, settings)?;
     socket.bind(&SockAddr::from(from))?;
     match socket.connect(&SockAddr::from(remote)) {
         Ok(()) => Ok(socket),
