@@ -116,7 +116,8 @@ fn main() {
     alone_config.limits.snapshot_log_bytes = 8 * 1024 * 1024;
     alone_config.limits.keep_log_bytes = 1024 * 1024;
     let alone = Cluster::start(alone_config).expect("starts");
-    write(&alone, 2_000, 1_000, dialog);
+    // Fills what has a fixed size: the log's cache, the log itself.
+    write(&alone, 40_000, 1_000, |n| dialog(n % 2_000));
     let before = resident_bytes();
     write(&alone, dialogs, 2_000, dialog);
     let between = resident_bytes();

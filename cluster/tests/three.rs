@@ -154,3 +154,35 @@ async fn scenario() {
         }
     }
 }
+
+#[test]
+fn strangers_get_nothing() {
+    use std::io::{Read as _, Write as _};
+    let dir = tempfile::tempdir().expect("tempdir");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("runtime").block_on(async {
+        let (ours, theirs) = (config(dir.path(), "ours"), config(dir.path(), "theirs"));
+        let (a, x) = (Cluster::start(ours.clone()).expect("a"), Cluster::start(theirs).expect("x"));
+        put(&a, 1, 0).await;
+        // Plain text, and bytes that are no handshake.
+        for garbage in [b"GET / HTTP/1.1\r\n\r\n".as_slice(), &[0x16, 3, 1, 0xff, 0xff, 1, 2]] {
+            let mut tcp = std::net::TcpStream::connect(ours.listen.expect("listens")).expect("tcp");
+            tcp.set_read_timeout(Some(WAIT)).expect("timeout");
+            tcp.write_all(garbage).expect("write");
+            tcp.shutdown(std::net::Shutdown::Write).expect("shutdown");
+            let mut answer = Vec::new();
+            // A TLS alert at most, or a reset.
+            let _ = tcp.read_to_end(&mut answer);
+            assert!(answer.first().is_none_or(|kind| *kind == 21), "{answer:?}");
+        }
+        // Leave to join another cluster is none to join this one.
+        let token = x.create_join_token(Duration::from_secs(60)).await.expect("token");
+        let mut stranger = config(dir.path(), "stranger");
+        stranger.join_within = Duration::from_millis(200);
+        join(&mut stranger, token, &ours);
+        let refused = Cluster::start(stranger).err();
+        assert!(matches!(refused, Some(StartError::Join(_))), "{refused:?}");
+        assert_eq!(a.read(|tables| tables.nodes().count()), 1);
+        put(&a, 2, 0).await;
+    });
+}
