@@ -14,6 +14,7 @@ pub mod guard;
 pub mod ids;
 pub mod media;
 pub mod net;
+pub mod registrar;
 pub mod routing;
 pub mod sdp;
 #[cfg(any(test, feature = "sim"))]

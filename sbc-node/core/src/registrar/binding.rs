@@ -1,0 +1,229 @@
+//! One binding: a contact of an address of record, kept small (texts share one allocation).
+
+use std::net::SocketAddr;
+
+use crate::net::{ConnId, Flow, InterfaceId, Transport};
+
+/// What a REGISTER says of one contact.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Said<'a> {
+    pub(super) contact: &'a str,
+    pub(super) call_id: &'a str,
+    pub(super) cseq: u32,
+    /// Path values joined by commas; empty without (RFC 3327).
+    pub(super) path: &'a str,
+    /// The URN of `+sip.instance` without `<>`; empty without.
+    pub(super) instance: &'a str,
+    /// 0 without (RFC 5626 §4.2).
+    pub(super) reg_id: u32,
+    /// Thousandths.
+    pub(super) q: u16,
+    /// Methods that the contact takes, a bit each; 0 when it does not say.
+    pub(super) methods: u32,
+    pub(super) natted: bool,
+    pub(super) flow: Flow,
+}
+
+/// The kept form. Times are seconds since the table's epoch.
+#[derive(Debug)]
+pub(super) struct Binding {
+    /// Contact, Call-ID, instance and path, one after the other.
+    text: Box<str>,
+    ends: [u16; 3],
+    pub(super) interface: InterfaceId,
+    pub(super) transport: Transport,
+    pub(super) natted: bool,
+    /// Keepalives in a row without an answer.
+    pub(super) missed: u8,
+    pub(super) q: u16,
+    pub(super) local: SocketAddr,
+    pub(super) remote: SocketAddr,
+    pub(super) conn: Option<ConnId>,
+    pub(super) cseq: u32,
+    pub(super) reg_id: u32,
+    pub(super) methods: u32,
+    pub(super) expires_s: u32,
+    pub(super) refreshed_s: u32,
+    /// Up to when the replicated copy is good.
+    pub(super) stored_s: u32,
+    /// When the next keepalive is due; `u32::MAX` for never.
+    pub(super) ping_s: u32,
+}
+
+impl Binding {
+    /// `None` when the texts are longer than any sane message's.
+    pub(super) fn new(said: &Said<'_>, now_s: u32, expires_s: u32) -> Option<Self> {
+        let parts = [said.contact, said.call_id, said.instance, said.path];
+        let mut text = String::with_capacity(parts.iter().map(|p| p.len()).sum());
+        let mut ends = [0u16; 3];
+        for (n, part) in parts.iter().enumerate() {
+            text.push_str(part);
+            let end = u16::try_from(text.len()).ok()?;
+            if let Some(slot) = ends.get_mut(n) {
+                *slot = end;
+            }
+        }
+        Some(Binding {
+            text: text.into(),
+            ends,
+            interface: said.flow.interface,
+            transport: said.flow.transport,
+            natted: said.natted,
+            missed: 0,
+            q: said.q,
+            local: said.flow.local,
+            remote: said.flow.remote,
+            conn: said.flow.conn,
+            cseq: said.cseq,
+            reg_id: said.reg_id,
+            methods: said.methods,
+            expires_s,
+            refreshed_s: now_s,
+            stored_s: 0,
+            ping_s: u32::MAX,
+        })
+    }
+
+    fn part(&self, from: Option<u16>, to: Option<u16>) -> &str {
+        let from = from.map_or(0, usize::from);
+        let to = to.map_or(self.text.len(), usize::from);
+        self.text.get(from..to).unwrap_or("")
+    }
+
+    pub(super) fn contact(&self) -> &str {
+        self.part(None, Some(self.ends[0]))
+    }
+
+    pub(super) fn call_id(&self) -> &str {
+        self.part(Some(self.ends[0]), Some(self.ends[1]))
+    }
+
+    pub(super) fn instance(&self) -> &str {
+        self.part(Some(self.ends[1]), Some(self.ends[2]))
+    }
+
+    pub(super) fn path(&self) -> &str {
+        self.part(Some(self.ends[2]), None)
+    }
+
+    /// Whether another node would reach the user in the same way with what it has of `before`.
+    pub(super) fn same_way(&self, before: &Binding) -> bool {
+        self.contact() == before.contact()
+            && self.instance() == before.instance()
+            && self.path() == before.path()
+            && (self.interface, self.transport, self.local, self.remote)
+                == (before.interface, before.transport, before.local, before.remote)
+            && (self.q, self.methods, self.reg_id, self.natted)
+                == (before.q, before.methods, before.reg_id, before.natted)
+    }
+
+    pub(super) fn flow(&self) -> Flow {
+        Flow {
+            interface: self.interface,
+            transport: self.transport,
+            local: self.local,
+            remote: self.remote,
+            conn: self.conn,
+        }
+    }
+
+    /// Whether the way that the REGISTER came is the way back: behind NAT and on connections.
+    fn by_flow(&self) -> bool {
+        self.path().is_empty() && (self.natted || self.conn.is_some())
+    }
+
+    pub(super) fn reach(&self) -> Reach {
+        if self.by_flow() { Reach::Flow(self.flow()) } else { Reach::Uri(self.interface) }
+    }
+
+    pub(super) fn reached(&self) -> Reached {
+        Reached {
+            uri: self.contact().into(),
+            path: split_path(self.path()),
+            q: self.q,
+            reach: self.reach(),
+        }
+    }
+
+    pub(super) fn record(&self, unix_ms_of: impl Fn(u32) -> u64) -> BindingRecord {
+        BindingRecord {
+            contact: self.contact().into(),
+            call_id: self.call_id().into(),
+            cseq: self.cseq,
+            path: self.path().into(),
+            instance: self.instance().into(),
+            reg_id: self.reg_id,
+            q: self.q,
+            methods: self.methods,
+            natted: self.natted,
+            interface: self.interface,
+            transport: self.transport,
+            local: self.local,
+            remote: self.remote,
+            good_until_ms: unix_ms_of(self.stored_s),
+        }
+    }
+
+    pub(super) fn copy(&self) -> Binding {
+        Binding { text: self.text.clone(), ..*self }
+    }
+
+    /// Heap bytes behind it.
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.text.len()
+    }
+}
+
+fn split_path(path: &str) -> Vec<Box<str>> {
+    crate::sip::List::new(path).map(Into::into).collect()
+}
+
+/// How a contact is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// By the way its REGISTER came.
+    Flow(Flow),
+    /// By resolving the first Path URI or the contact, leaving by this interface.
+    Uri(InterfaceId),
+}
+
+/// One answer of a lookup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reached {
+    /// The contact: the Request-URI to use.
+    pub uri: Box<str>,
+    /// Route header values, first hop first (RFC 3327 §5.3).
+    pub path: Vec<Box<str>>,
+    /// Thousandths.
+    pub q: u16,
+    pub reach: Reach,
+}
+
+/// All bindings of one address of record as they are replicated; none: the user is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AorRecord {
+    pub aor: Box<str>,
+    pub bindings: Vec<BindingRecord>,
+}
+
+/// One binding as it is replicated. Connections are not: they end with their node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BindingRecord {
+    pub contact: Box<str>,
+    pub call_id: Box<str>,
+    pub cseq: u32,
+    /// Comma-separated Path values.
+    pub path: Box<str>,
+    pub instance: Box<str>,
+    pub reg_id: u32,
+    /// Thousandths.
+    pub q: u16,
+    pub methods: u32,
+    pub natted: bool,
+    pub interface: InterfaceId,
+    pub transport: Transport,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    /// Unix milliseconds; past it the binding is forgotten unless written again.
+    pub good_until_ms: u64,
+}

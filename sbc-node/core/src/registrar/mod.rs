@@ -1,0 +1,171 @@
+//! The registrar: which user is reached where (RFC 3261 §10, Path RFC 3327, Outbound RFC 5626,
+//! public GRUU RFC 5627, Service-Route RFC 3608), and the digest check of users' requests.
+//!
+//! Sans-IO and owned by one shard: a REGISTER comes as a parsed message, the answer goes out as a
+//! status with headers, what has to be replicated or pinged comes out of [`Registrar::poll`].
+//! Transactions, sockets and the form of the configuration never live here.
+
+mod aor;
+mod auth;
+mod binding;
+mod nat;
+mod policy;
+mod register;
+mod table;
+
+pub use aor::aor_of;
+pub use auth::{Access, Guard, Replays, User, Users};
+pub use binding::{AorRecord, BindingRecord, Reach, Reached};
+pub use nat::is_natted;
+pub use policy::{AuthPolicy, Keepalive, KeepaliveKind, Overflow, RegistrarPolicy};
+pub use register::Answer;
+pub use table::{Bindings, Due, Full, Ping, Stats};
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use smallvec::SmallVec;
+
+use crate::net::{ConnId, Flow};
+use crate::sip::{Message, Method, UriRef};
+
+/// The registrar of one shard.
+pub struct Registrar {
+    policy: Arc<RegistrarPolicy>,
+    users: Arc<Users>,
+    guard: Option<Guard>,
+    replays: Arc<Replays>,
+    bindings: Bindings,
+}
+
+impl Registrar {
+    /// Without bindings. `unix_ms` is the wall clock at `now`; `replays` is shared by all shards.
+    pub fn new(
+        policy: Arc<RegistrarPolicy>,
+        users: Arc<Users>,
+        replays: Arc<Replays>,
+        now: Instant,
+        unix_ms: u64,
+    ) -> Self {
+        let bindings = Bindings::new(now, unix_ms);
+        let mut new = Registrar { policy, users, guard: None, replays, bindings };
+        new.take_policy();
+        new
+    }
+
+    /// Takes another configuration; bindings stay.
+    pub fn configure(&mut self, policy: Arc<RegistrarPolicy>, users: Arc<Users>) {
+        self.policy = policy;
+        self.users = users;
+        self.take_policy();
+    }
+
+    fn take_policy(&mut self) {
+        let users = &self.users;
+        let replays = &self.replays;
+        let guard = |auth| Guard::new(auth, users.clone(), replays.clone());
+        self.guard = self.policy.auth.as_ref().map(guard);
+        self.bindings.max = self.policy.bindings_max;
+        self.bindings.keepalive = self.policy.keepalive;
+        self.bindings.store_ahead = self.policy.store_ahead;
+    }
+
+    pub fn policy(&self) -> &RegistrarPolicy {
+        &self.policy
+    }
+
+    /// The table, for lookups, keepalive outcomes and snapshots.
+    pub fn bindings(&mut self) -> &mut Bindings {
+        &mut self.bindings
+    }
+
+    /// A REGISTER: the whole answer. `now_s` is Unix time, `salt` fresh random.
+    pub fn register(
+        &mut self,
+        now: Instant,
+        now_s: u64,
+        salt: u64,
+        flow: &Flow,
+        message: &Message,
+    ) -> Answer {
+        let access = match self.access(flow, message, now_s, salt) {
+            Ok(access) => access,
+            Err(answer) => return answer,
+        };
+        let (table, policy, users) = (&mut self.bindings, &*self.policy, &*self.users);
+        register::register(table, policy, users, now, flow, message, &access)
+    }
+
+    /// Who sends a request outside dialogs, of any method but REGISTER. A user must call by a name
+    /// of its own: From is checked (403).
+    ///
+    /// # Errors
+    /// The answer to send.
+    pub fn admit(
+        &self,
+        flow: &Flow,
+        message: &Message,
+        now_s: u64,
+        salt: u64,
+    ) -> Result<Access, Answer> {
+        let access = self.access(flow, message, now_s, salt)?;
+        if let Access::User(name) = &access {
+            let from = message.from().ok().and_then(|f| f.uri().ok());
+            let aor = from.as_ref().and_then(aor_of).unwrap_or_default();
+            let anonymous = from.is_some_and(|f| f.host().eq_ignore_ascii_case(ANONYMOUS));
+            if !anonymous && !self.users.owns(name, self.users.resolve(&aor)) {
+                return Err(Answer::new(403, "From Is Not Yours"));
+            }
+        }
+        Ok(access)
+    }
+
+    fn access(
+        &self,
+        flow: &Flow,
+        message: &Message,
+        now_s: u64,
+        salt: u64,
+    ) -> Result<Access, Answer> {
+        match &self.guard {
+            Some(guard) => guard.check(message, flow, now_s, salt),
+            None => Ok(Access::Anyone),
+        }
+    }
+
+    /// Where the user of a Request-URI is reached, best first; empty when offline (480) or
+    /// unknown. `gr` chooses one device (RFC 5627 §5.1).
+    pub fn locate(
+        &self,
+        now: Instant,
+        uri: &UriRef<'_>,
+        method: &Method,
+    ) -> SmallVec<[Reached; 2]> {
+        let Some(aor) = aor_of(uri) else { return SmallVec::new() };
+        let gr = uri.params().get("gr").unwrap_or("");
+        let bit = register::method_bit(method);
+        self.bindings.lookup(now, self.users.resolve(&aor), bit, gr)
+    }
+
+    /// The same by user and host, as routing has them after number translation.
+    pub fn locate_user(
+        &self,
+        now: Instant,
+        user: &str,
+        host: &str,
+        method: &Method,
+    ) -> SmallVec<[Reached; 2]> {
+        let aor = register::called(&self.users, user, host);
+        self.bindings.lookup(now, &aor, register::method_bit(method), "")
+    }
+
+    pub fn conn_closed(&mut self, now: Instant, conn: ConnId) {
+        self.bindings.conn_closed(now, conn);
+    }
+}
+
+/// The host of who withholds a name (RFC 3323 §4.1.1.3).
+const ANONYMOUS: &str = "anonymous.invalid";
+
+#[cfg(test)]
+mod tests;

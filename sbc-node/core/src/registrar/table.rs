@@ -1,0 +1,481 @@
+//! The table of bindings of one shard: addresses of record by hash, expiry and keepalive by one
+//! timer each, what must be replicated and pinged.
+//!
+//! What a REGISTER asks for is judged in `register.rs`; here a whole new set of bindings replaces
+//! the old one at once, so that a REGISTER takes effect wholly or not at all (RFC 3261 §10.3).
+
+use std::collections::VecDeque;
+use std::hash::BuildHasher;
+use std::time::{Duration, Instant};
+
+use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
+use slab::Slab;
+use smallvec::SmallVec;
+
+use super::binding::{AorRecord, Binding, Reached};
+use super::policy::{Keepalive, KeepaliveKind};
+use crate::net::{ConnId, Flow};
+use crate::timer::{TimerKey, TimerWheel};
+
+#[derive(Debug)]
+struct Aor {
+    name: Box<str>,
+    timer: Option<TimerKey>,
+    timer_s: u32,
+    bindings: Vec<Binding>,
+}
+
+/// A keepalive to send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ping {
+    pub flow: Flow,
+    /// Request-URI of the OPTIONS.
+    pub uri: Box<str>,
+    pub kind: KeepaliveKind,
+    /// Names the binding in [`Bindings::ping_answered`] and [`Bindings::ping_failed`]; below 2^60.
+    pub id: u64,
+}
+
+/// What comes out of the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// Replicate this.
+    Store(AorRecord),
+    Ping(Ping),
+}
+
+/// Sizes now and counters since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    pub aors: usize,
+    pub bindings: usize,
+    pub expired: u64,
+    /// Dropped because keepalives were not answered or the connection closed.
+    pub gone: u64,
+    pub pings: u64,
+    /// Refreshes that needed no replicated write, and writes.
+    pub coalesced: u64,
+    pub stores: u64,
+}
+
+/// The table has as many bindings as it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("too many bindings")]
+pub struct Full;
+
+/// See the module's header.
+#[derive(Debug)]
+pub struct Bindings {
+    epoch: Instant,
+    /// Unix milliseconds of the epoch.
+    epoch_unix_ms: u64,
+    hasher: DefaultHashBuilder,
+    index: HashTable<u32>,
+    aors: Slab<Aor>,
+    wheel: TimerWheel<u32>,
+    /// Who is reached by a connection.
+    by_conn: HashMap<ConnId, SmallVec<[u32; 2]>>,
+    due: VecDeque<Due>,
+    stats: Stats,
+    pub(super) max: usize,
+    pub(super) keepalive: Option<Keepalive>,
+    pub(super) store_ahead: Duration,
+}
+
+/// Times in the table stay this far below its end.
+const SECONDS_MAX: u32 = u32::MAX / 2;
+
+impl Bindings {
+    /// An empty table. `unix_ms` is the wall clock at `epoch`, for records.
+    pub fn new(epoch: Instant, unix_ms: u64) -> Self {
+        Bindings {
+            epoch,
+            epoch_unix_ms: unix_ms,
+            hasher: DefaultHashBuilder::default(),
+            index: HashTable::new(),
+            aors: Slab::new(),
+            wheel: TimerWheel::new(epoch),
+            by_conn: HashMap::new(),
+            due: VecDeque::new(),
+            stats: Stats::default(),
+            max: usize::MAX,
+            keepalive: None,
+            store_ahead: Duration::ZERO,
+        }
+    }
+
+    pub fn stats(&self) -> Stats {
+        Stats { aors: self.aors.len(), ..self.stats }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.aors.is_empty() && self.wheel.is_empty() && self.by_conn.is_empty()
+    }
+
+    /// Whole seconds since the epoch.
+    pub(super) fn seconds(&self, now: Instant) -> u32 {
+        let seconds = now.saturating_duration_since(self.epoch).as_secs();
+        u32::try_from(seconds).unwrap_or(SECONDS_MAX).min(SECONDS_MAX)
+    }
+
+    fn find(&self, aor: &str) -> Option<u32> {
+        let same = |&index: &u32| self.aors.get(index as usize).is_some_and(|a| *a.name == *aor);
+        self.index.find(self.hasher.hash_one(aor), same).copied()
+    }
+
+    /// The bindings of an address of record, in no order, expired ones among them.
+    pub(super) fn of(&self, aor: &str) -> &[Binding] {
+        let found = self.find(aor).and_then(|index| self.aors.get(index as usize));
+        found.map_or(&[], |a| &a.bindings)
+    }
+
+    /// Where a user is reached: by falling q, among equals the freshest first. `method` is the bit
+    /// of a method that the contact must take, 0 for any; `instance` chooses one device (GRUU,
+    /// RFC 5627 §5.1), empty takes all. Of one device's flows only the freshest is given: the
+    /// others are its spares (RFC 5626 §7).
+    pub fn lookup(
+        &self,
+        now: Instant,
+        aor: &str,
+        method: u32,
+        instance: &str,
+    ) -> SmallVec<[Reached; 2]> {
+        let now_s = self.seconds(now);
+        let mut live: SmallVec<[&Binding; 4]> = self
+            .of(aor)
+            .iter()
+            .filter(|b| b.expires_s > now_s)
+            .filter(|b| b.methods == 0 || method == 0 || b.methods & method != 0)
+            .filter(|b| instance.is_empty() || b.instance() == instance)
+            .collect();
+        if live.len() > 1 {
+            live.sort_by_key(|b| (u16::MAX - b.q, u32::MAX - b.refreshed_s));
+        }
+        let mut devices: SmallVec<[&str; 4]> = SmallVec::new();
+        live.retain(|b| {
+            let spare = b.reg_id != 0 && devices.contains(&b.instance());
+            devices.push(b.instance());
+            !spare
+        });
+        live.into_iter().map(Binding::reached).collect()
+    }
+
+    /// Replaces the bindings of an address of record. What changed for other nodes is stored.
+    ///
+    /// # Errors
+    /// [`Full`]: nothing changed.
+    pub(super) fn replace(
+        &mut self,
+        now: Instant,
+        aor: &str,
+        mut new: Vec<Binding>,
+    ) -> Result<(), Full> {
+        let found = self.find(aor);
+        let before = found.and_then(|i| self.aors.get(i as usize)).map_or(0, |a| a.bindings.len());
+        if new.len() > before && self.stats.bindings - before + new.len() > self.max {
+            return Err(Full);
+        }
+        let now_s = self.seconds(now);
+        let index = match found {
+            Some(index) => index,
+            None if new.is_empty() => return Ok(()),
+            None => self.insert(aor),
+        };
+        self.schedule_pings(index, &mut new, now_s);
+        let Some(entry) = self.aors.get_mut(index as usize) else { return Ok(()) };
+        new.shrink_to_fit();
+        let old = std::mem::replace(&mut entry.bindings, new);
+        self.stats.bindings = self.stats.bindings - before + entry.bindings.len();
+        let kept = |b: &Binding| old.iter().any(|o| o.same_way(b)) && b.stored_s >= b.expires_s;
+        let known = |o: &Binding| o.stored_s > now_s;
+        let changed = !entry.bindings.iter().all(kept)
+            || old
+                .iter()
+                .filter(|o| known(o))
+                .any(|o| !entry.bindings.iter().any(|b| b.same_way(o)));
+        for conn in old.iter().filter_map(|b| b.conn) {
+            self.unlink_conn(conn, index);
+        }
+        self.link_conns(index);
+        if changed {
+            self.store(index, now_s);
+        } else {
+            self.stats.coalesced += 1;
+        }
+        self.settle(index, now_s);
+        Ok(())
+    }
+
+    /// Takes what another node replicated: the whole set of an address of record, in place of what
+    /// is here. Connections of other nodes are not ours: such bindings are reached by their
+    /// contact, or not at all.
+    pub fn adopt(&mut self, now: Instant, record: &AorRecord) -> Result<(), Full> {
+        let now_s = self.seconds(now);
+        let mut new = Vec::with_capacity(record.bindings.len());
+        for b in &record.bindings {
+            let until_s = self.seconds_of_unix(b.good_until_ms);
+            if until_s <= now_s || (b.natted && b.transport.is_reliable()) {
+                continue;
+            }
+            let said = super::binding::Said {
+                contact: &b.contact,
+                call_id: &b.call_id,
+                cseq: b.cseq,
+                path: &b.path,
+                instance: &b.instance,
+                reg_id: b.reg_id,
+                q: b.q,
+                methods: b.methods,
+                natted: b.natted,
+                flow: Flow {
+                    interface: b.interface,
+                    transport: b.transport,
+                    local: b.local,
+                    remote: b.remote,
+                    conn: None,
+                },
+            };
+            if let Some(mut binding) = Binding::new(&said, now_s, until_s) {
+                binding.stored_s = until_s;
+                new.push(binding);
+            }
+        }
+        let pending = self.due.len();
+        self.replace(now, &record.aor, new)?;
+        // It came from the replicated state: it does not go back there.
+        while self.due.len() > pending {
+            self.due.pop_back();
+        }
+        Ok(())
+    }
+
+    /// A connection closed: who was reached by it alone is gone.
+    pub fn conn_closed(&mut self, now: Instant, conn: ConnId) {
+        let now_s = self.seconds(now);
+        for index in self.by_conn.remove(&conn).unwrap_or_default() {
+            let Some(entry) = self.aors.get_mut(index as usize) else { continue };
+            let before = entry.bindings.len();
+            entry.bindings.retain_mut(|b| {
+                let lost = b.conn == Some(conn);
+                if lost {
+                    b.conn = None;
+                }
+                !(lost && b.path().is_empty() && (b.natted || b.reg_id != 0))
+            });
+            self.dropped(index, before, now_s);
+        }
+    }
+
+    /// A keepalive was answered.
+    pub fn ping_answered(&mut self, id: u64) {
+        let (index, check) = open_ping(id);
+        if let Some(entry) = self.aors.get_mut(index as usize) {
+            let named = |b: &&mut Binding| check_of(&self.hasher, b.contact()) == check;
+            entry.bindings.iter_mut().filter(named).for_each(|b| b.missed = 0);
+        }
+    }
+
+    /// A keepalive was not answered; after as many as the policy says the binding is gone.
+    pub fn ping_failed(&mut self, now: Instant, id: u64) {
+        let (index, check) = open_ping(id);
+        let misses = self.keepalive.map_or(0, |k| k.misses);
+        let now_s = self.seconds(now);
+        let Some(entry) = self.aors.get_mut(index as usize) else { return };
+        let before = entry.bindings.len();
+        let hasher = &self.hasher;
+        entry.bindings.retain_mut(|b| {
+            if check_of(hasher, b.contact()) != check {
+                return true;
+            }
+            b.missed = b.missed.saturating_add(1);
+            misses == 0 || b.missed < misses
+        });
+        self.dropped(index, before, now_s);
+    }
+
+    /// Expires bindings and makes the keepalives that are due.
+    pub fn handle_tick(&mut self, now: Instant) {
+        let now_s = self.seconds(now);
+        while let Some((_, index)) = self.wheel.pop(now) {
+            let Some(entry) = self.aors.get_mut(index as usize) else { continue };
+            entry.timer = None;
+            let before = entry.bindings.len();
+            let known = entry.bindings.iter().any(|b| b.expires_s <= now_s && b.stored_s > now_s);
+            let conns: SmallVec<[ConnId; 2]> = entry
+                .bindings
+                .iter()
+                .filter(|b| b.expires_s <= now_s)
+                .filter_map(|b| b.conn)
+                .collect();
+            entry.bindings.retain(|b| b.expires_s > now_s);
+            let lost = before - entry.bindings.len();
+            self.stats.bindings -= lost;
+            self.stats.expired += u64::try_from(lost).unwrap_or(0);
+            if !conns.is_empty() {
+                conns.into_iter().for_each(|conn| self.unlink_conn(conn, index));
+                self.link_conns(index);
+            }
+            if known {
+                self.store(index, now_s);
+            }
+            self.ping(index, now_s);
+            self.settle(index, now_s);
+        }
+    }
+
+    pub fn deadline(&self) -> Option<Instant> {
+        self.wheel.deadline()
+    }
+
+    pub fn poll(&mut self) -> Option<Due> {
+        self.due.pop_front()
+    }
+
+    /// Heap bytes held, as far as the table knows.
+    pub fn heap_bytes(&self) -> usize {
+        let entry = |a: &Aor| {
+            let bindings = a.bindings.iter().map(Binding::heap_bytes).sum::<usize>();
+            a.name.len() + a.bindings.capacity() * size_of::<Binding>() + bindings
+        };
+        self.aors.iter().map(|(_, a)| entry(a)).sum::<usize>()
+            + self.aors.capacity() * size_of::<Aor>()
+            + self.index.capacity() * 5
+            + self.wheel.heap_bytes()
+    }
+
+    /// Bindings were taken out of an entry that had `before`.
+    fn dropped(&mut self, index: u32, before: usize, now_s: u32) {
+        let Some(entry) = self.aors.get(index as usize) else { return };
+        let lost = before - entry.bindings.len();
+        if lost > 0 {
+            self.stats.bindings -= lost;
+            self.stats.gone += u64::try_from(lost).unwrap_or(0);
+            self.store(index, now_s);
+        }
+        self.settle(index, now_s);
+    }
+
+    fn insert(&mut self, aor: &str) -> u32 {
+        let entry = Aor { name: aor.into(), timer: None, timer_s: u32::MAX, bindings: Vec::new() };
+        let index = u32::try_from(self.aors.insert(entry)).unwrap_or(u32::MAX);
+        let (aors, hasher) = (&self.aors, &self.hasher);
+        let rehash = |&i: &u32| aors.get(i as usize).map_or(0, |a| hasher.hash_one(&*a.name));
+        self.index.insert_unique(hasher.hash_one(aor), index, rehash);
+        index
+    }
+
+    fn link_conns(&mut self, index: u32) {
+        let Some(entry) = self.aors.get(index as usize) else { return };
+        for conn in entry.bindings.iter().filter_map(|b| b.conn) {
+            let users = self.by_conn.entry(conn).or_default();
+            if !users.contains(&index) {
+                users.push(index);
+            }
+        }
+    }
+
+    fn unlink_conn(&mut self, conn: ConnId, index: u32) {
+        if let Some(users) = self.by_conn.get_mut(&conn) {
+            users.retain(|&mut i| i != index);
+            if users.is_empty() {
+                self.by_conn.remove(&conn);
+            }
+        }
+    }
+
+    /// Writes the whole entry to the replicated state, good for a while.
+    fn store(&mut self, index: u32, now_s: u32) {
+        let ahead = u32::try_from(self.store_ahead.as_secs()).unwrap_or(SECONDS_MAX);
+        let Some(entry) = self.aors.get_mut(index as usize) else { return };
+        for b in &mut entry.bindings {
+            b.stored_s = b.expires_s.max(now_s.saturating_add(ahead));
+        }
+        let epoch = self.epoch_unix_ms;
+        let unix_ms = |s: u32| epoch.saturating_add(u64::from(s) * 1_000);
+        let bindings = entry.bindings.iter().map(|b| b.record(unix_ms)).collect();
+        self.due.push_back(Due::Store(AorRecord { aor: entry.name.clone(), bindings }));
+        self.stats.stores += 1;
+    }
+
+    fn seconds_of_unix(&self, unix_ms: u64) -> u32 {
+        let seconds = unix_ms.saturating_sub(self.epoch_unix_ms) / 1_000;
+        u32::try_from(seconds).unwrap_or(SECONDS_MAX).min(SECONDS_MAX)
+    }
+
+    /// First keepalives: spread evenly over the interval by the contact's hash.
+    fn schedule_pings(&self, index: u32, new: &mut [Binding], now_s: u32) {
+        let interval = self.ping_interval();
+        let old = self.aors.get(index as usize).map_or(&[][..], |a| &a.bindings);
+        for b in new {
+            // Connections are kept open by their transport and tell when they close.
+            let wanted = interval.filter(|_| b.natted && b.conn.is_none() && b.path().is_empty());
+            b.ping_s = match (wanted, old.iter().find(|o| o.contact() == b.contact())) {
+                (None, _) => u32::MAX,
+                (Some(_), Some(before)) if before.ping_s != u32::MAX => before.ping_s,
+                (Some(interval), _) => {
+                    let phase = check_of(&self.hasher, b.contact()) % interval;
+                    now_s + 1 + phase
+                }
+            };
+        }
+    }
+
+    fn ping_interval(&self) -> Option<u32> {
+        let interval = self.keepalive?.interval.as_secs();
+        Some(u32::try_from(interval).unwrap_or(SECONDS_MAX).max(1))
+    }
+
+    fn ping(&mut self, index: u32, now_s: u32) {
+        let (Some(interval), Some(policy)) = (self.ping_interval(), self.keepalive) else { return };
+        let Some(entry) = self.aors.get_mut(index as usize) else { return };
+        for b in entry.bindings.iter_mut().filter(|b| b.ping_s <= now_s) {
+            b.ping_s = now_s + interval;
+            self.stats.pings += 1;
+            self.due.push_back(Due::Ping(Ping {
+                flow: b.flow(),
+                uri: b.contact().into(),
+                kind: policy.kind,
+                id: u64::from(index) << 31 | u64::from(check_of(&self.hasher, b.contact())),
+            }));
+        }
+    }
+
+    /// Arms the entry's timer for what comes next, or removes an entry without bindings.
+    fn settle(&mut self, index: u32, now_s: u32) {
+        let Some(entry) = self.aors.get_mut(index as usize) else { return };
+        let next = entry.bindings.iter().map(|b| b.expires_s.min(b.ping_s)).min();
+        let armed = entry.timer.is_some();
+        match next {
+            Some(at) if armed && entry.timer_s == at => return,
+            Some(_) | None => {}
+        }
+        if let Some(key) = entry.timer.take() {
+            self.wheel.cancel(key);
+        }
+        let Some(at_s) = next else {
+            let hash = self.hasher.hash_one(&*entry.name);
+            if let Ok(found) = self.index.find_entry(hash, |&i| i == index) {
+                found.remove();
+            }
+            self.aors.remove(index as usize);
+            return;
+        };
+        // Within its second an entry has a place of its own, so that seconds are no bursts.
+        let spread = Duration::from_millis(u64::from(index.wrapping_mul(2_654_435_761) % 1_000));
+        let at = self.epoch + Duration::from_secs(u64::from(at_s.max(now_s))) + spread;
+        entry.timer = Some(self.wheel.insert(at, index));
+        entry.timer_s = at_s;
+    }
+}
+
+fn open_ping(id: u64) -> (u32, u32) {
+    let index = u32::try_from(id >> 31 & u64::from(u32::MAX)).unwrap_or(u32::MAX);
+    (index, u32::try_from(id & CHECK).unwrap_or(0))
+}
+
+const CHECK: u64 = (1 << 31) - 1;
+
+/// 31 bits that tell contacts of one user apart.
+fn check_of(hasher: &DefaultHashBuilder, contact: &str) -> u32 {
+    u32::try_from(hasher.hash_one(contact) & CHECK).unwrap_or(0)
+}
