@@ -566,7 +566,8 @@ fn rfc3261_10_3_wrong_passwords_and_other_peoples_addresses() {
 #[test]
 fn rfc3261_22_3_every_other_method_is_challenged_as_by_a_proxy() {
     let b = Bench::new(guarded());
-    for method in ["INVITE", "MESSAGE", "SUBSCRIBE", "PUBLISH", "REFER", "OPTIONS"] {
+    let methods = ["INVITE", "MESSAGE", "SUBSCRIBE", "PUBLISH", "REFER", "OPTIONS"];
+    for (salt, method) in (0..).zip(methods) {
         let make = |from: &str, extra: &str| {
             let text = format!(
                 "{method} sip:bob@example.com SIP/2.0\r\nVia: SIP/2.0/UDP h;branch=z9hG4bK1\r\n\
@@ -576,7 +577,7 @@ fn rfc3261_22_3_every_other_method_is_challenged_as_by_a_proxy() {
             sip::parse(Bytes::from(text), &Limits::default()).unwrap()
         };
         let plain = make("sip:alice@example.com", "");
-        let challenge = b.registrar.admit(&b.flow, &plain, UNIX_S, 9).unwrap_err();
+        let challenge = b.registrar.admit(&b.flow, &plain, UNIX_S, salt).unwrap_err();
         assert_eq!(challenge.status, 407, "{method}");
         let values = header(&challenge, HeaderName::ProxyAuthenticate);
         let account = Account {
@@ -594,7 +595,7 @@ fn rfc3261_22_3_every_other_method_is_challenged_as_by_a_proxy() {
         ] {
             let value = answerer.authorize(method, "sip:bob@example.com", b"", "cn");
             let message = make(from, &format!("Proxy-Authorization: {value}\r\n"));
-            let result = b.registrar.admit(&b.flow, &message, UNIX_S, 9);
+            let result = b.registrar.admit(&b.flow, &message, UNIX_S, salt);
             assert_eq!(result.err().map(|a| a.status), expected, "{method} {from}");
         }
     }
