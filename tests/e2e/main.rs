@@ -3,6 +3,7 @@
 mod bad_input;
 mod basic;
 mod bed;
+mod cluster;
 mod features;
 mod phones;
 mod soak;
