@@ -51,10 +51,13 @@ fn naptr(order: u16, preference: u16, service: &str, replacement: &str) -> Vec<u
     out
 }
 
+/// TTL and data of the records of one name and type.
+type Records = HashMap<(String, u16), Vec<(u32, Vec<u8>)>>;
+
 /// A name server with a few names; everything else does not exist.
 #[derive(Clone)]
 struct Zone {
-    records: HashMap<(String, u16), Vec<(u32, Vec<u8>)>>,
+    records: Records,
     asked: Arc<AtomicUsize>,
 }
 
