@@ -11,6 +11,7 @@ use media_anchor::{MediaAnchor, kernel};
 use rand::Rng;
 use sbc_core::b2bua::WallClock;
 use sbc_core::core::Core;
+use sbc_core::net::Transport;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
@@ -88,6 +89,10 @@ pub(super) fn start(
     let interfaces: Arc<[sbc_core::net::Interface]> = Arc::from(core.interfaces.clone());
     let transport = transport_settings(&config);
     let clock = WallClock { at: Instant::now(), unix_ms: unix_ms() };
+    for listener in interfaces.iter().flat_map(|i| &i.listeners) {
+        transport::sockopt::probe(listener.local, listener.transport == Transport::Udp, &transport)
+            .with_context(|| format!("cannot open the listeners: {}", listener.local))?;
+    }
     let mut built = Vec::new();
     for (index, mailbox) in mailboxes.into_iter().enumerate() {
         let waker = handles.get(index).cloned().context("a shard without queues")?;

@@ -55,6 +55,26 @@ fn free_bind(socket: &Socket, local: SocketAddr, settings: &Settings) -> io::Res
     }
 }
 
+/// Whether nobody else listens on `local`: `SO_REUSEPORT` would let a second node of the same user
+/// share our addresses and take half of the traffic without a word.
+///
+/// # Errors
+/// When the address cannot be bound for ourselves alone.
+pub fn probe(local: SocketAddr, datagram: bool, settings: &Settings) -> io::Result<()> {
+    let (kind, protocol) = match datagram {
+        true => (Type::DGRAM, Protocol::UDP),
+        false => (Type::STREAM, Protocol::TCP),
+    };
+    let socket = Socket::new(Domain::for_address(local), kind, Some(protocol))?;
+    if local.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // Connections of a run before, in TIME_WAIT, hinder nobody.
+    socket.set_reuse_address(!datagram)?;
+    free_bind(&socket, local, settings)?;
+    socket.bind(&SockAddr::from(local))
+}
+
 /// A non-blocking TCP socket on its way to `remote`, from the address of the interface.
 ///
 /// # Errors
