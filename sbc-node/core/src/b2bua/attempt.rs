@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::answer::{Passing, Refusal, Role};
 use super::call::{Attempt, Call, CallTimer, DialogRef, Failure, Hop, Leg, Peer, Phase, SdpState};
-use super::cdr::{CdrAttempt, EndCause, EndedBy};
+use super::cdr::{CdrAttempt, CdrLeg, EndCause, EndedBy};
 use super::env::{Cx, Purpose, ResolveFor, Sent};
 use super::hide::{self, Crossing, Display};
 use super::progress::forget_forks;
@@ -59,6 +59,7 @@ impl Call {
                 forks: SmallVec::new(),
                 proceeding: false,
                 authorized: false,
+                min_se: None,
                 permit: Some(permit),
                 timer: None,
             });
@@ -190,7 +191,7 @@ impl Call {
             out.header(*name, value);
         }
         let to = &hop.trunk.config;
-        invite_options(&mut out, &invite, to, offer.is_some());
+        invite_options(&mut out, &invite, to, offer.is_some(), attempt.min_se);
         if let Some(host) = wire::named_host(cx, &leg.hop, &hop.trunk.config) {
             let pai_user = hop.numbers.pai.as_deref();
             let from = &self.a.trunk.config;
@@ -239,6 +240,7 @@ impl Call {
             let trunk = hop.trunk.config.name.clone();
             self.facts.attempts.push(CdrAttempt { trunk, peer, status });
         }
+        self.facts.tried = attempt.leg.as_ref().map(CdrLeg::of);
         forget_attempt(cx, &attempt);
         forget_forks(cx, &attempt, Some(&setup.a_tag));
         let over = message.is_none()
@@ -277,16 +279,26 @@ impl Call {
             EndedBy::Sbc(EndCause::SetupTimeout)
         };
         let message = failure.message;
-        let reason = match &message {
-            Some(m) if status == failure.status => match m.start_line() {
-                crate::sip::StartLine::Response { reason, .. } => reason.to_owned(),
-                crate::sip::StartLine::Request { .. } => String::new(),
-            },
-            Some(_) | None => String::new(),
-        };
         let retry =
             (status == 503 && message.is_none()).then_some(cx.env.config.calls.retry_after_s);
-        self.fail(cx, status, &reason, message.as_ref(), retry, by);
+        // The target's own phrase may name its side.
+        self.fail(cx, status, "", message.as_ref(), retry, by);
+    }
+
+    /// 422: the same INVITE again, with the interval that the target insists on (RFC 4028 §7.3).
+    /// `false` when it did not say, or was given it already.
+    pub(crate) fn lengthen_interval(&mut self, cx: &mut Cx<'_>, message: &Message) -> bool {
+        let min = message.number(HeaderName::MinSe).ok().flatten();
+        let Some(attempt) = self.current_attempt() else { return false };
+        let (Some(min), None, Some(leg)) = (min, attempt.min_se, attempt.leg.clone()) else {
+            return false;
+        };
+        attempt.min_se = Some(min);
+        let mut timer = attempt.timer.take();
+        cx.disarm(&mut timer);
+        let offer = leg.sdp.local.clone();
+        self.launch_invite(cx, leg, offer, None);
+        true
     }
 
     pub(crate) fn current_attempt(&mut self) -> Option<&mut Attempt> {
@@ -399,7 +411,13 @@ pub(crate) fn forget_attempt(cx: &mut Cx<'_>, attempt: &Attempt) {
 }
 
 /// Require, Supported, Allow and Session-Expires of an INVITE towards a trunk.
-fn invite_options(out: &mut Builder, invite: &Message, to: &TrunkConfig, has_offer: bool) {
+fn invite_options(
+    out: &mut Builder,
+    invite: &Message,
+    to: &TrunkConfig,
+    has_offer: bool,
+    longer: Option<u32>,
+) {
     out.header(HeaderName::Allow, wire::ALLOW);
     let has = |tag| {
         hide::has_option(invite, HeaderName::Supported, tag)
@@ -422,8 +440,10 @@ fn invite_options(out: &mut Builder, invite: &Message, to: &TrunkConfig, has_off
     out.header(HeaderName::Supported, supported.join(", "));
     if to.session_timer.mode == SessionTimerMode::Require {
         let seconds = |d: Duration| d.as_secs().max(u64::from(crate::dialog::MIN_SE_S));
-        out.header(HeaderName::SessionExpires, seconds(to.session_timer.expires));
-        out.header(HeaderName::MinSe, seconds(to.session_timer.min_se));
+        let longer = u64::from(longer.unwrap_or(0));
+        let (expires, min) = (seconds(to.session_timer.expires), seconds(to.session_timer.min_se));
+        out.header(HeaderName::SessionExpires, expires.max(longer));
+        out.header(HeaderName::MinSe, min.max(longer));
     }
 }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::answer::Media;
-use super::cdr::{CdrAttempt, EndedBy};
+use super::cdr::{CdrAttempt, CdrLeg, EndedBy};
 use super::env::{Cx, ResolveFor, Traced};
 use super::record::CallId;
 use super::replaces::Replaced;
@@ -133,8 +133,10 @@ pub(crate) struct Attempt {
     pub(crate) forks: SmallVec<[Fork; 1]>,
     /// A provisional response came.
     pub(crate) proceeding: bool,
-    /// Challenges answered so far in this attempt (at most one).
+    /// A challenge was answered in this attempt.
     pub(crate) authorized: bool,
+    /// The session interval that the target insists on, after its 422.
+    pub(crate) min_se: Option<u32>,
     pub(crate) permit: Option<Permit>,
     pub(crate) timer: Option<TimerKey>,
 }
@@ -323,6 +325,8 @@ pub(crate) struct Facts {
     pub(crate) from: Box<str>,
     pub(crate) to: Box<str>,
     pub(crate) attempts: SmallVec<[CdrAttempt; 1]>,
+    /// Leg B of the last target that was tried and did not answer.
+    pub(crate) tried: Option<CdrLeg>,
     pub(crate) status: u16,
     pub(crate) reason: Box<str>,
     pub(crate) ended_by: Option<EndedBy>,

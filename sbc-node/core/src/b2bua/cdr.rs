@@ -72,6 +72,18 @@ pub struct CdrLeg {
     pub peer: Option<SocketAddr>,
 }
 
+impl CdrLeg {
+    pub(crate) fn of(leg: &super::call::Leg) -> Self {
+        CdrLeg {
+            trunk: leg.trunk.config.name.clone(),
+            call_id: leg.dialog.call_id.to_string(),
+            local_tag: leg.dialog.local_tag.to_string(),
+            remote_tag: leg.dialog.remote_tag.to_string(),
+            peer: Some(leg.hop.target.addr),
+        }
+    }
+}
+
 /// One target that was tried.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CdrAttempt {

@@ -2,7 +2,7 @@
 
 use super::attempt::forget_attempt;
 use super::call::{Call, CallTimers, ExchangeKind, Phase};
-use super::cdr::{Cdr, CdrLeg, EndCause, EndedBy};
+use super::cdr::{Cdr, CdrAttempt, CdrLeg, EndCause, EndedBy};
 use super::env::Cx;
 use super::exchange::Request;
 use super::hide::{self, Crossing};
@@ -92,6 +92,12 @@ impl Call {
         let held = setup.committing.take();
         if let Some(mut attempt) = setup.attempt.take() {
             cx.disarm(&mut attempt.timer);
+            if let Some(leg) = &attempt.leg {
+                let trunk = leg.trunk.config.name.clone();
+                let peer = Some(leg.hop.target.addr);
+                self.facts.attempts.push(CdrAttempt { trunk, peer, status: 487 });
+                self.facts.tried = Some(CdrLeg::of(leg));
+            }
             forget_forks(cx, &attempt, None);
             forget_attempt(cx, &attempt);
             self.cancel_client(cx, attempt.client, reason);
@@ -203,13 +209,6 @@ impl Call {
     }
 
     fn cdr(&mut self, cx: &Cx<'_>, by: EndedBy, media: Vec<crate::media::StreamStats>) -> Cdr {
-        let leg = |leg: &super::call::Leg| CdrLeg {
-            trunk: leg.trunk.config.name.clone(),
-            call_id: leg.dialog.call_id.to_string(),
-            local_tag: leg.dialog.local_tag.to_string(),
-            remote_tag: leg.dialog.remote_tag.to_string(),
-            peer: Some(leg.hop.target.addr),
-        };
         let facts = &mut *self.facts;
         let answered_ms = facts.answered_ms.filter(|_| facts.status < 300);
         Cdr {
@@ -221,8 +220,8 @@ impl Call {
             dialled: facts.dialled.to_string(),
             from: facts.from.to_string(),
             to: facts.to.to_string(),
-            a: leg(&self.a),
-            b: self.b.as_ref().map(leg),
+            a: CdrLeg::of(&self.a),
+            b: self.b.as_ref().map(CdrLeg::of).or(facts.tried.take()),
             attempts: std::mem::take(&mut facts.attempts).into_vec(),
             status: facts.status,
             reason: facts.reason.to_string(),

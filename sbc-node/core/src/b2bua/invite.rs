@@ -201,6 +201,7 @@ pub(crate) fn make(
         from: text(message.from().ok().map(|f| f.uri_str)),
         to: text(message.to().ok().map(|t| t.uri_str)),
         attempts: SmallVec::new(),
+        tried: None,
         status: 0,
         reason: "".into(),
         ended_by: None,

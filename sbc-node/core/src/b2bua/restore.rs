@@ -149,6 +149,7 @@ fn restored_call(cx: &mut Cx<'_>, key: CallKey, record: &CallRecord, a: Leg, b: 
         from: uri(&record.a.remote),
         to: uri(&record.a.local),
         attempts: SmallVec::new(),
+        tried: None,
         status: 200,
         reason: "OK".into(),
         ended_by: None,

@@ -440,6 +440,7 @@ impl Call {
             200..=299 if current || committing => self.answered(cx, message),
             200..=299 => self.ok_again(cx, Side::B, message),
             401 | 407 if current && self.authorize_attempt(cx, message) => {}
+            422 if current && self.lengthen_interval(cx, message) => {}
             _ if current => self.attempt_failed(cx, status, Some(message)),
             _ => {}
         }

@@ -307,3 +307,54 @@ fn a_stream_added_and_removed() {
     w.expect(Who::B, "ACK");
     hang_up(&mut w, &call);
 }
+
+#[test]
+fn rfc4028_7_3_a_target_that_wants_longer_intervals_gets_them() {
+    let mut w = World::new();
+    let text = invite_text(&mut w, &sdp(SDP_A));
+    w.says(Who::A, &text);
+    let first = w.expect(Who::B, "INVITE");
+    w.answer(Who::B, &first, 422, "bobtag", "Min-SE: 3600\n");
+    w.expect(Who::B, "ACK");
+    let second = w.expect(Who::B, "INVITE");
+    assert_eq!(second.header(HeaderName::SessionExpires), Some("3600"));
+    assert_eq!(second.header(HeaderName::MinSe), Some("3600"));
+    assert_eq!(second.cseq().unwrap().number, 2);
+    w.answer(Who::B, &second, 422, "bobtag", "Min-SE: 7200\n");
+    w.expect(Who::B, "ACK");
+    w.expect(Who::A, "500");
+    let tried = w.cdrs[0].b.as_ref().unwrap();
+    assert_eq!(tried.call_id, first.call_id().unwrap());
+    w.assert_clean();
+}
+
+#[test]
+fn t38_takes_the_place_of_audio() {
+    let mut w = World::new();
+    let call = set_up(&mut w, "", "");
+    let fax = "v=0
+o=bob 1 2 IN IP4 192.0.2.55
+s=-
+c=IN IP4 192.0.2.55
+t=0 0
+m=image 50010 udptl t38
+a=T38FaxVersion:0
+";
+    let re = b_request(&mut w, &call.invite, "bobtag", "INVITE", 1, &sdp(fax));
+    w.says(Who::B, &re);
+    let re = w.expect(Who::A, "INVITE");
+    let text = String::from_utf8_lossy(re.body()).into_owned();
+    assert!(text.contains("udptl t38\r\na=T38FaxVersion:0"), "{text}");
+    assert!(text.contains("c=IN IP4 10.0.0.9"), "{text}");
+    let answer = fax.replace("bob 1 2", "alice 53655765 2").replace("192.0.2.55", "10.0.0.77");
+    w.answer(Who::A, &re, 200, "alicetag", &sdp(&answer));
+    let ok = w.expect(Who::B, "200");
+    assert!(String::from_utf8_lossy(ok.body()).contains("m=image"));
+    let remote = w.anchor.side(0, Side::B).remote.unwrap();
+    assert_eq!(remote.rtp.unwrap().to_string(), "192.0.2.55:50010");
+    assert_eq!(remote.rtcp, None);
+    let ack = b_request(&mut w, &call.invite, "bobtag", "ACK", 1, "");
+    w.says(Who::B, &ack);
+    w.expect(Who::A, "ACK");
+    hang_up(&mut w, &call);
+}

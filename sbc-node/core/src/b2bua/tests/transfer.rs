@@ -105,6 +105,52 @@ fn an_invite_that_replaces_nothing_of_ours_is_481() {
     w.assert_clean();
 }
 
+#[test]
+fn rfc3891_an_invite_names_the_dialog_as_its_receiver_knows_it() {
+    let mut w = World::new();
+    let first = set_up(&mut w, "", "");
+    // C calls A in place of B's call; it knows the dialog as B does.
+    let replaces = format!(
+        "Replaces: {};to-tag={};from-tag=bobtag\n",
+        first.invite.call_id().unwrap(),
+        first.invite.from_tag()
+    );
+    let text = invite_text(&mut w, &format!("{replaces}{}", sdp(SDP_B)))
+        .replace("inside-call-1@10.0.0.1", "outside-call-1")
+        .replace("10.0.0.1:5060", "192.0.2.2:5060");
+    w.says(Who::C, &text);
+    let invite = w.expect(Who::A, "INVITE");
+    let known =
+        format!("inside-call-1@10.0.0.1;to-tag=alicetag;from-tag={}", first.ok.to_tag().unwrap());
+    assert_eq!(invite.header(HeaderName::Replaces), Some(known.as_str()));
+    assert!(invite.lists(HeaderName::Require, "replaces"));
+}
+
+#[test]
+fn refer_may_be_forbidden() {
+    let mut settings = Settings::new();
+    settings.pbx.refer = false;
+    let mut w = settings.begin();
+    let call = set_up(&mut w, "", "");
+    let refer = a_request(&mut w, &call.ok, "REFER", 102, "Refer-To: <sip:x@10.0.0.1>\n");
+    w.says(Who::A, &refer);
+    w.expect(Who::A, "403");
+    w.nothing(Who::B);
+}
+
+#[test]
+fn a_peer_behind_nat_is_where_it_last_sent_from() {
+    let mut settings = Settings::new();
+    settings.one.symmetric = true;
+    let mut w = settings.begin();
+    let call = set_up(&mut w, "", "Contact: <sip:bob@172.16.0.5:5066>\n");
+    let bye = a_request(&mut w, &call.ok, "BYE", 102, "");
+    w.says(Who::A, &bye);
+    let bye = w.expect(Who::B, "BYE sip:bob@172.16.0.5:5066");
+    w.answer(Who::B, &bye, 200, "", "");
+    w.assert_clean();
+}
+
 fn with_credentials() -> World {
     let mut settings = Settings::new();
     settings.one.credentials = vec![Credential {
