@@ -186,3 +186,62 @@ fn strangers_get_nothing() {
         put(&a, 2, 0).await;
     });
 }
+
+async fn wait_for(events: &mut sbc_cluster::Events, wanted: impl Fn(&Event) -> bool) {
+    loop {
+        let event = tokio::time::timeout(WAIT, events.next()).await.expect("in time");
+        if wanted(&event.expect("the node runs")) {
+            return;
+        }
+    }
+}
+
+#[test]
+fn addresses_and_calls_are_handed_over_while_all_live() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("runtime").block_on(async {
+        let (a_config, mut b_config) = (config(dir.path(), "a"), config(dir.path(), "b"));
+        let a = Cluster::start(a_config.clone()).expect("a");
+        let token = a.create_join_token(Duration::from_secs(60)).await.expect("token");
+        join(&mut b_config, token, &a_config);
+        let b = Cluster::start(b_config).expect("b");
+        until("b is up", || state_of(&b, b.id()) == Some(NodeState::Up)).await;
+        let address = Command::put_address("192.0.2.9", 1, Some(a.id()));
+        a.propose_within(address, WAIT).await.expect("commit");
+        until("a holds it", || a.owned_addresses() == ["192.0.2.9"]).await;
+        put(&a, 1, 1).await;
+
+        // A move: the holder lets go first.
+        let mut events = a.subscribe();
+        let moving = Command::move_addresses(1, b.id());
+        b.propose_within(moving, WAIT).await.expect("commit");
+        let removed = |event: &Event| match event {
+            Event::OwnedAddresses { remove, .. } => remove == &["192.0.2.9"],
+            _ => false,
+        };
+        wait_for(&mut events, removed).await;
+        assert!(b.owned_addresses().is_empty(), "not before a said so");
+        a.addresses_dropped(1).await.expect("commit");
+        until("b holds it", || b.owned_addresses() == ["192.0.2.9"]).await;
+        let owner = b.read(|tables| tables.dialog(&key(1)).map(|dialog| dialog.owner));
+        assert_eq!(owner, Some(b.id()));
+
+        // A drain: everything goes at once, when the node says that it is ready.
+        let mut events = b.subscribe();
+        a.propose_within(Command::drain(b.id(), false), WAIT).await.expect("commit");
+        wait_for(&mut events, |event| *event == Event::DrainRequested).await;
+        b.hand_over().await.expect("commit");
+        until("a has it all", || a.owned_addresses() == ["192.0.2.9"]).await;
+        let owner = a.read(|tables| tables.dialog(&key(1)).map(|dialog| dialog.owner));
+        assert_eq!(owner, Some(a.id()));
+        assert_eq!(state_of(&a, b.id()), Some(NodeState::Drained));
+
+        // Out of the cluster; one is left and goes on alone.
+        let remove = Command::remove_node(b.id());
+        a.propose_within(remove, WAIT).await.expect("commit");
+        until("one voter", || a.status().core.voters.len() == 1).await;
+        b.stop();
+        put(&a, 2, 0).await;
+    });
+}
