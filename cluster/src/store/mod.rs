@@ -13,6 +13,8 @@ mod files;
 mod redb_log;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod torn;
 mod writer;
 
 use std::io;
