@@ -6,10 +6,12 @@ use smallvec::SmallVec;
 
 use super::answer::Media;
 use super::call::{Call, CallKey, CallTimers, DialogRef, Facts, Leg, Peer, Phase, SdpState, Setup};
+use super::cdr::{Cdr, CdrLeg, EndCause, EndedBy};
 use super::env::Cx;
 use super::record::CallId;
 use super::replaces::Replaced;
 use super::{hide, wire};
+use crate::core::Event;
 use crate::dialog::{Dialog, MIN_SE_S, Outgoing};
 use crate::media::{MediaId, Side};
 use crate::net::Flow;
@@ -273,6 +275,49 @@ fn uas_dialog(message: &Message, tag: &str) -> Dialog {
         target: contact.into(),
         routes: wire::route_set(message, false),
     }
+}
+
+/// Answers an INVITE that became no call. An attempt of a known source has its CDR all the same;
+/// strangers get none, or a flood of them would fill the disk.
+pub(crate) fn refuse_call(cx: &mut Cx<'_>, incoming: &Incoming<'_>, why: &Refuse) {
+    refuse(cx, incoming, why);
+    let Some(trunk) = cx.env.routing.identify(&incoming.flow).map(|t| t.config.name.clone()) else {
+        return;
+    };
+    let text = |uri: Option<&str>| uri.unwrap_or("").to_owned();
+    let message = incoming.message;
+    let reason = if why.reason.is_empty() {
+        crate::sip::reason_phrase(why.status).to_owned()
+    } else {
+        why.reason.to_string()
+    };
+    let cdr = Cdr {
+        call: new_call_id(cx),
+        started_ms: cx.unix_ms(),
+        ringing_ms: None,
+        answered_ms: None,
+        ended_ms: cx.unix_ms(),
+        dialled: message.request_uri_str().to_owned(),
+        from: text(message.from().ok().map(|f| f.uri_str)),
+        to: text(message.to().ok().map(|t| t.uri_str)),
+        a: CdrLeg {
+            trunk,
+            call_id: message.call_id().unwrap_or("").to_owned(),
+            local_tag: String::new(),
+            remote_tag: message.from_tag().to_owned(),
+            peer: Some(incoming.flow.remote),
+        },
+        b: None,
+        attempts: Vec::new(),
+        status: why.status,
+        reason,
+        ended_by: EndedBy::Sbc(EndCause::Refused),
+        end_reason: None,
+        codecs: Vec::new(),
+        media: Vec::new(),
+        protected: false,
+    };
+    cx.event(Event::Cdr(Box::new(cdr)));
 }
 
 /// Answers a request that no call took.

@@ -98,8 +98,8 @@ impl Calls {
                 accepted.replaced = replaced;
                 accepted
             }
-            (Ok(_), Err(())) => return invite::refuse(cx, incoming, &Refuse::new(481, "")),
-            (Err(refuse), _) => return invite::refuse(cx, incoming, &refuse),
+            (Ok(_), Err(())) => return invite::refuse_call(cx, incoming, &Refuse::new(481, "")),
+            (Err(refuse), _) => return invite::refuse_call(cx, incoming, &refuse),
         };
         let id = invite::new_call_id(cx);
         let made = self.insert(cx, id, |cx, key| invite::make(cx, incoming, accepted, key));
