@@ -112,6 +112,7 @@ impl Media {
                 return Err(bad("No Acceptable Media"));
             }
         }
+        p.writer.sdp.ipv6 = is_ipv6(&sdp).or(p.writer.sdp.ipv6);
         if !self.open {
             let timeout = cx.env.config.calls.media_timeout;
             cx.anchor.open(self.id, timeout)?;
@@ -269,13 +270,19 @@ impl Media {
 /// Which media interface and family a leg uses: those of its signalling, the family as its trunk
 /// or its own description says.
 pub(crate) fn side_spec(leg: &Leg) -> SideSpec {
-    let by_sdp = || {
-        let sdp = Sdp::parse(leg.sdp.remote.as_ref()?).ok()?;
-        let stream = sdp.streams().find(|s| s.active)?;
-        Some(stream.connection?.ip()?.is_ipv6())
-    };
-    let ipv6 = leg.trunk.config.media_ipv6.or_else(by_sdp);
+    let ipv6 = leg.trunk.config.media_ipv6.or(leg.sdp.ipv6);
     SideSpec { interface: leg.hop.interface, ipv6: ipv6.unwrap_or(leg.hop.target.addr.is_ipv6()) }
+}
+
+/// The family that a description uses, if it can be read.
+pub(crate) fn family(description: Option<&Bytes>) -> Option<bool> {
+    is_ipv6(&Sdp::parse(description?).ok()?)
+}
+
+/// The family of the first live stream.
+fn is_ipv6(sdp: &Sdp<'_>) -> Option<bool> {
+    let stream = sdp.streams().find(|s| s.active)?;
+    Some(stream.connection?.ip()?.is_ipv6())
 }
 
 fn remote_of(stream: &Stream<'_>, latch: Latch) -> Remote {

@@ -81,6 +81,8 @@ pub(crate) struct SdpState {
     /// The last description sent and received on the leg.
     pub(crate) local: Option<Bytes>,
     pub(crate) remote: Option<Bytes>,
+    /// The family that the peer's description last used.
+    pub(crate) ipv6: Option<bool>,
 }
 
 /// One side of a call.

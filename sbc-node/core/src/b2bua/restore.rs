@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use super::answer::{Media, StreamSide, StreamState};
+use super::answer::{Media, StreamSide, StreamState, family};
 use super::call::{
     Call, CallKey, CallTimer, CallTimers, DialogRef, Facts, Hop, Leg, Peer, Phase, SdpState,
 };
@@ -217,6 +217,7 @@ fn restored_leg(cx: &Cx<'_>, record: &LegRecord) -> Option<Leg> {
             version: record.sdp_version.saturating_add(VERSION_STEP),
             local: record.sdp_local.clone(),
             remote: record.sdp_remote.clone(),
+            ipv6: family(record.sdp_remote.as_ref()),
         },
         // A 2xx that still comes for the INVITE of the record wants an ACK, not a BYE.
         acked: Some((record.local_seq, false)),
