@@ -15,6 +15,9 @@ use std::fmt;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use crate::sip::NameAddr;
+use crate::sip::value::FromValue;
+
 /// The cookie of RFC 3261 §8.1.1.7.
 pub const MAGIC_COOKIE: &str = "z9hG4bK";
 
@@ -211,20 +214,31 @@ impl HintKey {
     /// The shard hint of a whole SIP message in the form it was received, without parsing it.
     ///
     /// Responses: the branch of the topmost Via, when ours. Requests: the To tag, when ours (a dialog
-    /// that was moved to another call by Replaces keeps the shard of that call). Otherwise the
-    /// Call-ID. A message without any yields the hint of an empty Call-ID, which is as good as
+    /// that was moved to another call by Replaces keeps the shard of that call). A REGISTER: the
+    /// address of record. Otherwise the Call-ID. A message without any yields the hint of an empty Call-ID, which is as good as
     /// another.
     pub fn of_message(&self, message: &[u8]) -> ShardHint {
-        let (hint, call_id) = scan(message);
-        hint.unwrap_or_else(|| self.of_call_id(call_id))
+        let (hint, call_id, to) = scan(message);
+        let user = to.filter(|_| message.starts_with(b"REGISTER "));
+        let of_user = || user.and_then(aor_in).map(|aor| self.hash(aor.as_bytes()));
+        hint.or_else(of_user).unwrap_or_else(|| self.of_call_id(call_id))
     }
 }
 
-/// The hint that a message carries, and its Call-ID.
-fn scan(message: &[u8]) -> (Option<ShardHint>, &[u8]) {
+/// The address of record in a To value, in lower case.
+fn aor_in(to: &[u8]) -> Option<String> {
+    let to = <NameAddr<'_> as FromValue<'_>>::from_value(std::str::from_utf8(to).ok()?).ok()?;
+    let mut aor = crate::registrar::aor_of(&to.uri().ok()?)?;
+    aor.make_ascii_lowercase();
+    Some(aor)
+}
+
+/// The hint that a message carries, its Call-ID and its To.
+fn scan(message: &[u8]) -> (Option<ShardHint>, &[u8], Option<&[u8]>) {
     let response = message.starts_with(b"SIP/2.0 ");
     let (mut from_tag_or_branch, mut via_seen) = (None, false);
     let mut call_id: &[u8] = b"";
+    let mut to = None;
     let mut rest = skip_line(message);
     while let Some((name, value, next)) = header(rest) {
         rest = next;
@@ -240,6 +254,7 @@ fn scan(message: &[u8]) -> (Option<ShardHint>, &[u8]) {
                 let after_uri =
                     value.iter().rposition(|&b| b == b'>').map_or(value, |at| &value[at..]);
                 from_tag_or_branch = parameter(after_uri, b"tag").and_then(ShardHint::of_tag);
+                to = Some(value);
             }
             n if eq(n, b"call-id") || eq(n, b"i") => call_id = value,
             _ => continue,
@@ -248,7 +263,7 @@ fn scan(message: &[u8]) -> (Option<ShardHint>, &[u8]) {
             break;
         }
     }
-    (from_tag_or_branch, call_id)
+    (from_tag_or_branch, call_id, to)
 }
 
 fn skip_line(message: &[u8]) -> &[u8] {

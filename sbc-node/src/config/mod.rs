@@ -79,6 +79,7 @@ impl Config {
             transactions: self.transactions,
             limits: self.sip_limits,
             hint_key: self.hint_key(),
+            registrar: None,
         })
     }
 

@@ -108,6 +108,8 @@ pub(super) fn start(
         };
         let seed = rand::rng().next_u64();
         let mut machine = Core::new(Arc::clone(&core), rand::random(), clock);
+        let (place, all) = (u32::try_from(index)?, u32::try_from(shards)?);
+        machine.set_place(place, all);
         if index == 0 {
             machine.probe_trunks(clock.at, 0);
         }

@@ -352,8 +352,24 @@ impl<M: Machine> Shard<M> {
                         }
                     }
                 }
+                Output::Shard { shard, input } => self.hand_over(shard, *input, now),
                 Output::Event(event) => self.outside.event(event),
             }
+        }
+    }
+
+    /// To another shard's machine. A question that does not get there is answered here.
+    fn hand_over(&mut self, shard: u32, input: Input, now: Instant) {
+        let question = match &input {
+            Input::Locate { id, .. } => Some(*id),
+            _ => None,
+        };
+        let handle = usize::try_from(shard).ok().and_then(|index| self.shards.get(index));
+        let taken = handle.is_some_and(|h| h.command(Command::Input(input)).is_ok());
+        if let (false, Some(id)) = (taken, question) {
+            self.stats.handover_full.add(1);
+            let input = Input::Located { id, found: Vec::new() };
+            self.machine.handle(now, input, &mut *self.anchor);
         }
     }
 

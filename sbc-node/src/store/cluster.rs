@@ -87,6 +87,8 @@ impl Store for ClusterStore {
             }
             // The end is written together with the CDR: whose delete changed something writes it.
             Record::CallEnded(_) => return true,
+            // Registrations stay on their node as yet.
+            Record::Aor(_) => return true,
         };
         let (tell, stats) = (Arc::clone(&self.tell), Arc::clone(&self.stats));
         self.handle.submit(command, wait.unwrap_or(BACKGROUND), move |result| {

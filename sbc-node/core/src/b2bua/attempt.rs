@@ -50,10 +50,13 @@ impl Call {
             }
             let number = setup.attempts;
             let (peer, interface) = (hop.peer().clone(), hop.trunk.config.interface);
+            let users = hop.trunk.config.users;
             setup.attempt = Some(Attempt {
                 number,
                 hop: index,
                 addresses: SmallVec::new(),
+                contacts: Vec::new(),
+                contact: None,
                 leg: None,
                 client: None,
                 forks: SmallVec::new(),
@@ -63,6 +66,9 @@ impl Call {
                 permit: Some(permit),
                 timer: None,
             });
+            if users {
+                return self.locate(cx, number);
+            }
             match peer.ip() {
                 Some(ip) => {
                     let transport = peer.transport.unwrap_or(Transport::Udp);
@@ -125,7 +131,10 @@ impl Call {
         let hint = self.hint;
         let Phase::Setup(setup) = &mut self.phase else { return None };
         let hop = setup.plan.targets.get(setup.attempt.as_ref()?.hop)?;
-        let (dialog, route) = outgoing_dialog(cx, hint, &setup.invite, hop, target)?;
+        let (mut dialog, mut route) = outgoing_dialog(cx, hint, &setup.invite, hop, target)?;
+        if let Some(contact) = setup.attempt.as_ref().and_then(|a| a.contact.as_ref()) {
+            super::users::point(contact, &mut dialog, &mut route);
+        }
         Some(Leg {
             trunk: hop.trunk.clone(),
             dialog,
@@ -263,6 +272,18 @@ impl Call {
             attempt.number = setup.attempts;
             setup.attempt = Some(attempt);
             return self.next_address(cx);
+        }
+        // The user's next device, unless the user declined everywhere (RFC 3261 §21.6).
+        if status < 600 && !attempt.contacts.is_empty() {
+            attempt.addresses.clear();
+            attempt.leg = None;
+            attempt.client = None;
+            attempt.forks.clear();
+            attempt.proceeding = false;
+            setup.attempts += 1;
+            attempt.number = setup.attempts;
+            setup.attempt = Some(attempt);
+            return self.next_contact(cx);
         }
         drop(attempt);
         if over { self.try_next(cx) } else { self.give_up(cx) }

@@ -17,6 +17,7 @@ use crate::dialog::{Dialog, Outgoing, SessionTimer};
 use crate::ids::ShardHint;
 use crate::media::Side;
 use crate::net::{ConnId, Flow, InterfaceId, Target};
+use crate::registrar::Reached;
 use crate::routing::{Permit, Plan, Trunk};
 use crate::sip::{Message, Method};
 use crate::timer::TimerKey;
@@ -129,6 +130,10 @@ pub(crate) struct Attempt {
     pub(crate) hop: usize,
     /// Resolved addresses of this hop that are left to try.
     pub(crate) addresses: SmallVec<[Target; 2]>,
+    /// Contacts of the registered user that are left to try, the best last.
+    pub(crate) contacts: Vec<Reached>,
+    /// The contact being tried.
+    pub(crate) contact: Option<Reached>,
     /// The dialog to be: no remote tag yet.
     pub(crate) leg: Option<Leg>,
     pub(crate) client: Option<ClientId>,

@@ -18,6 +18,7 @@ use crate::core::{
 use crate::ids::{Branch, Ids};
 use crate::media::{Anchor, Side};
 use crate::net::{ConnId, Flow, Listener, Target, Transport};
+use crate::registrar::Registrar;
 use crate::routing::Routing;
 use crate::sip::{Message, Method};
 use crate::timer::{TimerKey, TimerWheel};
@@ -131,6 +132,9 @@ impl WallClock {
 pub(crate) struct Env {
     pub(crate) config: Arc<Config>,
     pub(crate) routing: Routing,
+    pub(crate) registrar: Option<Registrar>,
+    /// Which shard of how many this is.
+    pub(crate) place: (u32, u32),
     pub(crate) txn: TransactionLayer,
     pub(crate) timers: TimerWheel<Timer>,
     pub(crate) out: VecDeque<Output>,
@@ -336,7 +340,7 @@ impl Cx<'_> {
         self.event(Event::Trace(Box::new(trace)));
     }
 
-    fn next_id(&mut self) -> u64 {
+    pub(crate) fn next_id(&mut self) -> u64 {
         self.env.next_id += 1;
         self.env.next_id
     }

@@ -27,17 +27,17 @@ const SUPPORTED: [&str; 4] = ["100rel", "timer", "replaces", "norefersub"];
 pub(crate) struct Refuse {
     pub(crate) status: u16,
     pub(crate) reason: String,
-    pub(crate) header: Option<(HeaderName, String)>,
+    pub(crate) headers: Vec<(HeaderName, String)>,
     pub(crate) silent: bool,
 }
 
 impl Refuse {
     pub(crate) fn new(status: u16, reason: &str) -> Self {
-        Refuse { status, reason: reason.to_owned(), header: None, silent: false }
+        Refuse { status, reason: reason.to_owned(), headers: Vec::new(), silent: false }
     }
 
     pub(crate) fn with(status: u16, reason: &str, name: HeaderName, value: String) -> Self {
-        Refuse { header: Some((name, value)), ..Refuse::new(status, reason) }
+        Refuse { headers: vec![(name, value)], ..Refuse::new(status, reason) }
     }
 }
 
@@ -47,7 +47,7 @@ impl From<crate::routing::Reject> for Refuse {
         Refuse {
             status: reject.status,
             reason: reject.reason.to_owned(),
-            header: retry,
+            headers: retry.into_iter().collect(),
             silent: reject.silent,
         }
     }
@@ -77,10 +77,7 @@ pub(crate) fn accept(
 ) -> Result<Accepted, Refuse> {
     let message = incoming.message;
     let policy = cx.env.config.calls.clone();
-    let trunk = match cx.env.routing.identify(&incoming.flow) {
-        Some(trunk) => trunk.clone(),
-        None => return Err(cx.env.routing.unknown_source().into()),
-    };
+    let trunk = super::users::source(cx, incoming)?;
     let retry = || policy.retry_after_s.to_string();
     if cx.env.draining {
         return Err(Refuse::with(503, "Shutting Down", HeaderName::RetryAfter, retry()));
@@ -330,7 +327,7 @@ pub(crate) fn refuse(cx: &mut Cx<'_>, incoming: &Incoming<'_>, refuse: &Refuse) 
     let tag = cx.ids().tag(hint);
     let mut out =
         cx.response(incoming.message, &incoming.flow, refuse.status, &refuse.reason, Some(&tag));
-    if let Some((name, value)) = &refuse.header {
+    for (name, value) in &refuse.headers {
         out.header(*name, value);
     }
     if matches!(refuse.status, 405 | 501) {

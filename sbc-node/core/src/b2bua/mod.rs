@@ -33,6 +33,7 @@ mod summary;
 mod table;
 #[cfg(test)]
 mod tests;
+pub(crate) mod users;
 mod wire;
 
 pub use cdr::*;

@@ -11,10 +11,12 @@ use super::env::{Cx, Purpose, ResolveFor, Sent};
 use super::exchange::any_body;
 use super::hide::{self, Crossing};
 use super::invite::{self, Incoming, Refuse};
+use super::users::Way;
 use super::wire;
 use crate::core::ResolveError;
 use crate::media::Side;
 use crate::net::{Target, Transport};
+use crate::registrar::Reached;
 use crate::routing::{Plan, Trunk};
 use crate::sip::{HeaderName, Message, Method};
 
@@ -28,6 +30,9 @@ struct Relay {
     next_hop: usize,
     hop: usize,
     addresses: SmallVec<[Target; 2]>,
+    /// Contacts of the registered user that are left, the best last, and the one in use.
+    contacts: Vec<Reached>,
+    contact: Option<Reached>,
     /// The last failure that a target sent.
     failure: Option<u16>,
 }
@@ -58,12 +63,9 @@ impl Relays {
 
     /// A request outside any dialog that is not INVITE.
     pub(crate) fn request(&mut self, cx: &mut Cx<'_>, incoming: &Incoming<'_>) {
-        let trunk = match cx.env.routing.identify(&incoming.flow) {
-            Some(trunk) => trunk.clone(),
-            None => {
-                let reject = cx.env.routing.unknown_source().into();
-                return invite::refuse(cx, incoming, &reject);
-            }
+        let trunk = match super::users::source(cx, incoming) {
+            Ok(trunk) => trunk,
+            Err(refuse) => return invite::refuse(cx, incoming, &refuse),
         };
         let refusal = match incoming.message.method() {
             Some(Method::Options) => return options(cx, incoming),
@@ -123,6 +125,8 @@ impl Relays {
             next_hop: 0,
             hop: 0,
             addresses: SmallVec::new(),
+            contacts: Vec::new(),
+            contact: None,
             failure: None,
         };
         let index = self.slots.insert(Box::new(relay));
@@ -144,6 +148,22 @@ impl Relays {
                 }
                 continue;
             }
+            if let Some(contact) = relay.contacts.pop() {
+                let way = super::users::way(&contact);
+                relay.contact = Some(contact);
+                match way {
+                    Way::Address(target) => relay.addresses.push(target),
+                    Way::Name(query) => {
+                        let index = u32::try_from(index).unwrap_or(u32::MAX);
+                        let whom = ResolveFor::Relay { index, number: relay.number };
+                        cx.resolve(*query, whom);
+                        return;
+                    }
+                    Way::None => {}
+                }
+                continue;
+            }
+            relay.contact = None;
             let Some(hop) = relay.plan.targets.get(relay.next_hop) else {
                 // RFC 4320 §4.2: a non-INVITE never gets a 408.
                 let status = relay.failure.map_or(504, mapped);
@@ -152,6 +172,17 @@ impl Relays {
             relay.hop = relay.next_hop;
             relay.next_hop += 1;
             let (peer, interface) = (hop.peer(), hop.trunk.config.interface);
+            if hop.trunk.config.users {
+                relay.failure.get_or_insert(480);
+                let place = u32::try_from(index).unwrap_or(u32::MAX);
+                let whom = ResolveFor::Relay { index: place, number: relay.number };
+                let ask = super::users::ask(cx, &relay.asked.request, &hop.numbers.ruri);
+                match ask.and_then(|ask| super::users::locate(cx, ask, whom)) {
+                    Some(found) => relay.contacts = found.into_iter().rev().collect(),
+                    None => return,
+                }
+                continue;
+            }
             match peer.ip() {
                 Some(ip) => {
                     let transport = peer.transport.unwrap_or(Transport::Udp);
@@ -178,6 +209,19 @@ impl Relays {
     ) {
         let Some(relay) = self.get(index, number) else { return };
         relay.addresses = result.unwrap_or_default().into_iter().take(4).rev().collect();
+        self.next(cx, index as usize);
+    }
+
+    /// Where the user is registered that a request goes to.
+    pub(crate) fn located(
+        &mut self,
+        cx: &mut Cx<'_>,
+        index: u32,
+        number: u32,
+        found: Vec<Reached>,
+    ) {
+        let Some(relay) = self.get(index, number) else { return };
+        relay.contacts = found.into_iter().rev().collect();
         self.next(cx, index as usize);
     }
 
@@ -232,9 +276,12 @@ fn send(cx: &mut Cx<'_>, relay: &Relay, index: usize, target: Target) -> bool {
     let Some(hop) = relay.plan.targets.get(relay.hop) else { return false };
     let request = &relay.asked.request;
     let hint = cx.ids().hints().of_call_id(request.call_id().unwrap_or("").as_bytes());
-    let Some((dialog, route)) = outgoing_dialog(cx, hint, request, hop, target) else {
+    let Some((mut dialog, mut route)) = outgoing_dialog(cx, hint, request, hop, target) else {
         return false;
     };
+    if let Some(contact) = &relay.contact {
+        super::users::point(contact, &mut dialog, &mut route);
+    }
     let Some(method) = request.method() else { return false };
     let forwards = request.max_forwards().ok().flatten().unwrap_or(wire::MAX_FORWARDS);
     let forwards = forwards.saturating_sub(1);

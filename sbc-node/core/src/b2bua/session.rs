@@ -24,8 +24,7 @@ impl Call {
     /// A re-INVITE from one side.
     pub(crate) fn reinvite(&mut self, cx: &mut Cx<'_>, side: Side, asked: Asked) {
         if let Err(refuse) = invite::body(&asked.request) {
-            let header: Vec<_> = refuse.header.into_iter().collect();
-            return self.answer(cx, side, &asked, refuse.status, &header);
+            return self.answer(cx, side, &asked, refuse.status, &refuse.headers);
         }
         if self.in_glare(cx, side, &asked) || self.interval_too_small(cx, side, &asked) {
             return;

@@ -15,6 +15,7 @@ use super::refer::Referral;
 use crate::core::{Command, ResolveError, ResolveId, StoreId};
 use crate::media::{MediaId, Side};
 use crate::net::{ConnId, Flow, Target};
+use crate::registrar::Reached;
 use crate::sip::{HeaderName, Message, Method};
 use crate::transaction::ServerId;
 use hashbrown::HashMap;
@@ -299,6 +300,19 @@ impl Calls {
         }
     }
 
+    /// Where a user is that a call or request waits for.
+    pub(crate) fn located(&mut self, cx: &mut Cx<'_>, id: ResolveId, found: Vec<Reached>) {
+        match cx.env.resolves.remove(&id) {
+            Some(ResolveFor::Attempt { call, attempt }) => {
+                self.with(cx, call, |call, cx| call.located(cx, attempt, found));
+            }
+            Some(ResolveFor::Relay { index, number }) => {
+                self.relays.located(cx, index, number, found);
+            }
+            Some(ResolveFor::Leg { .. }) | None => {}
+        }
+    }
+
     pub(crate) fn stored(&mut self, cx: &mut Cx<'_>, id: StoreId, protected: bool) {
         if let Some(key) = cx.env.stores.remove(&id) {
             self.with(cx, key, |call, cx| call.stored(cx, id, protected));
@@ -393,8 +407,7 @@ impl Call {
             return self.answer(cx, side, &asked, 500, &[]);
         }
         if let Err(refuse) = invite::require(&asked.request) {
-            let header: Vec<_> = refuse.header.into_iter().collect();
-            return self.answer(cx, side, &asked, refuse.status, &header);
+            return self.answer(cx, side, &asked, refuse.status, &refuse.headers);
         }
         self.came_by(side, fork, &asked.flow);
         let ending = matches!(self.phase, Phase::Ending);

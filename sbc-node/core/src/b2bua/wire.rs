@@ -8,7 +8,7 @@ use super::env::Cx;
 use crate::core::{Destination, ResolveQuery};
 use crate::dialog::{Dialog, Refresher, SessionExpires};
 use crate::ids::{Branch, ShardHint};
-use crate::net::{Flow, Host, Listener, Target, Transport};
+use crate::net::{Flow, Host, InterfaceId, Listener, Target, Transport};
 use crate::routing::TrunkConfig;
 use crate::sip::value::FromValue;
 use crate::sip::{
@@ -169,7 +169,12 @@ pub(crate) enum NextHop {
 
 /// Reads the next hop of a dialog (RFC 3263 for literals: no lookup).
 pub(crate) fn next_hop(dialog: &Dialog, hop: &Hop) -> NextHop {
-    let Ok(uri) = UriRef::parse(dialog.next_hop()) else { return NextHop::Unusable };
+    next_hop_of(dialog.next_hop(), hop.interface, hop.target.transport)
+}
+
+/// Reads a next hop's URI for a peer that is reached by `now` so far.
+pub(crate) fn next_hop_of(uri: &str, interface: InterfaceId, now: Transport) -> NextHop {
+    let Ok(uri) = UriRef::parse(uri) else { return NextHop::Unusable };
     if !uri.is_sip() {
         return NextHop::Unusable;
     }
@@ -182,7 +187,7 @@ pub(crate) fn next_hop(dialog: &Dialog, hop: &Hop) -> NextHop {
     };
     match uri.ip() {
         Some(ip) => {
-            let transport = transport.unwrap_or(match hop.target.transport {
+            let transport = transport.unwrap_or(match now {
                 // RFC 3263 §4.1: a literal without transport means UDP, but a peer that is known to
                 // be on a secured or WebSocket connection is never downgraded.
                 Transport::Tcp | Transport::Udp => Transport::Udp,
@@ -196,7 +201,7 @@ pub(crate) fn next_hop(dialog: &Dialog, hop: &Hop) -> NextHop {
             port: uri.port(),
             transport,
             sips: uri.scheme() == crate::sip::Scheme::Sips,
-            interface: hop.interface,
+            interface,
         }),
     }
 }

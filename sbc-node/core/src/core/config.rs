@@ -1,10 +1,12 @@
 //! What a shard is configured with: values converted from the file form by the edge.
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::b2bua::CallPolicy;
 use crate::ids::HintKey;
 use crate::net::Interface;
+use crate::registrar::{RegistrarPolicy, Replays, Users};
 use crate::routing::Table;
 use crate::{sip, transaction};
 
@@ -24,4 +26,24 @@ pub struct Config {
     pub limits: sip::Limits,
     /// The same on all nodes of a cluster; taken when the shard starts, a later one is not.
     pub hint_key: HintKey,
+    /// `None`: nobody registers here.
+    pub registrar: Option<RegistrarConfig>,
+}
+
+/// The registrar of a node, shared by its shards.
+#[derive(Clone)]
+pub struct RegistrarConfig {
+    pub policy: Arc<RegistrarPolicy>,
+    pub users: Arc<Users>,
+    /// Handed on from configuration to configuration.
+    pub replays: Arc<Replays>,
+    /// The trunk with the rules for phones (`users` is set in it); they register on its interface.
+    pub trunk: Arc<str>,
+}
+
+impl fmt::Debug for RegistrarConfig {
+    /// Policy and users hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RegistrarConfig").field("trunk", &self.trunk).finish_non_exhaustive()
+    }
 }

@@ -16,6 +16,8 @@ use super::Config;
 use crate::b2bua::{CallId, CallRecord, Cdr};
 use crate::media::{MediaId, Side};
 use crate::net::{Flow, InterfaceId, Target, Transport};
+use crate::registrar::{AorRecord, Reached};
+use crate::sip::Method;
 
 /// Ties a transmission to the failure that may come back for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,10 +69,31 @@ pub enum Input {
     Stored { id: StoreId, protected: bool },
     /// Carry on a call of a node that is gone or drains.
     Adopt { record: Box<CallRecord>, mode: AdoptMode },
+    /// What the replicated state holds of a user's bindings, at start and whenever another node
+    /// writes it; for the shard that owns the address of record ([`Core::shard_of_aor`]).
+    ///
+    /// [`Core::shard_of_aor`]: super::Core::shard_of_aor
+    Bindings(Box<AorRecord>),
+    /// Another shard of this node asks where a user is.
+    Locate { from: u32, id: ResolveId, ask: Box<Locate> },
+    /// The answer to [`Output::Shard`] with [`Input::Locate`]; empty when the user is offline or
+    /// the question got lost.
+    Located { id: ResolveId, found: Vec<Reached> },
     /// An operator's wish.
     Command(Command),
     /// A new configuration; calls that are up keep what they were set up with.
     Configure(Arc<Config>),
+}
+
+/// Who is looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Locate {
+    /// The address of record.
+    pub aor: String,
+    /// A method that the contact must take.
+    pub method: Method,
+    /// One device (RFC 5627 §5.1); empty for all.
+    pub instance: String,
 }
 
 /// Why a name did not resolve (RFC 3263).
@@ -123,6 +146,12 @@ pub enum Output {
         wait: Option<Duration>,
         record: Record,
     },
+    /// Hand this to another shard of this node. An [`Input::Locate`] that cannot be handed over is
+    /// answered by an empty [`Input::Located`].
+    Shard {
+        shard: u32,
+        input: Box<Input>,
+    },
     /// Facts for the outside: CDRs, ladders, counters, alarms.
     Event(Event),
 }
@@ -134,6 +163,8 @@ pub enum Record {
     Call(Box<CallRecord>),
     /// The call is over: forget it.
     CallEnded(CallId),
+    /// All bindings of one address of record; none means that the user is gone.
+    Aor(Box<AorRecord>),
 }
 
 /// How a call of another node is carried on.

@@ -7,6 +7,7 @@ mod config;
 mod io;
 mod probe;
 mod shard;
+mod users;
 
 pub use config::*;
 pub use io::*;

@@ -336,6 +336,7 @@ fn a_shard_probes_by_itself_once_told_to() {
         transactions: transaction::Config::default(),
         limits: Limits::default(),
         hint_key: crate::ids::HintKey::default(),
+        registrar: None,
     };
     let clock = crate::b2bua::WallClock { at: t0, unix_ms: 0 };
     let mut core = Core::new(Arc::new(config), [7; 32], clock);

@@ -40,6 +40,8 @@ impl Core {
         let txn = TransactionLayer::new(config.transactions, ids, now);
         let env = Env {
             routing: Routing::new(config.routing.clone(), routes),
+            registrar: super::users::build(&config, &clock, now),
+            place: (0, 1),
             config,
             txn,
             timers: TimerWheel::new(now),
@@ -64,6 +66,17 @@ impl Core {
         self.prober = Some(prober);
     }
 
+    /// Says which of how many shards this is; without it, the only one.
+    pub fn set_place(&mut self, shard: u32, shards: u32) {
+        self.env.place = (shard, shards.max(1));
+    }
+
+    /// The shard that owns the bindings of an address of record (`user@domain`).
+    pub fn shard_of_aor(&self, aor: &str) -> u32 {
+        let hint = self.env.txn.ids_ref().hints().hash(aor.to_ascii_lowercase().as_bytes());
+        hint.shard(self.env.place.1)
+    }
+
     /// Probes the peers of a trunk at once; `false` where nobody probes it from here.
     pub fn probe_now(&mut self, now: Instant, trunk: &str) -> bool {
         let mut cx = probe_cx(&mut self.env, now);
@@ -82,6 +95,7 @@ impl Core {
             Input::ConnClosed { flow } => {
                 // Calls outlive connections.
                 if let Some(conn) = flow.conn {
+                    super::users::conn_closed(&mut cx, conn);
                     self.calls.conn_closed(&mut cx, conn);
                 }
                 cx.env.txn.handle_conn_closed(now, &flow);
@@ -99,6 +113,9 @@ impl Core {
             Input::MediaLatched { session } => self.calls.media_latched(&mut cx, session),
             Input::Stored { id, protected } => self.calls.stored(&mut cx, id, protected),
             Input::Adopt { record, mode } => self.calls.adopt(&mut cx, &record, mode),
+            Input::Bindings(record) => super::users::adopt(&mut cx, &record),
+            Input::Locate { from, id, ask } => super::users::tell(&mut cx, from, id, &ask),
+            Input::Located { id, found } => self.calls.located(&mut cx, id, found),
             Input::Command(command) => self.calls.command(&mut cx, &command),
             Input::Configure(config) => {
                 configure(&mut cx, config);
@@ -119,7 +136,8 @@ impl Core {
     /// When to call `handle(now, Input::Tick)`; may come a little early.
     pub fn deadline(&self) -> Option<Instant> {
         let probes = self.prober.as_ref().and_then(Prober::deadline);
-        let all = [self.env.timers.deadline(), self.env.txn.deadline(), probes];
+        let users = self.env.registrar.as_ref().and_then(|r| r.deadline());
+        let all = [self.env.timers.deadline(), self.env.txn.deadline(), probes, users];
         all.into_iter().flatten().min()
     }
 
@@ -199,7 +217,9 @@ impl Core {
         if let Some(prober) = &mut self.prober {
             prober.handle_tick(&mut probe_cx(cx.env, now));
         }
+        super::users::tick(&mut cx);
         while let Some(event) = cx.env.txn.poll_event() {
+            super::users::ping_event(&mut cx, &event);
             let probe = self
                 .prober
                 .as_mut()
@@ -208,6 +228,7 @@ impl Core {
                 dispatch(&mut cx, &mut self.calls, event);
             }
         }
+        super::users::flush(&mut cx);
         let empty = self.calls.len() == 0;
         if cx.env.draining && empty && !self.drained {
             cx.event(Event::Drained);
@@ -292,6 +313,9 @@ fn request(
         return calls.request(cx, server, flow, message);
     }
     match message.method() {
+        Some(Method::Register) if super::users::registers(cx, &flow) => {
+            super::users::register(cx, &Incoming { server, flow, message: &message, merged });
+        }
         Some(Method::Invite) => {
             calls.invite(cx, &Incoming { server, flow, message: &message, merged });
         }
@@ -315,5 +339,6 @@ fn refuse_malformed(cx: &mut Cx<'_>, flow: &Flow, message: &Message, status: u16
 fn configure(cx: &mut Cx<'_>, config: Arc<Config>) {
     cx.env.routing.reload(config.routing.clone());
     cx.env.txn.set_config(config.transactions);
+    super::users::configure(cx, &config);
     cx.env.config = config;
 }

@@ -19,7 +19,11 @@ pub(super) fn join(user: &str, host: &str) -> String {
     let mut key = String::with_capacity(user.len() + host.len() + 1);
     key.push_str(user);
     key.push('@');
-    key.extend(host.chars().map(|c| c.to_ascii_lowercase()));
+    let at = key.len();
+    key.push_str(host);
+    if let Some(host) = key.get_mut(at..) {
+        host.make_ascii_lowercase();
+    }
     key
 }
 

@@ -159,6 +159,31 @@ impl Registrar {
         self.bindings.lookup(now, &aor, register::method_bit(method), "")
     }
 
+    pub fn deadline(&self) -> Option<Instant> {
+        self.bindings.deadline()
+    }
+
+    /// The address of record that a user part and host stand for.
+    pub fn aor(&self, user: &str, host: &str) -> String {
+        let host = if self.policy.serves(host) {
+            host
+        } else {
+            self.policy.domains.first().map_or(host, |d| d)
+        };
+        register::called(&self.users, user, host)
+    }
+
+    /// The same by address of record, for a method and, unless empty, one device.
+    pub fn locate_aor(
+        &self,
+        now: Instant,
+        aor: &str,
+        method: &Method,
+        instance: &str,
+    ) -> SmallVec<[Reached; 2]> {
+        self.bindings.lookup(now, aor, register::method_bit(method), instance)
+    }
+
     pub fn conn_closed(&mut self, now: Instant, conn: ConnId) {
         self.bindings.conn_closed(now, conn);
     }

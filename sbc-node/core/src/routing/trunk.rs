@@ -69,6 +69,9 @@ pub struct TrunkConfig {
     pub realm: Arc<str>,
     /// May be empty: a trunk that only sends to us.
     pub peers: Vec<Peer>,
+    /// The phones of the registrar: calls go to where a user is registered. Its one peer is the
+    /// domain served, and is never resolved.
+    pub users: bool,
     /// Empty: the addresses of the peers, of names those that [`super::Routing::learn`] tells.
     pub sources: Vec<Source>,
     /// Configured state; `sbcctl trunks disable` changes the running one.
@@ -114,6 +117,7 @@ impl TrunkConfig {
             interface,
             realm: "".into(),
             peers: Vec::new(),
+            users: false,
             sources: Vec::new(),
             enabled: true,
             probe: None,

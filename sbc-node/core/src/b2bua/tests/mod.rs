@@ -10,4 +10,5 @@ mod refuse;
 mod session;
 mod storm;
 mod transfer;
+mod users;
 mod world;

@@ -192,6 +192,9 @@ pub(super) struct World {
     pub(super) cdrs: Vec<Cdr>,
     pub(super) records: Vec<CallRecord>,
     pub(super) ended: usize,
+    pub(super) aors: Vec<crate::registrar::AorRecord>,
+    /// Handed to other shards.
+    pub(super) shards: Vec<(u32, Input)>,
     pub(super) traces: Vec<String>,
     pub(super) drained: bool,
     pub(super) resolves: VecDeque<(ResolveId, String)>,
@@ -220,6 +223,7 @@ pub(super) struct Settings {
     pub(super) two: TrunkConfig,
     pub(super) calls: CallPolicy,
     pub(super) seed: u8,
+    pub(super) registrar: Option<crate::core::RegistrarConfig>,
 }
 
 impl Settings {
@@ -230,6 +234,7 @@ impl Settings {
             two: trunk("two", OUTSIDE, "192.0.2.2"),
             calls: CallPolicy::default(),
             seed: 1,
+            registrar: None,
         }
     }
 
@@ -281,6 +286,7 @@ impl Settings {
             transactions: crate::transaction::Config::default(),
             limits: crate::sip::Limits::default(),
             hint_key: crate::ids::HintKey::default(),
+            registrar: self.registrar.clone(),
         }
     }
 
@@ -298,6 +304,8 @@ impl Settings {
             cdrs: Vec::new(),
             records: Vec::new(),
             ended: 0,
+            aors: Vec::new(),
+            shards: Vec::new(),
             traces: Vec::new(),
             drained: false,
             resolves: VecDeque::new(),
@@ -327,6 +335,7 @@ impl World {
                     match record {
                         Record::Call(call) => self.records.push(*call),
                         Record::CallEnded(_) => self.ended += 1,
+                        Record::Aor(aor) => self.aors.push(*aor),
                     }
                     match (wait, self.hold_stores) {
                         (Some(_), true) => self.held.push_back(id),
@@ -348,6 +357,7 @@ impl World {
                 }
                 Output::Event(Event::Drained) => self.drained = true,
                 Output::Event(Event::Peer { .. }) => {}
+                Output::Shard { shard, input } => self.shards.push((shard, *input)),
             }
         }
     }
