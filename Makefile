@@ -1,7 +1,7 @@
 # The one front: CI calls the same targets as people do. `make help` lists them.
 
 SHELL := /bin/bash
-PROFILE ?= dist
+PROFILE ?= release
 BIN := target/$(PROFILE)
 SEED ?=
 
@@ -13,7 +13,7 @@ help: ## list the targets
 deps: ## install the Debian packages that are missing, saying which
 	@tests/scripts/deps.sh
 
-build: deps ## build sbc-node and sbcctl as they are shipped
+build: deps ## build sbc-node and sbcctl (PROFILE=dist: as they are shipped)
 	cargo build --profile $(PROFILE) -p sbc-node --bins
 
 run: build ## carry real calls through a real SBC, visibly
@@ -44,6 +44,7 @@ soak: deps ## 100,000 calls with losses, abandoned calls and malformed requests
 fuzz: deps ## a minute of each fuzz target (needs cargo-fuzz and a nightly toolchain)
 	@tests/scripts/fuzz.sh
 
+bench: PROFILE = dist
 bench: build ## every benchmark, side by side with the peers that are installed
 	@tests/scripts/bench.sh $(BIN)
 

@@ -47,9 +47,9 @@ fn an_address_is_taken_and_released() {
             floating.take(&placed).await.expect("taking twice is the same");
             assert!(ip("addr show dev f0").contains(address));
             floating.refresh().await.expect("refresh");
-            floating.release(&placed).await.expect("release");
+            assert!(floating.release(&placed).await.expect("release"));
             assert!(!ip("addr show dev f0").contains(address));
-            floating.release(&placed).await.expect("releasing twice is the same");
+            assert!(!floating.release(&placed).await.expect("releasing twice is the same"));
         }
         assert!(ip("addr show dev f0").contains("192.0.2.1/24"), "the device's own address stays");
     });

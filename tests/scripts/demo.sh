@@ -70,7 +70,8 @@ start_node() {
     mkdir -p "$dir/n$n"
     sed -e "s#@DIR@#$dir/n$n#g" -e "s#@N@#$n#g" -e "s#@JOIN@#$join#" deploy/examples/demo.toml >"$dir/n$n/sbc.toml"
     on "n$n" "$bin/sbc-node" check "$dir/n$n/sbc.toml"
-    on "n$n" "$bin/sbc-node" run --config "$dir/n$n/sbc.toml" >"$dir/n$n/log" 2>&1 &
+    # exec, so that the pid is the node's own.
+    (exec ip netns exec "$tag-n$n" "$bin/sbc-node" run --config "$dir/n$n/sbc.toml" >"$dir/n$n/log" 2>&1) &
     node[n$n]=$!
     until_true 20 ctl "n$n" status
 }
@@ -78,7 +79,7 @@ say "n1 begins a cluster; n2 and n3 join with a single-use token each"
 start_node 1 ""
 for n in 2 3; do
     token=$(ctl n1 cluster token)
-    start_node "$n" "join = { token = \"$token\", seeds = \"10.3.0.11\" }"
+    start_node "$n" "join = { token = \"$token\", seeds = [\"10.3.0.11\"] }"
 done
 three_up() { [ "$(ctl n1 cluster status | grep -cE ' up +(leader|voter) ')" = 3 ]; }
 until_true 30 three_up

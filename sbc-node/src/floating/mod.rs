@@ -93,18 +93,18 @@ impl Floating {
         Ok(())
     }
 
-    /// Takes the address off. One that is not there is not an error.
-    pub async fn release(&mut self, placed: &Placed) -> Result<(), FloatingError> {
+    /// Takes the address off; whether it was there.
+    pub async fn release(&mut self, placed: &Placed) -> Result<bool, FloatingError> {
         self.held.remove(placed);
         let index = device_index(&placed.device)?;
         let mut request = self.handle.address().add(index, placed.address, full(placed.address));
         let message = request.message_mut().clone();
         match self.handle.address().del(message).execute().await {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(true),
             Err(rtnetlink::Error::NetlinkError(error))
                 if error.raw_code() == -libc::EADDRNOTAVAIL =>
             {
-                Ok(())
+                Ok(false)
             }
             Err(source) => Err(FloatingError::Netlink {
                 address: placed.address,

@@ -241,13 +241,18 @@ impl Takeover {
         let mut groups = Vec::new();
         for address in addresses {
             let Some((placed, group)) = self.places.get(&address) else { continue };
-            if let Err(error) = floating.release(placed).await {
-                self.stats.address_errors.fetch_add(1, Ordering::Relaxed);
-                tracing::error!(%address, %error, "could not release a floating address");
-                continue;
+            match floating.release(placed).await {
+                Ok(true) => {
+                    self.stats.addresses_released.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(%address, "released a floating address");
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    self.stats.address_errors.fetch_add(1, Ordering::Relaxed);
+                    tracing::error!(%address, %error, "could not release a floating address");
+                    continue;
+                }
             }
-            self.stats.addresses_released.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(%address, "released a floating address");
             if !groups.contains(group) {
                 groups.push(*group);
             }
