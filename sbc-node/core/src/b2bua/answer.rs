@@ -225,6 +225,14 @@ impl Media {
         Ok(())
     }
 
+    /// Whether a live stream was put on hold by either side: silence is then no sign of death.
+    pub(crate) fn is_held(&self) -> bool {
+        let both = |side: &StreamSide| {
+            side.remote.as_ref().is_none_or(|r| r.sends && r.receives && r.rtp.is_some())
+        };
+        self.streams.iter().any(|s| s.a.local.is_some() && !(both(&s.a) && both(&s.b)))
+    }
+
     /// Remembers how things are, before an offer inside the dialog is tried.
     pub(crate) fn begin_offer(&mut self) {
         self.before = Some(Box::new(self.streams.clone()));

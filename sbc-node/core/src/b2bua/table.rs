@@ -321,8 +321,12 @@ impl Calls {
 
     pub(crate) fn media_timeout(&mut self, cx: &mut Cx<'_>, session: MediaId) {
         let Some(key) = self.key_of(CallId(session.0)) else { return };
-        cx.env.stats.media_timeouts += 1;
         self.with(cx, key, |call, cx| {
+            // Session timers find out whether a held call is still wanted.
+            if call.media.is_held() {
+                return;
+            }
+            cx.env.stats.media_timeouts += 1;
             let reason = "SIP;cause=408;text=\"Media timeout\"";
             call.end(cx, EndedBy::Sbc(EndCause::MediaTimeout), None, Some(reason));
         });

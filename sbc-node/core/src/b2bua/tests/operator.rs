@@ -82,6 +82,25 @@ fn silent_media_ends_the_call() {
 }
 
 #[test]
+fn silence_on_hold_is_no_sign_of_death() {
+    let mut w = World::new();
+    let call = set_up(&mut w, "", "");
+    let id = w.core.calls().next().unwrap().id;
+    let held = SDP_A.replace("a=sendrecv", "a=inactive");
+    let re = a_request(&mut w, &call.ok, "INVITE", 102, &sdp(&held));
+    w.says(Who::A, &re);
+    let re = w.expect(Who::B, "INVITE");
+    w.answer(Who::B, &re, 200, "", &sdp(&format!("{SDP_B}a=inactive\n")));
+    w.expect(Who::A, "200");
+    let ack = a_request(&mut w, &call.ok, "ACK", 102, "");
+    w.says(Who::A, &ack);
+    w.expect(Who::B, "ACK");
+    w.input(Input::MediaTimeout { session: MediaId(id.0) });
+    assert_eq!(w.core.stats().media_timeouts, 0);
+    hang_up(&mut w, &call);
+}
+
+#[test]
 fn a_latched_source_is_written_down() {
     let mut w = World::new();
     let call = set_up(&mut w, "", "");
