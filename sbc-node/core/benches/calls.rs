@@ -147,6 +147,7 @@ fn config(now: Instant) -> Config {
         transactions: Default::default(),
         limits: Limits::default(),
         hint_key: Default::default(),
+        registrar: None,
     }
 }
 
