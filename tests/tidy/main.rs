@@ -38,7 +38,8 @@ fn shipped(text: &str) -> &str {
 
 /// Whether a file of the core is only built for tests.
 fn is_test(path: &Path) -> bool {
-    let in_folder = |c: std::path::Component<'_>| c.as_os_str() == "tests" || c.as_os_str() == "sim";
+    let in_folder =
+        |c: std::path::Component<'_>| c.as_os_str() == "tests" || c.as_os_str() == "sim";
     let name = path.file_stem().map_or(String::new(), |n| n.to_string_lossy().into_owned());
     path.components().any(in_folder) || name == "tests" || name.ends_with("_tests")
 }
