@@ -19,7 +19,7 @@ use super::value::Span;
 use super::{
     AdminConfig, CdrConfig, ClusterConfig, Config, DnsConfig, FloatingConfig, JoinConfig,
     JoinToken, LogConfig, NodeConfig, Problem, Surroundings, TlsFiles, TransportConfig, diff,
-    guard, interface, raw, route, trunk,
+    guard, interface, raw, registrar, route, trunk,
 };
 
 const MAX_SHARDS: usize = 64;
@@ -136,7 +136,7 @@ pub(super) fn convert(text: &str, surroundings: &Surroundings<'_>) -> Result<Con
 fn file_config(cx: &mut Context<'_>, file: &raw::File, document: toml::Table) -> Config {
     let node = node(cx, &file.node);
     let doors = interface::convert(cx, file);
-    let trunks = trunk::convert(cx, &file.trunk, &doors);
+    let trunks = trunk::convert(cx, file, &doors);
     let routing = sbc_core::routing::RoutingConfig {
         trunks,
         admission: AdmissionConfig {
@@ -152,6 +152,11 @@ fn file_config(cx: &mut Context<'_>, file: &raw::File, document: toml::Table) ->
     route::check(cx, file, &routing);
     let guard = guard::convert(cx, &file.guard, &doors, &routing);
     let cluster = file.cluster.as_ref().map(|c| cluster(cx, c.get_ref()));
+    let token = cluster.as_ref().and_then(|c| c.join.as_ref()).and_then(|j| match &j.token {
+        JoinToken::Text(token) => Some(token.expose().as_bytes()),
+        JoinToken::File(_) => None,
+    });
+    let registrar = registrar::convert(cx, file, token, node.shards);
     let sip_limits = sip_limits(cx, &file.sip);
     let media = interface::media(cx, file, &doors, node.shards);
     let config = Config {
@@ -163,6 +168,7 @@ fn file_config(cx: &mut Context<'_>, file: &raw::File, document: toml::Table) ->
         fraud: guard::fraud(cx, &file.guard),
         overload: guard::overload(cx, &file.overload),
         transactions: transactions(cx, &file.sip),
+        registrar,
         transport: transport(cx, &file.transport, &sip_limits),
         sip_limits,
         media,

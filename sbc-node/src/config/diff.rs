@@ -12,7 +12,7 @@ use toml::{Table, Value};
 use super::Config;
 
 /// Keys whose values are never shown.
-const SECRET_KEYS: [&str; 2] = ["password", "token"];
+const SECRET_KEYS: [&str; 4] = ["password", "token", "ha1-md5", "ha1-sha256"];
 
 /// Places that only a restart changes; everything below them counts.
 const NEEDS_RESTART: [&str; 14] = [

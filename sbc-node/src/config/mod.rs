@@ -13,6 +13,7 @@ mod guard;
 mod interface;
 mod parse;
 mod raw;
+mod registrar;
 mod route;
 mod trunk;
 mod value;
@@ -46,6 +47,8 @@ pub struct Config {
     pub overload: sbc_core::guard::OverloadConfig,
     /// Timers and bounds of the transaction layer.
     pub transactions: sbc_core::transaction::Config,
+    /// `None`: nobody registers here.
+    pub registrar: Option<sbc_core::core::RegistrarConfig>,
     /// Limits of the SIP parser.
     pub sip_limits: sbc_core::sip::Limits,
     pub media: media_anchor::config::Config,
@@ -79,7 +82,7 @@ impl Config {
             transactions: self.transactions,
             limits: self.sip_limits,
             hint_key: self.hint_key(),
-            registrar: None,
+            registrar: self.registrar.clone(),
         })
     }
 

@@ -49,6 +49,8 @@ pub(super) struct File {
     pub(super) transport: Transport,
     pub(super) dns: Dns,
     pub(super) trunk: Vec<Spanned<Trunk>>,
+    pub(super) registrar: Option<Spanned<super::registrar::Registrar>>,
+    pub(super) user: Vec<Spanned<super::registrar::UserText>>,
     pub(super) group: Vec<Spanned<Group>>,
     pub(super) route: Vec<Spanned<Route>>,
     pub(super) admission: Admission,

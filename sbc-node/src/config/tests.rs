@@ -469,3 +469,49 @@ fn every_key_is_documented_and_every_documented_key_exists() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+const PHONES: &str = "\n[[trunk]]\nname = \"phones\"\ninterface = \"inside\"\n\
+     [registrar]\ntrunk = \"phones\"\ndomains = [\"Example.com\"]\n";
+
+#[test]
+fn a_registrar_with_users() {
+    let md5 = "0".repeat(32);
+    let text = format!(
+        "{MINIMAL}{PHONES}max-contacts = 3\nwhen-full = \"reject\"\nkeepalive = \"crlf\"\n\
+         [[user]]\nname = \"alice\"\nha1-md5 = \"{md5}\"\naliases = [\"+4930\"]\n"
+    );
+    let config = good(&text);
+    assert!(!format!("{:?}", config.document).contains(&md5), "secrets stay inside");
+    let trunk = config.routing.trunks.iter().find(|t| &*t.name == "phones").unwrap();
+    assert!(trunk.users && trunk.latch == sbc_core::media::Latch::Force);
+    assert_eq!(&*trunk.peers[0].host, "example.com");
+    let registrar = config.registrar.unwrap();
+    assert_eq!(registrar.policy.contacts_max, 3);
+    assert_eq!(registrar.policy.auth.as_ref().map(|a| a.realm.as_str()), Some("Example.com"));
+    assert!(registrar.users.owns("alice", "alice@example.com"));
+    assert_eq!(registrar.users.resolve("+4930@example.com"), "alice@example.com");
+}
+
+#[test]
+fn a_registrar_tells_what_is_wrong_with_its_line() {
+    let lines = |text: &str| format!("{MINIMAL}{text}").lines().count();
+    let text = "\n[[user]]\nname = \"a\"\n";
+    let at = lines(text) - 1;
+    assert_eq!(
+        told(&format!("{MINIMAL}{text}")),
+        [format!("line {at}: there are users and no [registrar]")]
+    );
+    let text = format!(
+        "{PHONES}algorithms = [\"MD4\"]\nservice-route = [\"sip:x\"]\n\
+         [[user]]\nname = \"alice\"\nha1-md5 = \"zz\"\naliases = [\"x@elsewhere\"]\n"
+    );
+    let end = lines(&text);
+    let problems = told(&format!("{MINIMAL}{text}"));
+    let expected = [
+        format!("line {}: algorithms are \"SHA-256\" and \"MD5\"", end - 5),
+        format!("line {}: a route looks like \"<sip:host;lr>\"", end - 4),
+        format!("line {}: an HA1 of this kind has 32 hexadecimal digits", end - 1),
+        format!("line {end}: \"x@elsewhere\" is not of a domain served"),
+    ];
+    assert_eq!(problems, expected);
+}

@@ -13,7 +13,7 @@ use toml::Spanned;
 
 use super::convert::Context;
 use super::interface::Door;
-use super::raw;
+use super::{raw, registrar};
 
 /// Headers that the SBC writes itself, whatever a trunk would like.
 const OWN_HEADERS: [&str; 24] = [
@@ -44,32 +44,48 @@ const OWN_HEADERS: [&str; 24] = [
 ];
 
 /// All trunks of the file, in its order.
-pub(super) fn convert(
-    cx: &mut Context<'_>,
-    trunks: &[Spanned<raw::Trunk>],
-    doors: &[Door],
-) -> Vec<TrunkConfig> {
-    trunks.iter().map(|trunk| one(cx, trunk.get_ref(), doors)).collect()
+pub(super) fn convert(cx: &mut Context<'_>, file: &raw::File, doors: &[Door]) -> Vec<TrunkConfig> {
+    let one = |trunk: &Spanned<raw::Trunk>| {
+        let trunk = trunk.get_ref();
+        let mut config = one(cx, trunk, doors, registrar::domain(file, trunk.name.get_ref()));
+        if config.users && matches!(trunk.latch, raw::Latch::Auto) {
+            // Phones are behind NAT more often than not, and then they lie in their SDP.
+            config.latch = media::Latch::Force;
+        }
+        config
+    };
+    file.trunk.iter().map(one).collect()
 }
 
-fn one(cx: &mut Context<'_>, raw: &raw::Trunk, doors: &[Door]) -> TrunkConfig {
+fn one(
+    cx: &mut Context<'_>,
+    raw: &raw::Trunk,
+    doors: &[Door],
+    users: Option<String>,
+) -> TrunkConfig {
     cx.name(&raw.name);
     let door = doors.iter().find(|d| *d.interface.name == **raw.interface.get_ref());
     if door.is_none() {
         let message = format!("there is no interface \"{}\"", raw.interface.get_ref());
         cx.dependent(raw.interface.span(), message);
     }
-    if raw.peers.0.is_empty() && raw.sources.0.is_empty() {
+    if raw.peers.0.is_empty() && raw.sources.0.is_empty() && users.is_none() {
         cx.dependent(raw.name.span(), "the trunk has neither peers nor sources");
     }
     let interface = door.map_or(InterfaceId(0), |d| d.interface.id);
     let text = |s: &Option<String>| s.as_deref().map(Arc::from);
     TrunkConfig {
         realm: door.map_or_else(|| "".into(), |d| d.interface.realm.clone()),
-        peers: raw.peers.0.iter().map(|p| peer(cx, p, raw, door)).collect(),
+        peers: match &users {
+            Some(domain) => {
+                vec![Peer { host: domain.as_str().into(), port: None, transport: None }]
+            }
+            None => raw.peers.0.iter().map(|p| peer(cx, p, raw, door)).collect(),
+        },
+        users: users.is_some(),
         sources: raw.sources.0.iter().map(|s| s.get_ref().0).collect(),
         enabled: raw.enabled,
-        probe: probe(cx, raw),
+        probe: probe(cx, raw).filter(|_| users.is_none()),
         limits: cx.limits(raw.max_calls, raw.max_cps.as_ref()),
         domain: text(&raw.domain),
         from_domain: text(&raw.from_domain),

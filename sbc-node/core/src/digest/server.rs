@@ -12,6 +12,14 @@ use crate::sip::UriRef;
 #[derive(Clone)]
 pub struct NonceKey(pub [u8; 32]);
 
+impl NonceKey {
+    /// A key that follows from a secret that several nodes share.
+    pub fn derive(secret: &[u8]) -> Self {
+        let digest = Sha256::new().chain_update(b"sbc nonce\0").chain_update(secret).finalize();
+        NonceKey(digest.into())
+    }
+}
+
 /// The challenging side for one realm.
 #[derive(Clone)]
 pub struct Server {

@@ -1,0 +1,291 @@
+//! `[registrar]` and `[[user]]`: from the file's words to the core's registrar.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use sbc_core::core::RegistrarConfig;
+use sbc_core::digest::{Algorithm, NonceKey};
+use sbc_core::registrar::{
+    AuthPolicy, Keepalive, KeepaliveKind, Overflow, RegistrarPolicy, Replays, User, Users,
+};
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::convert::Context;
+use super::raw;
+use super::value::Span;
+
+/// `[registrar]` as written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Registrar {
+    pub(super) trunk: Spanned<String>,
+    domains: Vec<Spanned<String>>,
+    #[serde(default = "yes")]
+    auth: bool,
+    realm: Option<Spanned<String>>,
+    #[serde(default)]
+    algorithms: Vec<Spanned<String>>,
+    nonce_lifetime: Option<Spanned<Span>>,
+    min_expires: Option<Spanned<Span>>,
+    default_expires: Option<Spanned<Span>>,
+    max_expires: Option<Spanned<Span>>,
+    max_contacts: Option<Spanned<usize>>,
+    #[serde(default)]
+    when_full: WhenFull,
+    max_bindings: Option<Spanned<usize>>,
+    #[serde(default)]
+    service_route: Vec<Spanned<String>>,
+    #[serde(default)]
+    keepalive: KeepaliveText,
+    keepalive_interval: Option<Spanned<Span>>,
+    keepalive_misses: Option<u8>,
+    store_ahead: Option<Spanned<Span>>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// What happens to a contact too many.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum WhenFull {
+    Reject,
+    #[default]
+    ReplaceOldest,
+}
+
+/// How phones behind NAT are kept reachable.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum KeepaliveText {
+    #[default]
+    Options,
+    Crlf,
+    Off,
+}
+
+/// `[[user]]` as written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct UserText {
+    name: Spanned<String>,
+    ha1_md5: Option<Spanned<String>>,
+    ha1_sha256: Option<Spanned<String>>,
+    #[serde(default)]
+    addresses: Vec<Spanned<String>>,
+    #[serde(default)]
+    aliases: Vec<Spanned<String>>,
+}
+
+impl std::fmt::Debug for UserText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UserText").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// The domain that stands for the users' trunk; its phones are found by the registrar.
+pub(super) fn domain(file: &raw::File, trunk: &str) -> Option<String> {
+    let registrar = file.registrar.as_ref()?.get_ref();
+    let first = registrar.domains.first().map_or("users.invalid", |d| d.get_ref());
+    (registrar.trunk.get_ref() == trunk).then(|| first.to_ascii_lowercase())
+}
+
+/// The registrar of a file, with its users; `secret` makes nonces, and is the cluster's where there
+/// is one.
+pub(super) fn convert(
+    cx: &mut Context<'_>,
+    file: &raw::File,
+    secret: Option<&[u8]>,
+    shards: usize,
+) -> Option<RegistrarConfig> {
+    let Some(raw) = &file.registrar else {
+        if let Some(user) = file.user.first() {
+            cx.dependent(user.span(), "there are users and no [registrar]");
+        }
+        return None;
+    };
+    let raw = raw.get_ref();
+    let name = raw.trunk.get_ref();
+    match file.trunk.iter().find(|t| t.get_ref().name.get_ref() == name) {
+        None => cx.dependent(raw.trunk.span(), format!("there is no trunk \"{name}\"")),
+        Some(t) if !t.get_ref().peers.0.is_empty() || !t.get_ref().sources.0.is_empty() => {
+            let message =
+                "the trunk of the registrar has no peers and sources: its phones register";
+            cx.problem(raw.trunk.span(), message);
+        }
+        Some(_) => {}
+    }
+    let policy = policy(cx, raw, secret, shards);
+    let users = users(cx, file, &policy);
+    static REPLAYS: OnceLock<Arc<Replays>> = OnceLock::new();
+    Some(RegistrarConfig {
+        policy: Arc::new(policy),
+        users: Arc::new(users),
+        replays: REPLAYS.get_or_init(|| Arc::new(Replays::new(1 << 20))).clone(),
+        trunk: name.as_str().into(),
+    })
+}
+
+fn policy(
+    cx: &mut Context<'_>,
+    raw: &Registrar,
+    secret: Option<&[u8]>,
+    shards: usize,
+) -> RegistrarPolicy {
+    let default = RegistrarPolicy::default();
+    if raw.domains.is_empty() {
+        cx.dependent(raw.trunk.span(), "the registrar serves no domain");
+    }
+    for domain in &raw.domains {
+        if domain.get_ref().is_empty() || domain.get_ref().contains(['@', ':', ' ', '/']) {
+            cx.problem(domain.span(), format!("\"{}\" is no domain", domain.get_ref()));
+        }
+    }
+    let domains: Vec<Box<str>> =
+        raw.domains.iter().map(|d| d.get_ref().to_ascii_lowercase().into()).collect();
+    let mut seconds = |span: &Option<Spanned<Span>>, default: u32| {
+        let span = cx.span(span.as_ref(), Duration::from_secs(u64::from(default)));
+        u32::try_from(span.as_secs()).unwrap_or(u32::MAX).max(1)
+    };
+    let expires_min = seconds(&raw.min_expires, default.expires_min);
+    let expires_max = seconds(&raw.max_expires, default.expires_max);
+    let expires_default = seconds(
+        &raw.default_expires,
+        default.expires_default.clamp(expires_min, expires_max.max(expires_min)),
+    );
+    if expires_min > expires_default || expires_default > expires_max {
+        cx.problem(raw.trunk.span(), "min-expires, default-expires and max-expires must not fall");
+    }
+    let kind = match raw.keepalive {
+        KeepaliveText::Options => Some(KeepaliveKind::Options),
+        KeepaliveText::Crlf => Some(KeepaliveKind::Crlf),
+        KeepaliveText::Off => None,
+    };
+    let standard = Keepalive::default();
+    let interval = cx.span(raw.keepalive_interval.as_ref(), standard.interval);
+    let misses = raw.keepalive_misses.unwrap_or(standard.misses);
+    let all = cx.bounded(raw.max_bindings.as_ref(), default.bindings_max, 1..=10_000_000);
+    RegistrarPolicy {
+        expires_min,
+        expires_default,
+        expires_max,
+        contacts_max: cx.bounded(raw.max_contacts.as_ref(), default.contacts_max, 1..=100),
+        overflow: match raw.when_full {
+            WhenFull::Reject => Overflow::Reject,
+            WhenFull::ReplaceOldest => Overflow::ReplaceOldest,
+        },
+        bindings_max: all.div_ceil(shards.max(1)),
+        service_route: routes(cx, raw),
+        auth: raw.auth.then(|| auth(cx, raw, secret)),
+        keepalive: kind.map(|kind| Keepalive { kind, interval, misses }),
+        store_ahead: cx.span(raw.store_ahead.as_ref(), default.store_ahead),
+        domains,
+    }
+}
+
+fn routes(cx: &mut Context<'_>, raw: &Registrar) -> Vec<Box<str>> {
+    for route in &raw.service_route {
+        let uri = route.get_ref().strip_prefix('<').and_then(|r| r.strip_suffix('>'));
+        let loose = |uri| sbc_core::sip::UriRef::parse(uri).is_ok_and(|u| u.is_loose());
+        if !uri.is_some_and(loose) {
+            cx.problem(route.span(), "a route looks like \"<sip:host;lr>\"");
+        }
+    }
+    raw.service_route.iter().map(|r| r.get_ref().as_str().into()).collect()
+}
+
+fn auth(cx: &mut Context<'_>, raw: &Registrar, secret: Option<&[u8]>) -> AuthPolicy {
+    let mut algorithms = Vec::new();
+    for text in &raw.algorithms {
+        match Algorithm::from_token(text.get_ref()) {
+            Some(algorithm @ (Algorithm::Md5 | Algorithm::Sha256)) => algorithms.push(algorithm),
+            Some(_) | None => cx.problem(text.span(), "algorithms are \"SHA-256\" and \"MD5\""),
+        }
+    }
+    if raw.algorithms.is_empty() {
+        algorithms = vec![Algorithm::Sha256, Algorithm::Md5];
+    }
+    if let Some(realm) = &raw.realm
+        && realm.get_ref().contains(['"', '\\'])
+    {
+        cx.problem(realm.span(), "a realm has no quotes and backslashes");
+    }
+    let first = || raw.domains.first().map_or(String::new(), |d| d.get_ref().clone());
+    static OWN: OnceLock<[u8; 32]> = OnceLock::new();
+    AuthPolicy {
+        realm: raw.realm.as_ref().map_or_else(first, |r| r.get_ref().clone()),
+        algorithms,
+        nonce_ttl: cx.span(raw.nonce_lifetime.as_ref(), Duration::from_secs(300)),
+        key: match secret {
+            Some(secret) => NonceKey::derive(secret),
+            None => NonceKey(*OWN.get_or_init(rand::random)),
+        },
+    }
+}
+
+fn users(cx: &mut Context<'_>, file: &raw::File, policy: &RegistrarPolicy) -> Users {
+    let mut users = Users::default();
+    for text in &file.user {
+        let text = text.get_ref();
+        let name = text.name.get_ref().as_str();
+        if name.is_empty() || name.contains(['@', '"', '\\', ':']) {
+            cx.problem(text.name.span(), format!("\"{name}\" is no user name"));
+        }
+        if policy.auth.is_some() && text.ha1_md5.is_none() && text.ha1_sha256.is_none() {
+            cx.problem(
+                text.name.span(),
+                format!("user \"{name}\" has neither ha1-md5 nor ha1-sha256"),
+            );
+        }
+        let aors: Vec<Box<str>> = if text.addresses.is_empty() {
+            policy.domains.iter().map(|d| format!("{name}@{d}").into()).collect()
+        } else {
+            addresses(cx, &text.addresses, policy)
+        };
+        for alias in addresses(cx, &text.aliases, policy) {
+            let Some(first) = aors.first() else { continue };
+            if users.aliases.insert(alias.clone(), first.clone()).is_some() {
+                cx.problem(text.name.span(), format!("the alias \"{alias}\" is taken"));
+            }
+        }
+        let user = User {
+            md5: ha1(cx, text.ha1_md5.as_ref(), 32),
+            sha256: ha1(cx, text.ha1_sha256.as_ref(), 64),
+            sha512_256: None,
+            aors,
+        };
+        if users.by_name.insert(name.into(), user).is_some() {
+            cx.problem(text.name.span(), format!("the user \"{name}\" is there twice"));
+        }
+    }
+    users
+}
+
+/// Addresses, given as `user@domain` or as a user at the first domain.
+fn addresses(
+    cx: &mut Context<'_>,
+    texts: &[Spanned<String>],
+    policy: &RegistrarPolicy,
+) -> Vec<Box<str>> {
+    let first = policy.domains.first().map_or("", |d| d);
+    let mut all = Vec::new();
+    for text in texts {
+        let (user, host) = text.get_ref().split_once('@').unwrap_or((text.get_ref(), first));
+        if user.is_empty() || !policy.serves(host) {
+            cx.problem(text.span(), format!("\"{}\" is not of a domain served", text.get_ref()));
+        }
+        all.push(format!("{user}@{}", host.to_ascii_lowercase()).into());
+    }
+    all
+}
+
+fn ha1(cx: &mut Context<'_>, text: Option<&Spanned<String>>, digits: usize) -> Option<Box<str>> {
+    let text = text?;
+    let hex = text.get_ref().bytes().all(|b| b.is_ascii_hexdigit());
+    if !hex || text.get_ref().len() != digits {
+        cx.problem(text.span(), format!("an HA1 of this kind has {digits} hexadecimal digits"));
+    }
+    Some(text.get_ref().to_ascii_lowercase().into())
+}
