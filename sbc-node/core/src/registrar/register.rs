@@ -3,7 +3,6 @@
 
 use std::time::Instant;
 
-use smallvec::SmallVec;
 
 use super::aor::{aor_of, join};
 use super::auth::{Access, Users};
@@ -56,7 +55,7 @@ enum Wish<'a> {
     /// Only the list of what is there.
     Nothing,
     RemoveAll,
-    Contacts(SmallVec<[Asked<'a>; 2]>),
+    Contacts(Vec<Asked<'a>>),
 }
 
 /// Judges and carries out a REGISTER of who has proved to be `access`.
@@ -173,7 +172,7 @@ fn wish<'a>(
     path: &'a str,
 ) -> Result<Wish<'a>, Answer> {
     let bad = Answer::new;
-    let mut contacts: SmallVec<[Asked<'a>; 2]> = SmallVec::new();
+    let mut contacts: Vec<Asked<'a>> = Vec::new();
     let (mut star, mut flows) = (false, 0);
     let header = message.header(HeaderName::Expires).and_then(seconds);
     for value in message.values(HeaderName::Contact) {
@@ -278,7 +277,7 @@ fn merge(
     policy: &RegistrarPolicy,
     now: Instant,
     aor: &str,
-    asked: SmallVec<[Asked<'_>; 2]>,
+    asked: Vec<Asked<'_>>,
 ) -> Result<Vec<Binding>, Answer> {
     let now_s = table.seconds(now);
     let mut kept: Vec<&Binding> = table.of(aor).iter().filter(|b| b.expires_s > now_s).collect();
