@@ -483,7 +483,7 @@ fn a_registrar_with_users() {
     let config = good(&text);
     assert!(!format!("{:?}", config.document).contains(&md5), "secrets stay inside");
     let trunk = config.routing.trunks.iter().find(|t| &*t.name == "phones").unwrap();
-    assert!(trunk.users && trunk.latch == sbc_core::media::Latch::Force);
+    assert!(trunk.users && trunk.symmetric && trunk.latch == sbc_core::media::Latch::Force);
     assert_eq!(&*trunk.peers[0].host, "example.com");
     let registrar = config.registrar.unwrap();
     assert_eq!(registrar.policy.contacts_max, 3);

@@ -52,6 +52,8 @@ pub(super) fn convert(cx: &mut Context<'_>, file: &raw::File, doors: &[Door]) ->
             // Phones are behind NAT more often than not, and then they lie in their SDP.
             config.latch = media::Latch::Force;
         }
+        // And in their Contact: within a dialog they are reached where they sent from.
+        config.symmetric |= config.users;
         config
     };
     file.trunk.iter().map(one).collect()
