@@ -3,7 +3,6 @@
 
 use std::time::Instant;
 
-
 use super::aor::{aor_of, join};
 use super::auth::{Access, Users};
 use super::binding::{Binding, Said};
