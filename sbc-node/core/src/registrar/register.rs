@@ -130,7 +130,11 @@ fn address_of_record(
     if !policy.serves(to.host()) {
         return Err(Answer::new(404, ""));
     }
-    let aor = users.resolve(&aor).to_owned();
+    // An alias rings the address of record and has no bindings of its own: they would lie with
+    // another shard than the one that is asked for them.
+    if users.resolve(&aor) != aor {
+        return Err(Answer::new(404, ""));
+    }
     match access {
         Access::Anyone => Ok(aor),
         Access::User(name) if users.owns(name, &aor) => Ok(aor),

@@ -132,6 +132,7 @@ fn rfc3261_10_3_bad_requests_each_with_its_status() {
         ("sip:elsewhere.org", "<sip:alice@example.com>", CONTACT, 404),
         ("sip:example.com", "<sip:alice@elsewhere.org>", CONTACT, 404),
         ("sip:example.com", "<sip:example.com>", CONTACT, 404),
+        ("sip:example.com", "<sip:+4930@example.com>", CONTACT, 404),
         ("tel:+4930", "<sip:alice@example.com>", CONTACT, 416),
         ("sip:example.com", "<tel:+4930>", CONTACT, 416),
         ("sip:example.com", "<sip:alice@example.com>", "Require: foo\r\n", 420),
