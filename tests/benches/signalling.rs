@@ -22,6 +22,14 @@ struct Sut {
     processes: Vec<Child>,
 }
 
+impl Drop for Sut {
+    fn drop(&mut self) {
+        for child in &mut self.processes {
+            end(child);
+        }
+    }
+}
+
 struct Row {
     cpu_us: f64,
     done: u64,
@@ -40,7 +48,7 @@ fn main() {
     let mut table: BTreeMap<(String, u64), Vec<Row>> = BTreeMap::new();
     for _ in 0..rounds {
         for system in only.split(',') {
-            let Some(mut sut) = start(system, dir.path()) else {
+            let Some(sut) = start(system, dir.path()) else {
                 println!("{system}: not installed, left out");
                 continue;
             };
@@ -51,9 +59,6 @@ fn main() {
                     row.cpu_us, row.done, row.failed, row.p99_ms
                 );
                 table.entry((system.to_owned(), rate)).or_default().push(row);
-            }
-            for child in &mut sut.processes {
-                end(child);
             }
         }
     }
