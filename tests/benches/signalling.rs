@@ -3,7 +3,8 @@
 //! Method: the system under test is pinned to core 0, SIPp's caller and callee to core 1. Each
 //! rate runs for `BENCH_SECONDS` seconds of offered calls (INVITE with SDP, 180, 200, ACK, hold 1 s,
 //! BYE, 200; UDP on loopback). CPU is user + system time of the whole process tree, from
-//! /proc/PID/stat before and after; failed calls and the answer delay come from SIPp. The systems
+//! /proc/PID/stat before and after; beside it stands how many times the CPU of SIPp's own caller that
+//! is, because machines differ. Failed calls and the answer delay come from SIPp. The systems
 //! take turns within one run; figures are medians of `ROUNDS` rounds.
 //!
 //! Prints one table. `ROUNDS`, `BENCH_SECONDS`, `RATES` in the environment change the run.
@@ -36,6 +37,8 @@ struct Row {
     failed: u64,
     p50_ms: f64,
     p99_ms: f64,
+    /// CPU of SIPp's caller per call: what the same machine takes for one side of the job.
+    caller_us: f64,
 }
 
 fn main() {
@@ -62,18 +65,30 @@ fn main() {
             }
         }
     }
-    println!("| system | calls/s | CPU us per call | done | failed | answer p50 ms | p99 ms |");
-    println!("|---|---|---|---|---|---|---|");
+    println!(
+        "| system | calls/s | CPU us per call | x SIPp's caller | done | failed | answer p50 ms | p99 ms |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
     for ((system, rate), rows) in &table {
         println!(
-            "| {system} | {rate} | {:.0} | {} | {} | {:.1} | {:.1} |",
+            "| {system} | {rate} | {:.0} | {:.2} | {} | {} | {:.1} | {:.1} |",
             median(rows.iter().map(|r| r.cpu_us)),
+            median(rows.iter().map(|r| r.cpu_us / r.caller_us)),
             rows.iter().map(|r| r.done).sum::<u64>(),
             rows.iter().map(|r| r.failed).sum::<u64>(),
             median(rows.iter().map(|r| r.p50_ms)),
             median(rows.iter().map(|r| r.p99_ms)),
         );
     }
+}
+
+/// CPU seconds of the children that have been waited for.
+fn reaped() -> f64 {
+    use nix::sys::resource::{UsageWho, getrusage};
+    use nix::sys::time::TimeValLike;
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("usage");
+    let time = usage.user_time() + usage.system_time();
+    time.num_microseconds() as f64 / 1e6
 }
 
 fn installed(program: &str) -> bool {
@@ -163,7 +178,7 @@ fn load(sut: &Sut, rate: u64, seconds: u64, dir: &Path) -> Row {
     let calls = rate * seconds;
     let uac_file = scenarios.join("uac-load.xml");
     let remote = format!("127.0.0.1:{}", sut.port);
-    let before = cpu(&sut.processes);
+    let (before, caller_before) = (cpu(&sut.processes), reaped());
     let begin = Instant::now();
     let mut uac = pinned(
         1,
@@ -206,12 +221,14 @@ fn load(sut: &Sut, rate: u64, seconds: u64, dir: &Path) -> Row {
     );
     let pid = uac.id();
     uac.wait().expect("sipp");
-    let spent = cpu(&sut.processes) - before;
+    let (spent, caller) = (cpu(&sut.processes) - before, reaped() - caller_before);
     eprintln!("  ({} calls in {:.1} s)", calls, begin.elapsed().as_secs_f64());
     end(&mut uas);
     let (done, failed) = outcome(&dir.join("stat.csv"));
     let rtt = format!("uac-load_{pid}_rtt.csv");
     let (p50_ms, p99_ms) = delays(&find(dir, &rtt).unwrap_or_else(|| dir.join(rtt)));
     drop(std::fs::remove_file(dir.join("stat.csv")));
-    Row { cpu_us: spent * 1e6 / done.max(1) as f64, done, failed, p50_ms, p99_ms }
+    let per_call = |seconds: f64| seconds * 1e6 / done.max(1) as f64;
+    let (cpu_us, caller_us) = (per_call(spent), per_call(caller));
+    Row { cpu_us, done, failed, p50_ms, p99_ms, caller_us }
 }
