@@ -129,3 +129,38 @@ fn an_unknown_source_gets_403_or_silence() {
         bed.finish();
     }
 }
+
+/// A stranger that floods is banned before its messages are parsed; the trunks go on.
+#[test]
+fn a_flooding_stranger_is_banned_and_calls_go_on() {
+    if !can_make_namespaces("flood") {
+        return;
+    }
+    let bed = Bed::new(V4, "");
+    sbc_tests::net::ip(&format!("-n {} addr add 10.1.0.66/24 dev to-sbc", bed.net.ns("out")));
+    let socket = sbc_tests::net::socket_in(&bed.net.ns("out"), "10.1.0.66:5077");
+    let to = format!("{}:5060", bed.plan.advertised);
+    let callee = bed.callee("uas-load.xml", "-m 20");
+    let caller = bed.caller("uac-call.xml", "-m 20 -r 10 -d 200");
+    for _ in 0..5_000 {
+        socket.send_to(b"junk that is no keepalive and no SIP", &to).expect("send");
+    }
+    let dropped = |node: &sbc_tests::node::Node| {
+        let stats = node.ctl("stats sbc_guard_dropped");
+        let rows = stats["stats"].as_array().cloned().unwrap_or_default();
+        rows.iter().filter_map(|row| row["value"].as_f64()).sum::<f64>()
+    };
+    sbc_tests::wait_for("the guard to drop", LONG, || {
+        (dropped(bed.node()) > 1_000.0).then_some(())
+    });
+    // Nothing is answered any more, not even what a stranger would be refused with.
+    socket.set_read_timeout(Some(Duration::from_millis(300))).expect("timeout");
+    let options = "OPTIONS sip:203.0.113.5 SIP/2.0\r\nVia: SIP/2.0/UDP 10.1.0.66:5077;branch=z9hG4bKf\r\n\
+         From: <sip:a@example.net>;tag=1\r\nTo: <sip:b@example.net>\r\nCall-ID: f\r\n\
+         CSeq: 1 OPTIONS\r\nMax-Forwards: 70\r\nContent-Length: 0\r\n\r\n";
+    socket.send_to(options.as_bytes(), &to).expect("send");
+    assert!(socket.recv(&mut [0; 2048]).is_err(), "a banned source was answered");
+    caller.expect_success(LONG);
+    callee.expect_success(LONG);
+    bed.finish();
+}

@@ -68,7 +68,7 @@ done
 start_node() {
     local n=$1 join=$2
     mkdir -p "$dir/n$n"
-    sed -e "s#@DIR@#$dir/n$n#g" -e "s#@N@#$n#g" -e "s#@JOIN@#$join#" deploy/examples/demo.toml >"$dir/n$n/sbc.toml"
+    sed -e "s#@DIR@#$dir/n$n#g" -e "s#@N@#$n#g" -e "s#@JOIN@#$join#" tests/scripts/demo.toml >"$dir/n$n/sbc.toml"
     on "n$n" "$bin/sbc-node" check "$dir/n$n/sbc.toml"
     # exec, so that the pid is the node's own.
     (exec ip netns exec "$tag-n$n" "$bin/sbc-node" run --config "$dir/n$n/sbc.toml" >"$dir/n$n/log" 2>&1) &

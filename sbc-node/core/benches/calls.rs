@@ -146,6 +146,7 @@ fn config(now: Instant) -> Config {
         routing: Arc::new(Table::build(routing, None, now).expect("a routing table")),
         transactions: Default::default(),
         limits: Limits::default(),
+        guard: None,
         hint_key: Default::default(),
         registrar: None,
     }

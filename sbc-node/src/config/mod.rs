@@ -82,6 +82,7 @@ impl Config {
             transactions: self.transactions,
             limits: self.sip_limits,
             hint_key: self.hint_key(),
+            guard: Some(self.guard.clone()),
             registrar: self.registrar.clone(),
         })
     }

@@ -347,6 +347,8 @@ fn core_samples(
     push("sbc_call_stray_answers", "2xx of calls that were gone", c, calls.stray_answers);
     push("sbc_unknown_dialogs", "Requests answered 481", c, calls.unknown_dialogs);
     push("sbc_malformed_messages", "Messages that could not be read", c, calls.malformed);
+    push("sbc_guard_dropped_messages", "Dropped by the guard", c, calls.guard_dropped);
+    push("sbc_guard_refused_requests", "Answered by the guard", c, calls.guard_refused);
     push("sbc_dropped_messages", "Messages dropped unanswered", c, calls.dropped);
     push("sbc_calls_adopted", "Calls taken over", c, calls.adopted);
     push("sbc_transactions_client", "Client transactions", g, count(txn.clients));

@@ -15,6 +15,7 @@ use super::stats::Stats;
 use crate::core::{
     Config, Destination, Direction, Event, Output, Record, ResolveId, ResolveQuery, StoreId, Trace,
 };
+use crate::guard::Guard;
 use crate::ids::{Branch, Ids};
 use crate::media::{Anchor, Side};
 use crate::net::{ConnId, Flow, Listener, Target, Transport};
@@ -133,6 +134,7 @@ pub(crate) struct Env {
     pub(crate) config: Arc<Config>,
     pub(crate) routing: Routing,
     pub(crate) registrar: Option<Registrar>,
+    pub(crate) guard: Option<Guard>,
     /// Which shard of how many this is.
     pub(crate) place: (u32, u32),
     pub(crate) txn: TransactionLayer,

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::b2bua::CallPolicy;
+use crate::guard::GuardConfig;
 use crate::ids::HintKey;
 use crate::net::Interface;
 use crate::registrar::{RegistrarPolicy, Replays, Users};
@@ -26,6 +27,8 @@ pub struct Config {
     pub limits: sip::Limits,
     /// The same on all nodes of a cluster; taken when the shard starts, a later one is not.
     pub hint_key: HintKey,
+    /// `None`: nothing is guarded (tests of calls).
+    pub guard: Option<GuardConfig>,
     /// `None`: nobody registers here.
     pub registrar: Option<RegistrarConfig>,
 }

@@ -4,6 +4,7 @@
 //! (matching, dispatch to call, registrar or probe) belongs to `shard.rs` beside it.
 
 mod config;
+mod guarded;
 mod io;
 mod probe;
 mod shard;

@@ -335,6 +335,7 @@ fn a_shard_probes_by_itself_once_told_to() {
         routing: routing(&["one"]),
         transactions: transaction::Config::default(),
         limits: Limits::default(),
+        guard: None,
         hint_key: crate::ids::HintKey::default(),
         registrar: None,
     };

@@ -11,8 +11,10 @@ use bytes::Bytes;
 use hashbrown::HashMap;
 use rand::Rng;
 
+use super::guarded;
 use super::{Config, Event, Input, Output, ProbeCx, Prober};
 use crate::b2bua::{CallId, CallSummary, Calls, Cx, Env, Incoming, Purpose, Stats, WallClock};
+use crate::guard::Guard;
 use crate::ids::{Ids, ShardHint};
 use crate::media::Anchor;
 use crate::net::Flow;
@@ -41,6 +43,7 @@ impl Core {
         let env = Env {
             routing: Routing::new(config.routing.clone(), routes),
             registrar: super::users::build(&config, &clock, now),
+            guard: config.guard.clone().map(|guard| Guard::new(guard, now)),
             place: (0, 1),
             config,
             txn,
@@ -188,10 +191,16 @@ impl Core {
 
     /// A whole message from the wire.
     fn message(cx: &mut Cx<'_>, flow: Flow, data: Bytes) {
+        if !guarded::lets_in(cx, &flow) {
+            return;
+        }
         let limits = cx.env.config.limits;
         match sip::parse(data.clone(), &limits) {
             Ok(message) => match sip::validate(&message) {
-                Ok(()) => cx.env.txn.handle_message(cx.now, flow, message),
+                Ok(()) if guarded::lets_through(cx, &flow, &message) => {
+                    cx.env.txn.handle_message(cx.now, flow, message);
+                }
+                Ok(()) => {}
                 Err(reject) => refuse_malformed(cx, &flow, &message, reject.status, &reject.reason),
             },
             Err(error) => {
@@ -218,6 +227,7 @@ impl Core {
             prober.handle_tick(&mut probe_cx(cx.env, now));
         }
         super::users::tick(&mut cx);
+        guarded::tick(&mut cx, now);
         while let Some(event) = cx.env.txn.poll_event() {
             super::users::ping_event(&mut cx, &event);
             let probe = self
@@ -329,7 +339,25 @@ fn refuse_malformed(cx: &mut Cx<'_>, flow: &Flow, message: &Message, status: u16
     if !message.is_request() || message.method() == Some(&Method::Ack) {
         return;
     }
-    let mut out = sip::response(message, status, reason, Some("malformed"), Some(flow.remote));
+    answer_alone(cx, flow, message, status, reason, None);
+}
+
+/// Answers a request without a transaction.
+pub(super) fn answer_alone(
+    cx: &mut Cx<'_>,
+    flow: &Flow,
+    message: &Message,
+    status: u16,
+    reason: &str,
+    retry_after_s: Option<u32>,
+) {
+    if message.method() == Some(&Method::Ack) {
+        return;
+    }
+    let mut out = sip::response(message, status, reason, Some("refused"), Some(flow.remote));
+    if let Some(seconds) = retry_after_s {
+        out.header(HeaderName::RetryAfter, seconds);
+    }
     if !cx.env.config.product.is_empty() {
         out.header(HeaderName::Server, &*cx.env.config.product);
     }
@@ -340,5 +368,13 @@ fn configure(cx: &mut Cx<'_>, config: Arc<Config>) {
     cx.env.routing.reload(config.routing.clone());
     cx.env.txn.set_config(config.transactions);
     super::users::configure(cx, &config);
+    cx.env.guard = match (cx.env.guard.take(), config.guard.clone()) {
+        (Some(mut guard), Some(wanted)) => {
+            guard.configure(wanted, cx.now);
+            Some(guard)
+        }
+        (None, wanted) => wanted.map(|wanted| Guard::new(wanted, cx.now)),
+        (Some(_), None) => None,
+    };
     cx.env.config = config;
 }

@@ -24,6 +24,19 @@ pub enum BanReason {
     Manual,
 }
 
+impl BanReason {
+    /// A stable word for logs and labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            BanReason::Flood => "flood",
+            BanReason::Scanner => "scanner",
+            BanReason::Dictionary => "dictionary",
+            BanReason::Fraud => "fraud",
+            BanReason::Manual => "manual",
+        }
+    }
+}
+
 /// One ban.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ban {

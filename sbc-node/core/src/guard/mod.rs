@@ -262,6 +262,11 @@ impl Guard {
         }
     }
 
+    /// Whether there are rules that hold for trunks as well: access lists, rate limits.
+    pub fn has_rules(&self) -> bool {
+        !self.config.access.is_empty() || !self.config.limits.is_empty()
+    }
+
     fn is_trusted(&self, source: IpAddr) -> bool {
         self.trusted.find(source).is_some()
     }

@@ -285,6 +285,7 @@ impl Settings {
             routing: Arc::new(self.routing(now)),
             transactions: crate::transaction::Config::default(),
             limits: crate::sip::Limits::default(),
+            guard: None,
             hint_key: crate::ids::HintKey::default(),
             registrar: self.registrar.clone(),
         }
@@ -356,7 +357,9 @@ impl World {
                     self.traces.push(format!("{:?} {:?} {first}", t.side, t.direction));
                 }
                 Output::Event(Event::Drained) => self.drained = true,
-                Output::Event(Event::Peer { .. }) => {}
+                Output::Event(
+                    Event::Peer { .. } | Event::Banned { .. } | Event::Unbanned { .. },
+                ) => {}
                 Output::Shard { shard, input } => self.shards.push((shard, *input)),
             }
         }
