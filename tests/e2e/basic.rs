@@ -30,6 +30,14 @@ fn call_with_audio(plan: Plan, transport: &str) {
         calls.to_string().contains("1234").then_some(calls)
     });
     assert!(calls.to_string().contains("outside"), "{calls}");
+    // First packets by userspace, the rest by the kernel where it has a way.
+    let status = bed.node().ctl("status");
+    if status["kernel_way"] != "off" {
+        wait_for("the stream to be in the kernel", Duration::from_secs(5), || {
+            let streams = bed.node().ctl("media list").to_string();
+            streams.contains("\"path\":\"kernel\"").then_some(())
+        });
+    }
     caller.expect_success(Duration::from_secs(20));
     callee.expect_success(Duration::from_secs(10));
 

@@ -43,6 +43,7 @@ impl Node for NodeService {
                 advertise: format!("{}:{}", l.advertise_host, l.advertise_port),
             })
         });
+        let kernel = context.kernel.status();
         let mut alarms = context.alarms();
         if answers.len() < context.shards.len() {
             alarms.push("shard-not-answering".to_owned());
@@ -64,6 +65,9 @@ impl Node for NodeService {
             config_loaded_ms: running.loaded_ms,
             config_path: running.path.display().to_string(),
             alarms,
+            kernel_way: kernel.way.to_owned(),
+            kernel_reason: kernel.reason,
+            kernel_flows: kernel.flows,
         }))
     }
 

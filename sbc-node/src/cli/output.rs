@@ -46,6 +46,10 @@ pub(super) fn status(status: &pb::StatusReply) {
     println!("  calls         {}", status.calls);
     println!("  transactions  {}", status.transactions);
     println!("  media         {} sessions", status.media_sessions);
+    println!(
+        "  kernel        {}: {} ({} flows)",
+        status.kernel_way, status.kernel_reason, status.kernel_flows
+    );
     println!("  connections   {}", status.connections);
     println!("  shards        {}", status.shards);
     println!("  configuration {} of {}", status.config_path, Utc(status.config_loaded_ms));

@@ -77,11 +77,23 @@ pub fn located(path: &Path, problem: &config::Problem) -> String {
     }
 }
 
+/// Four sockets a call: all the descriptors that the hard limit allows.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
+    match raised {
+        Ok(limit) => tracing::debug!(limit, "file descriptors"),
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of file descriptors"),
+    }
+}
+
 fn start_and_supervise(
     path: &Path,
     config: config::Config,
     log: LogControl,
 ) -> anyhow::Result<ExitCode> {
+    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("slow")
