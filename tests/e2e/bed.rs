@@ -225,12 +225,12 @@ file = "@DIR@/cdr.jsonl"
 name = "access"
 listen = ["udp://{sbc_out}:5060", "tcp://{sbc_out}:5060"]
 advertise = "{advertised}"
-media = {{ ports = "20000-20999", advertise = "{advertised_ip}" }}
+media = {{ ports = "20000-29999", advertise = "{advertised_ip}" }}
 
 [[interface]]
 name = "core"
 listen = ["udp://{sbc_in}:5060", "tcp://{sbc_in}:5060"]
-media = {{ ports = "30000-30999" }}
+media = {{ ports = "30000-39999" }}
 
 [[trunk]]
 name = "outside"

@@ -65,20 +65,30 @@ impl Node {
 
     /// With more lines in `[node]`.
     pub(crate) fn start_with(node: &str) -> Node {
-        Node::started(Node::spawn(node, "", free_udp()))
+        Node::started(|| Node::spawn(node, "", free_udp()))
     }
 
     /// With more lines in `[admin]`.
     pub(crate) fn start_managed(admin: &str) -> Node {
-        Node::started(Node::spawn("", admin, free_udp()))
+        Node::started(|| Node::spawn("", admin, free_udp()))
     }
 
-    fn started(mut node: Node) -> Node {
-        eventually("the node", || {
-            assert_eq!(node.child.try_wait().unwrap(), None, "the node ended at its start");
-            (sbcctl(&["--socket", node.socket.to_str().unwrap(), "status"]).0 == 0).then_some(())
-        });
-        node
+    /// A free port may be taken by somebody else before the node binds it: then with other ports.
+    fn started(spawn: impl Fn() -> Node) -> Node {
+        for _ in 0..5 {
+            let mut node = spawn();
+            let up = eventually("the node", || {
+                if node.child.try_wait().unwrap().is_some() {
+                    return Some(false);
+                }
+                let status = sbcctl(&["--socket", node.socket.to_str().unwrap(), "status"]);
+                (status.0 == 0).then_some(true)
+            });
+            if up {
+                return node;
+            }
+        }
+        panic!("the node ended at its start, five times");
     }
 
     /// Starts a node whose inside address is taken; its exit code and what it said.
