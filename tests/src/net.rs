@@ -55,7 +55,15 @@ pub fn socket_in(ns: &str, address: &str) -> UdpSocket {
     let thread = std::thread::spawn(move || {
         let file = std::fs::File::open(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
         nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).expect("enter namespace");
-        UdpSocket::bind(&address).unwrap_or_else(|e| panic!("bind {address}: {e}"))
+        // A program that another thread starts holds our descriptors until it execs: a port that was
+        // closed may be taken for a moment longer.
+        crate::wait_for(&format!("{address} to be free"), Duration::from_secs(5), || {
+            match UdpSocket::bind(&address) {
+                Ok(socket) => Some(socket),
+                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => None,
+                Err(error) => panic!("bind {address}: {error}"),
+            }
+        })
     });
     thread.join().expect("socket in namespace")
 }
