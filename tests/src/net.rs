@@ -55,8 +55,8 @@ pub fn socket_in(ns: &str, address: &str) -> UdpSocket {
     let thread = std::thread::spawn(move || {
         let file = std::fs::File::open(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
         nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).expect("enter namespace");
-        // A program that another thread starts holds our descriptors until it execs: a port that was
-        // closed may be taken for a moment longer.
+        // A port that was closed was once seen taken for a moment longer; probably a program that
+        // another thread started held our descriptors until its exec.
         crate::wait_for(&format!("{address} to be free"), Duration::from_secs(5), || {
             match UdpSocket::bind(&address) {
                 Ok(socket) => Some(socket),
