@@ -204,6 +204,9 @@ fn load(sut: &Sut, rate: u64, seconds: u64, dir: &Path) -> Row {
             "-d",
             "1000",
             "-nostdin",
+            // A 180 that comes after the 200 (Kamailio's processes do that) does not end a call.
+            "-default_behaviors",
+            "all,-abortunexp",
             "-skip_rlimit",
             "-buff_size",
             "4194304",
