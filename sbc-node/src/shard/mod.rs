@@ -1,13 +1,18 @@
 //! Signalling shards: one thread each, which owns its sockets, its clock and one machine.
 //!
-//! `run.rs` is the loop, `queue.rs` the only way in from other threads, `command.rs` what may be
+//! `run.rs` is the loop, `listen.rs`, `send.rs` and `names.rs` are its sockets, its way out and its
+//! lookups, `pace.rs` when messages gather, `queue.rs` the only way in from other threads, `command.rs` what may be
 //! asked, `stats.rs` what is counted.
 
 pub mod command;
 pub mod commit;
 pub mod core;
+mod listen;
+mod names;
+mod pace;
 pub mod queue;
 pub mod run;
+mod send;
 pub mod stats;
 
 use std::time::{Duration, Instant};

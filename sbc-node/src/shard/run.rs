@@ -14,29 +14,28 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use sbc_core::core::{
-    Destination, Event, Input, Output, Record, ResolveError, ResolveId, ResolveQuery, SendError,
-    SendToken, StoreId,
-};
+use sbc_core::core::{Destination, Event, Input, Output, Record, StoreId};
 use sbc_core::media::Anchor;
-use sbc_core::net::{ConnId, Flow, Interface, InterfaceId, Target, Transport};
+use sbc_core::net::{Flow, Interface, InterfaceId};
 
 use super::command::Command;
+use super::listen::watch_udp;
+use super::pace::Pace;
 use super::queue::{Handle, Mailbox, Parcel};
 use super::stats::ShardStats;
 use super::{Machine, Settings};
-use crate::resolve::front::{Front, Step};
-use crate::resolve::{Answer, Request, Usable};
+use crate::resolve::Request;
+use crate::resolve::front::Front;
+use crate::transport;
 use crate::transport::mmsg::{RecvBatch, SendBatch};
 use crate::transport::poller::{Interest, Poller, Ready};
 use crate::transport::tcp::{self, Tcp, TcpEvent};
 use crate::transport::udp::{Failure, UdpListener};
-use crate::transport::{self};
 
 /// Marks a poller token as a connection; the rest is its id.
 pub const CONN_TOKEN: u64 = 1 << 63;
-const UDP_TOKEN: u64 = 1 << 62;
-const TCP_TOKEN: u64 = 1 << 61;
+pub(super) const UDP_TOKEN: u64 = 1 << 62;
+pub(super) const TCP_TOKEN: u64 = 1 << 61;
 const WAKE_TOKEN: u64 = 0;
 /// Batches taken from one socket per wake-up.
 const BATCHES_MAX: usize = 8;
@@ -75,31 +74,31 @@ pub struct Parts<M> {
 
 /// A shard and its sockets.
 pub struct Shard<M: Machine> {
-    index: usize,
-    machine: M,
-    anchor: Box<dyn Anchor + Send>,
-    outside: Box<dyn Outside>,
-    mailbox: Mailbox<M>,
-    shards: Vec<Handle<M>>,
-    interfaces: Arc<[Interface]>,
-    settings: Settings,
-    transport: transport::Settings,
-    stats: Arc<ShardStats>,
-    poller: Poller,
-    udp: Vec<Option<UdpListener>>,
-    tcp: Tcp,
+    pub(super) index: usize,
+    pub(super) machine: M,
+    pub(super) anchor: Box<dyn Anchor + Send>,
+    pub(super) outside: Box<dyn Outside>,
+    pub(super) mailbox: Mailbox<M>,
+    pub(super) shards: Vec<Handle<M>>,
+    pub(super) interfaces: Arc<[Interface]>,
+    pub(super) settings: Settings,
+    pub(super) transport: transport::Settings,
+    pub(super) stats: Arc<ShardStats>,
+    pub(super) poller: Poller,
+    pub(super) udp: Vec<Option<UdpListener>>,
+    pub(super) tcp: Tcp,
     /// The TCP listeners that are open: address, number in `tcp`.
-    tcp_listeners: Vec<(InterfaceId, SocketAddr, usize)>,
-    front: Front,
-    recv: RecvBatch,
-    send: SendBatch,
-    failures: Vec<Failure>,
+    pub(super) tcp_listeners: Vec<(InterfaceId, SocketAddr, usize)>,
+    pub(super) front: Front,
+    pub(super) recv: RecvBatch,
+    pub(super) send: SendBatch,
+    pub(super) failures: Vec<Failure>,
     /// Received in this wake-up and not yet handled.
-    inbox: Vec<(Flow, Bytes)>,
+    pub(super) inbox: Vec<(Flow, Bytes)>,
     /// Shards that were given something in this wake-up.
-    to_wake: u64,
-    pace: Pace,
-    stopping: Option<Instant>,
+    pub(super) to_wake: u64,
+    pub(super) pace: Pace,
+    pub(super) stopping: Option<Instant>,
 }
 
 impl<M: Machine> Shard<M> {
@@ -136,14 +135,6 @@ impl<M: Machine> Shard<M> {
         };
         shard.listen(parts.interfaces)?;
         Ok(shard)
-    }
-
-    /// Where each listener is bound; ports that were 0 are the system's choice.
-    pub fn locals(&self) -> Vec<(InterfaceId, Transport, SocketAddr)> {
-        let udp = self.udp.iter().flatten();
-        let udp = udp.map(|u| (u.interface(), Transport::Udp, u.local()));
-        let tcp = self.tcp_listeners.iter().map(|(id, local, _)| (*id, Transport::Tcp, *local));
-        udp.chain(tcp).collect()
     }
 
     /// Runs until [`Command::Stop`].
@@ -333,7 +324,7 @@ impl<M: Machine> Shard<M> {
         }
     }
 
-    fn feed(&mut self, input: Input, now: Instant) {
+    pub(super) fn feed(&mut self, input: Input, now: Instant) {
         self.machine.handle(now, input, &mut *self.anchor);
         self.drain(now);
     }
@@ -373,176 +364,6 @@ impl<M: Machine> Shard<M> {
         }
     }
 
-    fn transmit(&mut self, dest: Destination, data: Bytes, token: Option<SendToken>, now: Instant) {
-        let result = match dest {
-            Destination::Flow(flow) => match flow.conn {
-                None => self.send_udp(flow.interface, flow.local, flow.remote, data, token),
-                Some(conn) => self.send_conn(conn, flow, data, token),
-            },
-            Destination::Target { interface, target } => {
-                self.send_target(interface, target, data, token, now)
-            }
-        };
-        if let Err(error) = result {
-            self.stats.unroutable.add(1);
-            if let Some(token) = token {
-                // Heard after what is being handled now, as if the network had said it.
-                self.failures.push((token, error));
-            }
-        }
-    }
-
-    fn send_udp(
-        &mut self,
-        interface: InterfaceId,
-        local: SocketAddr,
-        remote: SocketAddr,
-        data: Bytes,
-        token: Option<SendToken>,
-    ) -> Result<(), SendError> {
-        let listeners = self.udp.iter_mut().flatten();
-        let mut ours = listeners.filter(|u| u.interface() == interface && u.local() == local);
-        let socket = ours.next().ok_or(SendError::Unreachable)?;
-        if socket.send(remote, data, token) {
-            Ok(())
-        } else {
-            self.stats.udp_queue_full.add(1);
-            Err(SendError::Full)
-        }
-    }
-
-    fn send_conn(
-        &mut self,
-        conn: ConnId,
-        flow: Flow,
-        data: Bytes,
-        token: Option<SendToken>,
-    ) -> Result<(), SendError> {
-        let owner = tcp::owner(conn);
-        if owner == self.index {
-            return self.tcp.send(conn, data, token, owner);
-        }
-        let handle = self.shards.get(owner).ok_or(SendError::Closed)?;
-        let from = u8::try_from(self.index).unwrap_or(u8::MAX);
-        match handle.parcel(Parcel::Transmit { flow, data, token, from }) {
-            Ok(()) => {
-                self.to_wake |= 1 << owner;
-                Ok(())
-            }
-            Err(_) => {
-                self.stats.handover_full.add(1);
-                Err(SendError::Full)
-            }
-        }
-    }
-
-    fn send_target(
-        &mut self,
-        interface: InterfaceId,
-        target: Target,
-        data: Bytes,
-        token: Option<SendToken>,
-        now: Instant,
-    ) -> Result<(), SendError> {
-        let remote = target.addr;
-        match target.transport {
-            Transport::Udp => {
-                let mut listeners = self.udp.iter().flatten();
-                let fits = |u: &&UdpListener| {
-                    u.interface() == interface && u.local().is_ipv4() == remote.is_ipv4()
-                };
-                let local = listeners.find(fits).map(UdpListener::local);
-                let local = local.ok_or(SendError::Unreachable)?;
-                self.send_udp(interface, local, remote, data, token)
-            }
-            Transport::Tcp => {
-                let conn = match self.tcp.find(interface, remote) {
-                    Some(conn) => conn,
-                    None => {
-                        let fits = |(id, local, _): &&(InterfaceId, SocketAddr, usize)| {
-                            *id == interface && local.is_ipv4() == remote.is_ipv4()
-                        };
-                        let local = self.tcp_listeners.iter().find(fits).map(|(_, l, _)| *l);
-                        let local = local.ok_or(SendError::Unreachable)?;
-                        let conn = self.tcp.open(
-                            interface,
-                            local,
-                            remote,
-                            now,
-                            &self.poller,
-                            &self.stats,
-                        )?;
-                        self.stats.opened.add(1);
-                        conn
-                    }
-                };
-                self.tcp.send(conn, data, token, self.index)
-            }
-            Transport::Tls | Transport::Ws | Transport::Wss => Err(SendError::Unreachable),
-        }
-    }
-
-    /// Another shard sends on a connection of ours.
-    fn transmit_for(&mut self, flow: Flow, data: Bytes, token: Option<SendToken>, from: usize) {
-        let Some(conn) = flow.conn else { return };
-        if let Err(error) = self.tcp.send(conn, data, token, from) {
-            self.stats.unroutable.add(1);
-            if let (Some(token), Some(handle)) = (token, self.shards.get(from)) {
-                // A shard whose control queue is full lets its transaction time out instead.
-                let _ = handle.command(Command::Input(Input::SendFailed { token, error }));
-            }
-        }
-    }
-
-    fn send_failed(&mut self, token: SendToken, error: SendError, now: Instant) {
-        self.feed(Input::SendFailed { token, error }, now);
-    }
-
-    fn conn_closed(&mut self, flow: Flow, users: u64, now: Instant) {
-        for (index, handle) in self.shards.iter().enumerate() {
-            if index != self.index && users & (1 << (index & 63)) != 0 {
-                // As above: without the news its transactions time out.
-                let _ = handle.command(Command::Input(Input::ConnClosed { flow }));
-            }
-        }
-        self.feed(Input::ConnClosed { flow }, now);
-    }
-
-    fn resolve(&mut self, id: ResolveId, query: &ResolveQuery, now: Instant) {
-        let interface = self.interfaces.iter().find(|i| i.id == query.interface);
-        let usable = interface.map(Usable::of).unwrap_or_default();
-        match self.front.query(now, id, query, usable) {
-            Step::Ready(result) => {
-                self.stats.resolve_hits.add(1);
-                // drain() is running: the outputs of this input are polled by the same loop.
-                self.machine.handle(now, Input::Resolved { id, result }, &mut *self.anchor);
-            }
-            Step::Wait => {}
-            Step::Ask(key) => {
-                self.stats.resolve_misses.add(1);
-                let request = Request { shard: self.index, key };
-                if !self.outside.resolve(request.clone()) {
-                    for id in self.front.refused(&request.key) {
-                        self.refuse_resolution(id, now);
-                    }
-                }
-            }
-            Step::Full => self.refuse_resolution(id, now),
-        }
-    }
-
-    fn refuse_resolution(&mut self, id: ResolveId, now: Instant) {
-        self.stats.resolve_full.add(1);
-        let input = Input::Resolved { id, result: Err(ResolveError::Timeout) };
-        self.machine.handle(now, input, &mut *self.anchor);
-    }
-
-    fn resolved(&mut self, answer: Answer, now: Instant) {
-        for (id, result) in self.front.answered(now, answer) {
-            self.feed(Input::Resolved { id, result }, now);
-        }
-    }
-
     /// Timers, time-outs and everything queued: the end of a wake-up.
     fn settle(&mut self, now: Instant) {
         self.tcp.sweep(now, &self.stats);
@@ -569,143 +390,13 @@ impl<M: Machine> Shard<M> {
         }
     }
 
-    fn flush(&mut self, now: Instant) {
-        for (index, slot) in self.udp.iter_mut().enumerate() {
-            let Some(socket) = slot else { continue };
-            if socket.queued() == 0 {
-                continue;
-            }
-            let was_blocked = socket.blocked;
-            let done = socket.flush(&mut self.send, &mut self.failures);
-            self.stats.udp_out.add(done.datagrams);
-            self.stats.udp_out_bytes.add(done.bytes);
-            self.stats.udp_errors.add(done.errors);
-            if was_blocked != socket.blocked {
-                watch_udp(&self.poller, socket, index);
-            }
-        }
-        self.tcp.flush(now, &self.poller, &self.stats);
-    }
-
-    /// Opens listeners that are new in `interfaces`, closes those that are gone.
-    fn listen(&mut self, interfaces: Arc<[Interface]>) -> io::Result<()> {
-        let wanted = |id: InterfaceId, transport: Transport, local: SocketAddr| {
-            let interface = interfaces.iter().find(|i| i.id == id);
-            interface.is_some_and(|i| {
-                i.listeners.iter().any(|l| l.transport == transport && same(l.local, local))
-            })
-        };
-        for slot in &mut self.udp {
-            if slot.as_ref().is_some_and(|u| !wanted(u.interface(), Transport::Udp, u.local())) {
-                *slot = None;
-            }
-        }
-        let (keep, close): (Vec<_>, Vec<_>) = std::mem::take(&mut self.tcp_listeners)
-            .into_iter()
-            .partition(|(id, local, _)| wanted(*id, Transport::Tcp, *local));
-        self.tcp_listeners = keep;
-        for (_, _, index) in close {
-            self.tcp.unlisten(index);
-        }
-        for interface in interfaces.iter() {
-            for listener in &interface.listeners {
-                self.open(interface.id, listener.transport, listener.local)?;
-            }
-        }
-        self.interfaces = interfaces;
-        Ok(())
-    }
-
-    fn open(&mut self, id: InterfaceId, transport: Transport, local: SocketAddr) -> io::Result<()> {
-        match transport {
-            Transport::Udp => {
-                let mut open = self.udp.iter().flatten();
-                if open.any(|u| u.interface() == id && same(local, u.local())) {
-                    return Ok(());
-                }
-                let socket = UdpListener::bind(id, local, &self.transport)?;
-                let index = self.udp.len();
-                self.poller.add(&socket, udp_token(index), Interest::READ)?;
-                self.udp.push(Some(socket));
-            }
-            Transport::Tcp => {
-                let mut open = self.tcp_listeners.iter();
-                if open.any(|(i, bound, _)| *i == id && same(local, *bound)) {
-                    return Ok(());
-                }
-                let (bound, index) = self.tcp.listen(id, local)?;
-                let token = TCP_TOKEN | u64::try_from(index).unwrap_or(0);
-                self.tcp.watch(index, &self.poller, token)?;
-                self.tcp_listeners.push((id, bound, index));
-            }
-            Transport::Tls | Transport::Ws | Transport::Wss => {
-                return Err(io::Error::new(
-                    io::ErrorKind::Unsupported,
-                    format!("no listener for {transport} yet"),
-                ));
-            }
-        }
-        Ok(())
-    }
-
     /// How the loop runs, for tests and status.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 }
 
-/// Whether `bound` is what `configured` became; port 0 matches any.
-fn same(configured: SocketAddr, bound: SocketAddr) -> bool {
-    configured == bound || (configured.port() == 0 && configured.ip() == bound.ip())
-}
-
-fn udp_token(index: usize) -> u64 {
-    UDP_TOKEN | u64::try_from(index).unwrap_or(0)
-}
-
-fn watch_udp(poller: &Poller, socket: &UdpListener, index: usize) {
-    let interest = Interest { read: true, write: socket.blocked };
-    if let Err(error) = poller.modify(socket, udp_token(index), interest) {
-        tracing::error!(%error, "cannot watch a socket");
-    }
-}
-
 /// A datagram of nothing but CR, LF, NUL or blanks: how clients keep a NAT binding open.
 fn is_keepalive(data: &[u8]) -> bool {
     data.len() <= 16 && data.iter().all(|b| matches!(b, b'\r' | b'\n' | 0 | b' '))
-}
-
-/// Decides when arriving messages may gather.
-struct Pace {
-    gather: Duration,
-    /// Wake-ups closer together than this are load.
-    close: Duration,
-    last: Option<Instant>,
-    /// Moving average of the time between wake-ups, in nanoseconds.
-    between_ns: u64,
-}
-
-impl Pace {
-    fn new(settings: &Settings) -> Pace {
-        let per_second = settings.gather_above.max(1);
-        Pace {
-            gather: settings.gather,
-            close: Duration::from_secs(1) / per_second,
-            last: None,
-            between_ns: 1_000_000_000,
-        }
-    }
-
-    /// How long to wait before taking what woke us up.
-    fn pause(&mut self, now: Instant, woken: bool) -> Option<Duration> {
-        if self.gather.is_zero() || !woken {
-            return None;
-        }
-        let since = self.last.map_or(Duration::from_secs(1), |at| now.duration_since(at));
-        let since_ns = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX).min(1_000_000_000);
-        self.between_ns = self.between_ns - self.between_ns / 16 + since_ns / 16;
-        self.last = Some(now);
-        let busy = u128::from(self.between_ns) < self.close.as_nanos();
-        busy.then_some(self.gather)
-    }
 }

@@ -1,0 +1,184 @@
+//! How a shard sends: by which socket or connection, and what becomes of what cannot be sent.
+//! Sends are queued here and leave in batches at the end of a wake-up.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use bytes::Bytes;
+use sbc_core::core::{Destination, Input, SendError, SendToken};
+use sbc_core::net::{ConnId, Flow, InterfaceId, Target, Transport};
+
+use super::Machine;
+use super::command::Command;
+use super::listen::watch_udp;
+use super::queue::Parcel;
+use super::run::Shard;
+use crate::transport::tcp;
+use crate::transport::udp::UdpListener;
+
+impl<M: Machine> Shard<M> {
+    pub(super) fn transmit(
+        &mut self,
+        dest: Destination,
+        data: Bytes,
+        token: Option<SendToken>,
+        now: Instant,
+    ) {
+        let result = match dest {
+            Destination::Flow(flow) => match flow.conn {
+                None => self.send_udp(flow.interface, flow.local, flow.remote, data, token),
+                Some(conn) => self.send_conn(conn, flow, data, token),
+            },
+            Destination::Target { interface, target } => {
+                self.send_target(interface, target, data, token, now)
+            }
+        };
+        if let Err(error) = result {
+            self.stats.unroutable.add(1);
+            if let Some(token) = token {
+                // Heard after what is being handled now, as if the network had said it.
+                self.failures.push((token, error));
+            }
+        }
+    }
+
+    pub(super) fn send_udp(
+        &mut self,
+        interface: InterfaceId,
+        local: SocketAddr,
+        remote: SocketAddr,
+        data: Bytes,
+        token: Option<SendToken>,
+    ) -> Result<(), SendError> {
+        let listeners = self.udp.iter_mut().flatten();
+        let mut ours = listeners.filter(|u| u.interface() == interface && u.local() == local);
+        let socket = ours.next().ok_or(SendError::Unreachable)?;
+        if socket.send(remote, data, token) {
+            Ok(())
+        } else {
+            self.stats.udp_queue_full.add(1);
+            Err(SendError::Full)
+        }
+    }
+
+    pub(super) fn send_conn(
+        &mut self,
+        conn: ConnId,
+        flow: Flow,
+        data: Bytes,
+        token: Option<SendToken>,
+    ) -> Result<(), SendError> {
+        let owner = tcp::owner(conn);
+        if owner == self.index {
+            return self.tcp.send(conn, data, token, owner);
+        }
+        let handle = self.shards.get(owner).ok_or(SendError::Closed)?;
+        let from = u8::try_from(self.index).unwrap_or(u8::MAX);
+        match handle.parcel(Parcel::Transmit { flow, data, token, from }) {
+            Ok(()) => {
+                self.to_wake |= 1 << owner;
+                Ok(())
+            }
+            Err(_) => {
+                self.stats.handover_full.add(1);
+                Err(SendError::Full)
+            }
+        }
+    }
+
+    pub(super) fn send_target(
+        &mut self,
+        interface: InterfaceId,
+        target: Target,
+        data: Bytes,
+        token: Option<SendToken>,
+        now: Instant,
+    ) -> Result<(), SendError> {
+        let remote = target.addr;
+        match target.transport {
+            Transport::Udp => {
+                let mut listeners = self.udp.iter().flatten();
+                let fits = |u: &&UdpListener| {
+                    u.interface() == interface && u.local().is_ipv4() == remote.is_ipv4()
+                };
+                let local = listeners.find(fits).map(UdpListener::local);
+                let local = local.ok_or(SendError::Unreachable)?;
+                self.send_udp(interface, local, remote, data, token)
+            }
+            Transport::Tcp => {
+                let conn = match self.tcp.find(interface, remote) {
+                    Some(conn) => conn,
+                    None => {
+                        let fits = |(id, local, _): &&(InterfaceId, SocketAddr, usize)| {
+                            *id == interface && local.is_ipv4() == remote.is_ipv4()
+                        };
+                        let local = self.tcp_listeners.iter().find(fits).map(|(_, l, _)| *l);
+                        let local = local.ok_or(SendError::Unreachable)?;
+                        let conn = self.tcp.open(
+                            interface,
+                            local,
+                            remote,
+                            now,
+                            &self.poller,
+                            &self.stats,
+                        )?;
+                        self.stats.opened.add(1);
+                        conn
+                    }
+                };
+                self.tcp.send(conn, data, token, self.index)
+            }
+            Transport::Tls | Transport::Ws | Transport::Wss => Err(SendError::Unreachable),
+        }
+    }
+
+    /// Another shard sends on a connection of ours.
+    pub(super) fn transmit_for(
+        &mut self,
+        flow: Flow,
+        data: Bytes,
+        token: Option<SendToken>,
+        from: usize,
+    ) {
+        let Some(conn) = flow.conn else { return };
+        if let Err(error) = self.tcp.send(conn, data, token, from) {
+            self.stats.unroutable.add(1);
+            if let (Some(token), Some(handle)) = (token, self.shards.get(from)) {
+                // A shard whose control queue is full lets its transaction time out instead.
+                let _ = handle.command(Command::Input(Input::SendFailed { token, error }));
+            }
+        }
+    }
+
+    pub(super) fn send_failed(&mut self, token: SendToken, error: SendError, now: Instant) {
+        self.feed(Input::SendFailed { token, error }, now);
+    }
+
+    pub(super) fn conn_closed(&mut self, flow: Flow, users: u64, now: Instant) {
+        for (index, handle) in self.shards.iter().enumerate() {
+            if index != self.index && users & (1 << (index & 63)) != 0 {
+                // As above: without the news its transactions time out.
+                let _ = handle.command(Command::Input(Input::ConnClosed { flow }));
+            }
+        }
+        self.feed(Input::ConnClosed { flow }, now);
+    }
+
+    pub(super) fn flush(&mut self, now: Instant) {
+        for (index, slot) in self.udp.iter_mut().enumerate() {
+            let Some(socket) = slot else { continue };
+            if socket.queued() == 0 {
+                continue;
+            }
+            let was_blocked = socket.blocked;
+            let done = socket.flush(&mut self.send, &mut self.failures);
+            self.stats.udp_out.add(done.datagrams);
+            self.stats.udp_out_bytes.add(done.bytes);
+            self.stats.udp_errors.add(done.errors);
+            if was_blocked != socket.blocked {
+                watch_udp(&self.poller, socket, index);
+            }
+        }
+        self.tcp.flush(now, &self.poller, &self.stats);
+    }
+}
