@@ -9,16 +9,18 @@
 //! network.rs   next hops, devices, addresses, and notices of their change
 //! element.rs   key and action of one direction, as both ways encode them
 //! backend.rs   what a kernel way does and how it fails
+//! bans.rs      the drop set's thread
 //! nft/         nftables at ingress
 //! ebpf/        a TC program
 //! netlink/     message writer, attribute reader, socket
 //! report.rs    status
 //! ```
 //!
-//! Entry points: [`open`] for the relay, [`BanSet::open`] for the guard's drop set.
+//! Entry points: [`open`] for the relay, [`Bans::start`] for the guard's drop set.
 
 mod apply;
 mod backend;
+mod bans;
 mod ebpf;
 mod element;
 mod mend;
@@ -32,6 +34,7 @@ mod report;
 #[cfg(test)]
 mod tests;
 
+pub use bans::{BanStatus, Bans, NotTaken};
 pub use nft::{Ban, BanConfig, BanError, BanSet, BanTarget};
 pub use open::{KernelConfig, Opened, Way, open};
 pub use plan::Reason;

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use media_anchor::kernel::{Ban, BanConfig, BanError, BanSet, BanTarget};
+use media_anchor::kernel::{Ban, BanConfig, BanError, BanSet, BanTarget, Bans, NotTaken};
 
 use crate::call::{receive, waits};
 use crate::netns::{Net, available};
@@ -145,4 +145,67 @@ fn a_hundred_thousand_bans_and_no_more() {
         let (peer, to) = (net.a.udp("10.1.0.2:5060"), net.sbc.udp("10.1.0.1:5060"));
         assert!(reaches(&peer, &to));
     });
+}
+
+/// Polls `done` until it holds.
+fn soon(what: &str, mut done: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !done() {
+        assert!(begun.elapsed() < Duration::from_secs(5), "{what}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn the_thread_bans_lists_replaces_and_cleans_up() {
+    if !available("the_thread_bans_lists_replaces_and_cleans_up") {
+        return;
+    }
+    let net = Net::new();
+    let bans = net.sbc.run(|| Bans::start(BanConfig::default()));
+    assert!(bans.status().kernel, "{}", bans.status().reason);
+    let (peer, to) = (net.a.udp("10.1.0.2:5060"), net.sbc.udp("10.1.0.1:5060"));
+    assert!(reaches(&peer, &to));
+    let chains = || net.sbc.cmd("nft", &["list", "chains", "netdev"]);
+    assert!(!chains().contains("in_"), "nobody is banned: no packet is looked at");
+    let (one, wide) = (BanTarget::host(ip("10.1.0.2")), BanTarget::prefix(ip("10.9.0.0"), 16));
+    let all = BanTarget::prefix(ip("0.0.0.0"), 0);
+    bans.ban(vec![ban(one, LONG), ban(all, LONG), ban(wide, LONG)]).expect("taken");
+    let listed = |bans: &Bans| {
+        let mut targets: Vec<_> = bans.list().expect("listed").iter().map(|b| b.target).collect();
+        targets.sort();
+        targets
+    };
+    assert_eq!(listed(&bans), [one, wide], "a bad ban spoils no other");
+    assert!(bans.list().expect("listed").iter().all(|b| b.lasts <= LONG && !b.lasts.is_zero()));
+    assert!(!arrives(&peer, &to));
+    soon("the drop is counted", || bans.status().dropped >= 1);
+    assert_eq!((bans.status().bans, bans.status().refused), (2, 1));
+    bans.replace(vec![ban(wide, LONG)]).expect("taken");
+    assert_eq!(listed(&bans), [wide]);
+    assert!(reaches(&peer, &to));
+    let dropped = bans.status().dropped;
+    bans.replace(Vec::new()).expect("taken");
+    assert_eq!(listed(&bans), []);
+    assert!(!chains().contains("in_"), "the chains go with the last ban");
+    bans.ban(vec![ban(one, Duration::from_millis(200))]).expect("taken");
+    assert_eq!(listed(&bans), [one]);
+    soon("the ban ends", || arrives(&peer, &to));
+    soon("the chains go with the last ban", || !chains().contains("in_"));
+    assert!(bans.status().dropped >= dropped, "the count never runs back");
+    bans.lift(vec![one]).expect("lifting what is not banned is no error");
+    drop(bans);
+    assert!(!net.sbc.cmd("nft", &["list", "tables"]).contains("sbc_ban"));
+}
+
+#[test]
+fn without_the_capability_bans_stay_in_userspace() {
+    let refused = std::thread::spawn(|| {
+        crate::changes::drop_capabilities();
+        let bans = Bans::start(BanConfig::default());
+        (bans.status(), bans.ban(vec![ban(BanTarget::host(ip("10.1.0.2")), LONG)]))
+    });
+    let (status, taken) = refused.join().expect("thread");
+    assert!(!status.kernel && status.reason.contains("not permitted"), "{status:?}");
+    assert_eq!(taken, Err(NotTaken::NoKernel));
 }

@@ -371,7 +371,7 @@ fn without_any_capability_the_reason_is_told() {
 }
 
 /// Takes every capability from the calling thread.
-fn drop_capabilities() {
+pub(crate) fn drop_capabilities() {
     const VERSION_3: u32 = 0x2008_0522;
     let header = [VERSION_3, 0];
     let none = [0u32; 6];

@@ -60,7 +60,7 @@ impl BanTarget {
         }
     }
 
-    fn is_host(&self) -> bool {
+    pub(crate) fn is_host(&self) -> bool {
         self.len == if self.addr.is_ipv4() { 32 } else { 128 }
     }
 
@@ -151,6 +151,9 @@ pub struct BanSet {
     /// Prefixes in the kernel: disjoint.
     prefixes: HashSet<BanTarget>,
     swept_at: Instant,
+    /// Dropped by chains that are gone, and the last sum over those that are there.
+    dropped_before: u64,
+    dropped_last: u64,
 }
 
 const PER_MESSAGE: usize = 200;
@@ -170,6 +173,8 @@ impl BanSet {
             bans: HashMap::new(),
             prefixes: HashSet::new(),
             swept_at: Instant::now(),
+            dropped_before: 0,
+            dropped_last: 0,
             config,
         };
         set.make_table()?;
@@ -199,13 +204,22 @@ impl BanSet {
         Ok(())
     }
 
+    /// Chains on the devices while anybody is banned: packets pay nothing for an empty set.
     fn sync_devices(&mut self) {
-        let devices: HashMap<String, u32> = if self.config.devices.is_empty() {
+        let devices: HashMap<String, u32> = if self.bans.is_empty() {
+            HashMap::new()
+        } else if self.config.devices.is_empty() {
             self.network.ethernet().map(|d| (d.name.clone(), d.index)).collect()
         } else {
             let named = self.config.devices.iter().filter_map(|n| self.network.named(n));
             named.map(|(d, _)| (d.name, d.index)).collect()
         };
+        for name in self.attached.keys().filter(|n| !devices.contains_key(*n)) {
+            match self.rules.run(&delete_chain(&self.config.table, name).finalize()) {
+                Ok(()) | Err(Fault::Missing | Fault::NoDevice) => {}
+                Err(fault) => tracing::warn!(device = name, %fault, "ban chain not removed"),
+            }
+        }
         self.attached.retain(|name, index| devices.get(name) == Some(index));
         for (name, index) in devices {
             if self.attached.contains_key(&name) {
@@ -264,6 +278,9 @@ impl BanSet {
             let prolonged = bans.iter().map(|b| b.target).filter(|t| !t.is_host()).collect();
             self.sync_prefixes(now, &prolonged)?;
         }
+        if self.attached.is_empty() {
+            self.sync_devices();
+        }
         Ok(())
     }
 
@@ -280,6 +297,22 @@ impl BanSet {
             self.sync_prefixes(Instant::now(), &HashSet::new())?;
         }
         Ok(())
+    }
+
+    /// Lifts all bans.
+    pub fn flush(&mut self) -> Result<(), BanError> {
+        self.keep_count()?;
+        self.bans.clear();
+        self.prefixes.clear();
+        // A new table in the place of the old one, in one transaction.
+        self.make_table()
+    }
+
+    /// Bans that have not ended, with the time that each has left.
+    pub fn list(&self) -> Vec<Ban> {
+        let now = Instant::now();
+        let living = self.bans.iter().filter(|(_, end)| **end > now);
+        living.map(|(target, end)| Ban { target: *target, lasts: *end - now }).collect()
     }
 
     /// Puts the widest living prefixes into the kernel; `prolonged` are written again.
@@ -387,6 +420,10 @@ impl BanSet {
         }
         self.swept_at = now;
         self.bans.retain(|_, end| *end > now);
+        if self.bans.is_empty() && !self.attached.is_empty() {
+            self.keep_count()?;
+            self.sync_devices();
+        }
         if !self.rules.table_stands()? {
             tracing::warn!(bans = self.bans.len(), "ban table is gone, made again");
             return self.remake(now);
@@ -423,8 +460,21 @@ impl BanSet {
         self.len() == 0
     }
 
-    /// Packets dropped since the chains were made.
+    /// Packets dropped since the set was opened; those of a chain that somebody else took away
+    /// count up to the last reading.
     pub fn dropped(&mut self) -> Result<u64, BanError> {
+        let now = self.dropped_now()?;
+        self.dropped_before += self.dropped_last.saturating_sub(now);
+        self.dropped_last = now;
+        Ok(self.dropped_before.saturating_add(now))
+    }
+
+    /// Before chains are taken away: their counters go with them.
+    fn keep_count(&mut self) -> Result<(), BanError> {
+        self.dropped().map(drop)
+    }
+
+    fn dropped_now(&mut self) -> Result<u64, BanError> {
         let mut buf = MsgBuf::new();
         let seq = self.socket.next_seq();
         let flags = NLM_F_REQUEST | NLM_F_DUMP;
