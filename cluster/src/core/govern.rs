@@ -17,12 +17,16 @@ use crate::types::NodeId;
 const CLOCK_EVERY: Duration = Duration::from_secs(1);
 /// A verdict that was not applied by then is proposed again.
 const VERDICT_AGAIN: Duration = Duration::from_secs(1);
+/// How long those who live have to be heard by a new leader before any is declared down.
+const GREETING: Duration = Duration::from_millis(500);
 /// A learner this few entries behind may vote.
 const CAUGHT_UP: u64 = 256;
 
 #[derive(Default)]
 pub(super) struct Govern {
+    /// No lease was confirmed to anyone after this moment, by a leader before us.
     since: Time,
+    elected: Time,
     heard: BTreeMap<NodeId, Time>,
     /// Proposed as down, with the epoch, and not applied yet.
     condemned: BTreeMap<NodeId, u64>,
@@ -48,8 +52,14 @@ impl Govern {
 
 impl Core {
     pub(super) fn begin_reign(&mut self) {
-        let told = self.govern.draining_told;
-        self.govern = Govern { since: self.now, draining_told: told, ..Govern::default() };
+        let (since, heard) = self.end_of_reigns();
+        self.govern = Govern {
+            since,
+            elected: self.now,
+            heard,
+            draining_told: self.govern.draining_told,
+            ..Govern::default()
+        };
     }
 
     /// The first thing a leader writes is the time: what others write expires relative to it, and
@@ -100,7 +110,9 @@ impl Core {
                 let last = heard.unwrap_or(self.govern.since).max(self.govern.since);
                 let silent = self.now.saturating_sub(last);
                 let known = self.govern.condemned.get(&id) == Some(&epoch);
-                if silent >= self.config.handover && !known && id != self.config.id {
+                let greeted = self.now.saturating_sub(self.govern.elected) >= GREETING;
+                let silent = silent >= self.config.handover && greeted;
+                if silent && !known && id != self.config.id {
                     let down = pb::NodeDown { id: id.0, epoch };
                     if self.propose_system(Op::NodeDown(down)) {
                         self.govern.condemned.insert(id, epoch);

@@ -5,7 +5,8 @@
 //! node   t0 ─ ReadIndex(node, n) ──▶ leader notes "heard at t1", asks the majority "still leader?"
 //!        t3 ◀──── answer ─────────── a majority said yes at t2
 //!        lease until t0 + lease      declared down not before t1 + handover, by this leader;
-//!                                    a later one was elected after t2 and waits as long
+//!                                    by a later one as long after the last moment at which any
+//!                                    of its voters can have said yes (`vouch.rs`)
 //! ```
 //!
 //! With `lease < handover` and t0 ≤ t1 ≤ t2 the lease has run out before anyone may hand on what the

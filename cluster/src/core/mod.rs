@@ -4,7 +4,8 @@
 //!
 //! `ready.rs` holds the one order in which a Ready of raft-rs is worked through, `session.rs` our
 //! proposals and their answers, `lease.rs` the lease and the addresses that hang on it,
-//! `govern.rs` what only a leader does, `log.rs` Raft's view of the log.
+//! `vouch.rs` what a new leader learns of leases from its votes, `govern.rs` what only a leader does,
+//! `log.rs` Raft's view of the log.
 //!
 //! raft-rs panics on what it takes for impossible; whoever drives the core catches that.
 
@@ -13,6 +14,7 @@ mod lease;
 mod log;
 mod ready;
 mod session;
+mod vouch;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, RwLock};
@@ -35,6 +37,7 @@ use govern::{Clock, Govern};
 use lease::Lease;
 use log::MirrorLog;
 use session::Session;
+use vouch::Vouched;
 
 /// Time since some fixed moment, on a clock that never goes back and counts suspension.
 pub(crate) type Time = Duration;
@@ -200,6 +203,7 @@ pub(crate) struct Core {
     role: StateRole,
     session: Session,
     lease: Lease,
+    vouched: Vouched,
     govern: Govern,
     clock: Clock,
     counters: Counters,
@@ -259,6 +263,7 @@ impl Core {
         let mut core = Core {
             session: Session::new(),
             lease: Lease::new(lease),
+            vouched: Vouched::new(now),
             govern: Govern::default(),
             clock: Clock::default(),
             next_tick: now + config.tick,
@@ -297,6 +302,7 @@ impl Core {
         self.now = self.now.max(now);
         // Before anything else: who has slept past its lease holds nothing any more.
         self.check_lease();
+        self.vouch_as_leader();
         self.begin_clock();
         match input {
             Input::Tick => {}
@@ -382,27 +388,27 @@ impl Core {
             self.counters.malformed += 1;
             return;
         }
+        self.note_vote(&message);
         if self.raft.step(message).is_err() {
             self.counters.refused += 1;
         }
+        self.vouch_as_follower(from, kind);
         self.fix_election_timeout();
     }
 
-    /// raft-rs draws its election timeout from the thread's generator. Ours follows from who we are
-    /// and where we stand, so that a run can be repeated.
+    /// raft-rs draws its election timeout from the thread's generator. Ours follows from our place
+    /// among the voters, so that a run can be repeated and no two of them call an election at once:
+    /// with one of three dead a split vote would cost another timeout. The place moves on with the
+    /// term, so that one who cannot win does not always come first.
     fn fix_election_timeout(&mut self) {
-        let raft = &mut self.raft.raft;
-        let role = match raft.state {
-            StateRole::Follower => 0,
-            StateRole::Candidate => 1,
-            StateRole::Leader => 2,
-            StateRole::PreCandidate => 3,
-        };
-        let seed = (self.config.id.0 << 32) ^ (raft.term << 2) ^ role;
-        let span = (self.config.election_ticks / 2).max(1) as u64;
-        let extra = crate::state::spread(seed, self.config.boot) % span;
-        let ticks = self.config.election_ticks + usize::try_from(extra).unwrap_or(0);
-        raft.set_randomized_election_timeout(ticks);
+        let voters = self.conf.voters.len().max(1);
+        let before = self.conf.voters.iter().filter(|id| **id < self.config.id.0).count();
+        let term = usize::try_from(self.raft.raft.term % voters as u64).unwrap_or(0);
+        let place = (before + term) % voters;
+        let span = (self.config.election_ticks / 2).max(1);
+        // Whoever asks must find the others' time to keep to the old leader over: two ticks more.
+        let extra = (2 + place * span.saturating_sub(2) / voters).min(span - 1);
+        self.raft.raft.set_randomized_election_timeout(self.config.election_ticks + extra);
     }
 
     fn is_leader(&self) -> bool {

@@ -33,7 +33,8 @@ impl Core {
     }
 
     fn send(&mut self, messages: Vec<Message>) {
-        for message in messages {
+        for mut message in messages {
+            self.date_vote(&mut message);
             let to = NodeId(message.to);
             let snapshot = message.get_msg_type() == MessageType::MsgSnapshot;
             let index = message.get_snapshot().get_metadata().index;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::world::World;
+use super::world::{Host, World};
 use crate::core::Input;
 use crate::types::NodeId;
 
@@ -27,7 +27,7 @@ impl Faults {
             5 => split(world, &ids),
             6 => {
                 // One alone: often the leader or the holder of an address.
-                world.side = [leader(world).unwrap_or(victim)].into();
+                world.side = [Self::leader(world).unwrap_or(victim)].into();
             }
             7 => world.side = [victim].into(),
             8 => world.side.clear(),
@@ -36,13 +36,19 @@ impl Faults {
                 world.host(victim).slow_disk = !slow;
             }
             10 => {
-                if let Some(leader) = leader(world) {
+                if let Some(leader) = Self::leader(world) {
                     world.give(leader, Input::TransferLeader(victim))?;
                 }
             }
             _ => world.loss_percent = world.chance.below(25),
         }
         Ok(())
+    }
+
+    pub(super) fn leader(world: &World) -> Option<NodeId> {
+        let leads = |core: &crate::core::Core| core.progress().is_leader;
+        let leads = |host: &Host| host.core.as_ref().is_some_and(leads);
+        world.hosts.iter().find(|(_, host)| leads(host)).map(|(id, _)| *id)
     }
 
     pub(super) fn heal(world: &mut World) {
@@ -55,11 +61,6 @@ impl Faults {
             }
         }
     }
-}
-
-fn leader(world: &World) -> Option<NodeId> {
-    let leads = |core: &crate::core::Core| core.progress().is_leader;
-    world.hosts.iter().find(|(_, host)| host.core.as_ref().is_some_and(leads)).map(|(id, _)| *id)
 }
 
 fn crash(world: &mut World, id: NodeId) {

@@ -17,6 +17,7 @@ mod faults;
 mod world;
 
 use std::panic::AssertUnwindSafe;
+use std::time::Duration;
 
 use world::World;
 
@@ -132,4 +133,20 @@ fn finds_acknowledgement_before_persistence() {
 fn finds_handover_before_the_lease_ends() {
     let (_, reason) = seeds_to_find(Plant::EarlyHandover).expect("found");
     assert!(reason.contains("held by two"), "{reason}");
+}
+
+/// A holder's death costs the hand-over delay, a leader's death no more: the election runs
+/// meanwhile. Virtual time, a network without loss.
+#[test]
+fn the_death_of_a_leader_takes_no_longer_than_that_of_another() {
+    for seed in 0..6_u64 {
+        for leads in [true, false] {
+            let nodes = if seed.is_multiple_of(3) { 5 } else { 3 };
+            let mut world = World::calm(seed, nodes);
+            let gap = world.kill_holder(leads).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+            println!("seed {seed}, {nodes} nodes, leads {leads}: {gap:?}");
+            assert!(gap > Duration::from_millis(1_000), "before the lease ran out: {gap:?}");
+            assert!(gap < Duration::from_millis(1_300), "lease + 300 ms missed: {gap:?}");
+        }
+    }
 }

@@ -55,6 +55,8 @@ pub(super) struct World {
     queue: BTreeMap<(Duration, u64), Happening>,
     next: u64,
     plant: Plant,
+    /// Nothing goes wrong by itself.
+    calm: bool,
     pub(super) side: BTreeSet<NodeId>,
     pub(super) loss_percent: u64,
     pub(super) checks: Checks,
@@ -76,6 +78,7 @@ impl World {
             queue: BTreeMap::new(),
             next: 0,
             plant,
+            calm: false,
             side: BTreeSet::new(),
             loss_percent: chance.below(6),
             checks: Checks::default(),
@@ -104,6 +107,57 @@ impl World {
         world.after_ms(500, Happening::Client);
         world.after_ms(2_000, Happening::Fault);
         world
+    }
+
+    /// A run in which nothing goes wrong but what the test does.
+    pub(super) fn calm(seed: u64, nodes: u64) -> Self {
+        World { calm: true, loss_percent: 0, ..World::new(seed, nodes, Plant::None) }
+    }
+
+    /// Once all is settled, kills the node that holds the first address, which leads or does not as
+    /// asked, and returns the time until another holds it.
+    pub(super) fn kill_holder(&mut self, leads: bool) -> Result<Duration, String> {
+        let (address, _) = ADDRESSES[0];
+        let holds = |world: &World, id: &NodeId| {
+            let host = &world.hosts[id];
+            host.core.as_ref().is_some_and(|core| core.holds(host.local(world.now), address))
+        };
+        let find = |world: &World| world.ids().into_iter().find(|id| holds(world, id));
+        self.run_until(Duration::from_secs(4), |_| false)?;
+        let holder = find(self).ok_or("nobody holds the address")?;
+        let leader = Faults::leader(self).ok_or("there is no leader")?;
+        let other = self.ids().into_iter().find(|id| *id != holder).ok_or("one node")?;
+        let wanted = if leads { holder } else { other };
+        if (leader == holder) != leads {
+            self.give(leader, Input::TransferLeader(wanted))?;
+        }
+        // Long enough for the hand-over to be forgotten, at another phase of the renewals each time.
+        let settled = self.now + Duration::from_millis(2_000 + self.chance.below(100));
+        self.run_until(settled, |_| false)?;
+        if (Faults::leader(self) == Some(holder)) != leads || find(self) != Some(holder) {
+            return Err("the leadership did not settle as asked".to_owned());
+        }
+        let died = self.now;
+        self.crash(holder);
+        self.run_until(died + Duration::from_secs(10), |world| find(world).is_some())?;
+        match find(self) {
+            Some(_) => Ok(self.now - died),
+            None => Err("nobody took the address".to_owned()),
+        }
+    }
+
+    fn run_until(&mut self, end: Duration, done: impl Fn(&World) -> bool) -> Result<(), String> {
+        while let Some((&(at, n), _)) = self.queue.first_key_value() {
+            if at > end || done(self) {
+                break;
+            }
+            self.now = at;
+            if let Some(happening) = self.queue.remove(&(at, n)) {
+                self.happen(happening)?;
+            }
+            Checks::one_holder(self)?;
+        }
+        Ok(())
     }
 
     pub(super) fn acked(&self) -> u64 {
@@ -171,7 +225,8 @@ impl World {
             Happening::Start(id) => self.start(id),
             Happening::Client => self.client(),
             Happening::Fault => {
-                if self.now < FAULTS_UNTIL {
+                if self.calm {
+                } else if self.now < FAULTS_UNTIL {
                     Faults::strike(self)?;
                     let pause = self.chance.range(200, 1_500);
                     self.after_ms(pause, Happening::Fault);
@@ -353,7 +408,7 @@ impl World {
             if self.cut(from, to) || self.chance.percent(self.loss_percent) {
                 continue;
             }
-            let us = if self.chance.percent(3) {
+            let us = if !self.calm && self.chance.percent(3) {
                 self.chance.range(10_000, 800_000)
             } else {
                 self.chance.range(300, 8_000)

@@ -20,6 +20,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use sbc_proto::cluster::v1 as pb;
 
+#[cfg(test)]
 pub(crate) use digest::spread;
 pub(crate) use record::node_id;
 pub use record::{Address, Ban, BanKey, Binding, BindingKey, Dialog, Next, Node, NodeState};
