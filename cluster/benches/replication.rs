@@ -57,7 +57,7 @@ fn dialog(n: u64) -> Command {
 fn binding(n: u64) -> Command {
     let aor = AorKey((u128::from(n) << 64 | 0xa0).to_be_bytes());
     let value = Bytes::from(vec![b'b'; BINDING_BYTES]);
-    Command::put_binding(aor, 1, Duration::from_secs(3_600), value)
+    Command::put_binding(aor, 1, Duration::from_secs(3_600), false, value)
 }
 
 /// Writes `count` commands with at most `window` unanswered; returns the sorted latencies.

@@ -9,7 +9,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::broadcast;
 
 use crate::channel::join::{self, Seeds};
-use crate::channel::pki::{Ca, Files, PkiError, Request};
+use crate::channel::pki::{Ca, Files, PkiError, Request, SECRET};
 use crate::channel::{Channel, Setup, discovery};
 use crate::clock;
 use crate::config::{Config, Discovery, Origin, StartError};
@@ -22,6 +22,8 @@ use crate::types::NodeId;
 
 /// Events kept for a slow subscriber.
 const EVENTS_MAX: usize = 8_192;
+/// Changed rows kept for a slow subscriber.
+const CHANGES_MAX: usize = 32_768;
 
 /// Entry point of the crate.
 pub struct Cluster;
@@ -93,6 +95,8 @@ fn begin(config: &Config) -> Result<(), StartError> {
     for (key, value) in ca.settings() {
         tables.preset(key, value);
     }
+    let secret: [u8; 32] = clock::entropy();
+    tables.preset(SECRET, &secret);
     let position = Position::genesis(&[identity.node]);
     store::create(&config.dir, &identity, Some((&tables, &position)))?;
     Ok(())
@@ -126,7 +130,7 @@ fn run(
     runtime: Runtime,
     seeds: &Seeds,
 ) -> Result<Handle, StartError> {
-    let id = opened.identity.node;
+    let (id, boot) = (opened.identity.node, opened.boot);
     let core_config = core_config(config, id, opened.boot);
     let lease = LeaseCell::default();
     let core = std::panic::catch_unwind(|| {
@@ -139,6 +143,7 @@ fn run(
     let (sender, receiver) = sync_channel(ORDERS_MAX);
     let orders = Orders(sender);
     let (events, _) = broadcast::channel(EVENTS_MAX);
+    let (changes, _) = broadcast::channel(CHANGES_MAX);
     let published = Arc::new(Published::default());
     let tables = core.tables();
     let channel = match config.listen {
@@ -175,6 +180,7 @@ fn run(
         writer,
         channel: channel.clone(),
         events: events.clone(),
+        changes: changes.clone(),
         published: Arc::clone(&published),
         lease: lease.clone(),
         replies: HashMap::new(),
@@ -189,7 +195,9 @@ fn run(
             orders,
             tables,
             lease,
+            boot,
             events,
+            changes,
             published,
             channel,
             thread: Mutex::new(Some(thread)),

@@ -43,27 +43,37 @@ impl Command {
         Command::new(Op::DeleteDialog(pb::DeleteDialog { id: key(&id.0) }))
     }
 
-    /// Writes one contact of an AOR; it goes by itself `ttl` later.
-    pub fn put_binding(aor: AorKey, contact: u64, ttl: Duration, value: Bytes) -> Self {
-        Command::new(Op::PutBinding(pb::PutBinding {
-            aor: key(&aor.0),
-            contact,
-            ttl_ms: ms(ttl),
-            value,
-        }))
+    /// Writes one contact of an AOR; it goes by itself `ttl` later. `flow`: it is reached by a
+    /// connection of this process alone, and goes when this node is declared down or starts anew.
+    pub fn put_binding(
+        aor: AorKey,
+        contact: u64,
+        ttl: Duration,
+        flow: bool,
+        value: Bytes,
+    ) -> Self {
+        let aor = key(&aor.0);
+        Command::new(Op::PutBinding(pb::PutBinding { aor, contact, ttl_ms: ms(ttl), value, flow }))
+    }
+
+    fn delete(aor: AorKey, contact: u64, all: bool, own: bool) -> Self {
+        let aor = key(&aor.0);
+        Command::new(Op::DeleteBinding(pb::DeleteBinding { aor, contact, all, own }))
     }
 
     pub fn delete_binding(aor: AorKey, contact: u64) -> Self {
-        Command::new(Op::DeleteBinding(pb::DeleteBinding { aor: key(&aor.0), contact, all: false }))
+        Command::delete(aor, contact, false, false)
+    }
+
+    /// Deletes a contact if this run of this node wrote it last: what another node has heard since
+    /// stands.
+    pub fn delete_own_binding(aor: AorKey, contact: u64) -> Self {
+        Command::delete(aor, contact, false, true)
     }
 
     /// Deletes every contact of an AOR.
     pub fn delete_bindings(aor: AorKey) -> Self {
-        Command::new(Op::DeleteBinding(pb::DeleteBinding {
-            aor: key(&aor.0),
-            contact: 0,
-            all: true,
-        }))
+        Command::delete(aor, 0, true, false)
     }
 
     /// Bans a source, named as the caller likes (at most 256 bytes).

@@ -41,6 +41,8 @@ pub(crate) struct Driver {
     pub(crate) writer: Writer,
     pub(crate) channel: Option<Channel>,
     pub(crate) events: broadcast::Sender<Event>,
+    /// Rows that changed: apart, so that a flood of them pushes no change of ownership out.
+    pub(crate) changes: broadcast::Sender<Event>,
     pub(crate) published: Arc<Published>,
     pub(crate) lease: LeaseCell,
     pub(crate) replies: HashMap<ReplyId, Reply>,
@@ -78,7 +80,7 @@ impl Driver {
                 reply(Err(ProposeError::Stopped));
             }
         }
-        let _ = self.events.send(Event::Stopped { reason });
+        self.tell(Event::Stopped { reason });
     }
 
     fn serve(&mut self) -> End {
@@ -171,8 +173,19 @@ impl Driver {
             let tables = tables.read().unwrap_or_else(|e| e.into_inner());
             channel.set_peers(&tables);
         }
-        // Nobody may be listening.
-        let _ = self.events.send(event);
+        // Nobody may be listening to either.
+        match event {
+            Event::BanChanged { .. } | Event::BindingChanged { .. } => {
+                let _ = self.changes.send(event);
+            }
+            Event::Reloaded | Event::Stopped { .. } => {
+                let _ = self.changes.send(event.clone());
+                let _ = self.events.send(event);
+            }
+            event => {
+                let _ = self.events.send(event);
+            }
+        }
     }
 
     fn publish(&mut self) {

@@ -1,8 +1,8 @@
 //! What the cluster tells the node it runs in. Facts, in the order of the log; what to do about them
 //! is the edge's.
 
-use crate::state::BanKey;
-use crate::types::{DialogKey, NodeId, Table};
+use crate::state::{BanKey, BindingKey};
+use crate::types::{BindingChange, DialogKey, NodeId, Table};
 
 /// Something changed that the edge may have to act upon.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,9 +35,15 @@ pub enum Event {
     /// Nodes or addresses changed.
     TableChanged(Table),
     SettingChanged(String),
+    /// Told by [`Handle::changes`](crate::Handle::changes) alone.
     BanChanged {
         key: BanKey,
         added: bool,
+    },
+    /// Told by [`Handle::changes`](crate::Handle::changes) alone.
+    BindingChanged {
+        key: BindingKey,
+        change: BindingChange,
     },
     /// Raft voters or learners changed.
     MembersChanged,

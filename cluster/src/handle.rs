@@ -32,7 +32,9 @@ pub(crate) struct Shared {
     pub(crate) orders: Orders,
     pub(crate) tables: Arc<RwLock<Tables>>,
     pub(crate) lease: LeaseCell,
+    pub(crate) boot: u64,
     pub(crate) events: broadcast::Sender<Event>,
+    pub(crate) changes: broadcast::Sender<Event>,
     pub(crate) published: Arc<Published>,
     pub(crate) channel: Option<Channel>,
     pub(crate) thread: Mutex<Option<JoinHandle<()>>>,
@@ -79,6 +81,28 @@ impl Handle {
     /// from being applied: take what is needed and return.
     pub fn read<R>(&self, look: impl FnOnce(&Tables) -> R) -> R {
         look(&self.shared.tables.read().unwrap_or_else(|e| e.into_inner()))
+    }
+
+    /// Counts the runs of this node; rows that this run wrote carry it.
+    pub fn boot(&self) -> u64 {
+        self.shared.boot
+    }
+
+    /// A key that all nodes of the cluster share, one per `label`: derived (HMAC-SHA256) from a
+    /// secret that was drawn when the cluster was made and travels in the log alone. `None` until
+    /// this node has the tables.
+    pub fn secret(&self, label: &str) -> Option<[u8; 32]> {
+        self.read(|tables| {
+            let secret = tables.reserved_setting(crate::channel::pki::SECRET)?;
+            let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret);
+            ring::hmac::sign(&key, label.as_bytes()).as_ref().try_into().ok()
+        })
+    }
+
+    /// Bindings and bans that change from now on, in the order of the log. Apart from
+    /// [`Handle::subscribe`]: they may be many.
+    pub fn changes(&self) -> Events {
+        Events(self.shared.changes.subscribe())
     }
 
     /// Events from now on.

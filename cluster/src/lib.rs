@@ -42,4 +42,4 @@ pub use state::{
     SnapshotError, Tables,
 };
 pub use store::StoreError;
-pub use types::{AorKey, DialogKey, NodeId, Outcome, Rejection, Table};
+pub use types::{AorKey, BindingChange, DialogKey, NodeId, Outcome, Rejection, Table};

@@ -80,3 +80,16 @@ pub enum Rejection {
     #[error("the command conflicts with the present state")]
     Conflict,
 }
+
+/// What happened to a binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BindingChange {
+    /// Written, new or again.
+    Put,
+    /// Deleted by a command.
+    Deleted,
+    /// Its time ran out on the cluster's clock.
+    Expired,
+    /// It was reached by a connection of a process that is gone.
+    Void,
+}

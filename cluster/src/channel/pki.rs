@@ -24,6 +24,8 @@ use crate::types::NodeId;
 /// Settings under which the CA is replicated.
 pub(crate) const CA_CERTIFICATE: &str = "cluster/ca-certificate";
 pub(crate) const CA_KEY: &str = "cluster/ca-key";
+/// What the keys that all nodes share are derived from.
+pub(crate) const SECRET: &str = "cluster/secret";
 
 const SUFFIX: &str = ".sbc-cluster";
 const CA_DAYS: i64 = 20 * 365;

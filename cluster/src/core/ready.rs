@@ -200,6 +200,9 @@ impl Core {
                 }
                 Effect::Setting(key) => self.event(Event::SettingChanged(key)),
                 Effect::Ban { key, added } => self.event(Event::BanChanged { key, added }),
+                Effect::Binding { key, change } => {
+                    self.event(Event::BindingChanged { key, change });
+                }
             }
         }
     }

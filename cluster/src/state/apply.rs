@@ -10,7 +10,7 @@ use super::cow::CHUNKS;
 use super::record::{Ban, BanKey, Binding, BindingKey, Dialog, Token};
 use super::tables::Tables;
 use super::{Effect, Writer};
-use crate::types::{AorKey, DialogKey, Outcome, Rejection, Table};
+use crate::types::{AorKey, BindingChange, DialogKey, NodeId, Outcome, Rejection, Table};
 
 /// Settings of the cluster itself; not shown to readers.
 pub(super) const RESERVED: &str = "cluster/";
@@ -62,8 +62,8 @@ impl Tables {
         match op {
             Op::PutDialog(op) => self.exec_put_dialog(writer, op),
             Op::DeleteDialog(op) => self.exec_delete_dialog(writer, &op),
-            Op::PutBinding(op) => self.exec_put_binding(writer, &op),
-            Op::DeleteBinding(op) => self.exec_delete_binding(&op),
+            Op::PutBinding(op) => self.exec_put_binding(writer, &op, effects),
+            Op::DeleteBinding(op) => self.exec_delete_binding(writer, &op, effects),
             Op::PutBan(op) => self.exec_put_ban(&op, effects),
             Op::DeleteBan(op) => Ok(done(self.exec_delete_ban(&op, effects))),
             Op::SetCounts(op) => self.exec_set_counts(writer, &op),
@@ -129,9 +129,18 @@ impl Tables {
         }
     }
 
-    fn exec_put_binding(&mut self, writer: Writer, op: &pb::PutBinding) -> Result {
+    fn exec_put_binding(
+        &mut self,
+        writer: Writer,
+        op: &pb::PutBinding,
+        effects: &mut Vec<Effect>,
+    ) -> Result {
         let key = BindingKey { aor: AorKey(key16(&op.aor)?), contact: op.contact };
         let value = value(&op.value)?;
+        if op.flow {
+            // A connection of a process that was declared down counts for nothing until it is back.
+            self.fence(writer)?;
+        }
         let new = self.rows.bindings.get(&key).is_none();
         if new && self.len(Table::Bindings) >= Table::Bindings.rows_max() {
             return Err(Rejection::Full);
@@ -139,30 +148,55 @@ impl Tables {
         let binding = Binding {
             expires_ms: self.rows.clock_ms.saturating_add(op.ttl_ms),
             index: writer.index,
+            owner: writer.node,
+            boot: writer.boot,
+            flow: op.flow,
             value,
         };
         self.put_binding(key, binding);
+        effects.push(Effect::Binding { key, change: BindingChange::Put });
         Ok(CHANGED)
     }
 
-    fn exec_delete_binding(&mut self, op: &pb::DeleteBinding) -> Result {
+    fn exec_delete_binding(
+        &mut self,
+        writer: Writer,
+        op: &pb::DeleteBinding,
+        effects: &mut Vec<Effect>,
+    ) -> Result {
         let aor = AorKey(key16(&op.aor)?);
-        if !op.all {
-            let contact = op.contact;
-            return Ok(done(self.remove_binding(&BindingKey { aor, contact })));
-        }
-        let first = BindingKey { aor, contact: 0 };
+        let first = BindingKey { aor, contact: if op.all { 0 } else { op.contact } };
         let keys: Vec<BindingKey> = self
             .rows
             .bindings
             .range_from(first)
+            .take_while(|(key, _)| key.aor == aor && (op.all || key.contact == op.contact))
+            .filter(|(_, row)| !op.own || (row.owner, row.boot) == (writer.node, writer.boot))
             .map(|(key, _)| *key)
-            .take_while(|key| key.aor == aor)
             .collect();
         for key in &keys {
-            self.remove_binding(key);
+            self.drop_binding(*key, BindingChange::Deleted, effects);
         }
         Ok(done(!keys.is_empty()))
+    }
+
+    fn drop_binding(&mut self, key: BindingKey, change: BindingChange, effects: &mut Vec<Effect>) {
+        if self.remove_binding(&key) {
+            effects.push(Effect::Binding { key, change });
+        }
+    }
+
+    /// The connections of a node's process are gone: what was reached by them alone goes too. Only
+    /// runs before `boot` are meant.
+    pub(super) fn void_flows(&mut self, node: NodeId, boot: u64, effects: &mut Vec<Effect>) {
+        let keys: Vec<BindingKey> = self
+            .all_bindings()
+            .filter(|(_, row)| row.flow && row.owner == node && row.boot < boot)
+            .map(|(key, _)| *key)
+            .collect();
+        for key in keys {
+            self.drop_binding(key, BindingChange::Void, effects);
+        }
     }
 
     fn exec_put_ban(&mut self, op: &pb::PutBan, effects: &mut Vec<Effect>) -> Result {
@@ -269,8 +303,8 @@ impl Tables {
             .filter(|(_, binding)| binding.expires_ms <= now_ms)
             .map(|(key, _)| *key)
             .collect();
-        for key in &bindings {
-            self.remove_binding(key);
+        for key in bindings {
+            self.drop_binding(key, BindingChange::Expired, effects);
         }
         let bans: Vec<BanKey> = self
             .rows

@@ -28,7 +28,7 @@ pub use snapshot::SnapshotError;
 pub(crate) use snapshot::{Frozen, Position};
 pub use tables::Tables;
 
-use crate::types::{DialogKey, NodeId, Outcome, Rejection, Table};
+use crate::types::{BindingChange, DialogKey, NodeId, Outcome, Rejection, Table};
 
 /// The version of commands and snapshots that this build writes, and the highest that it reads.
 pub const FORMAT_VERSION: u32 = 1;
@@ -50,6 +50,10 @@ pub(crate) enum Effect {
     Ban {
         key: BanKey,
         added: bool,
+    },
+    Binding {
+        key: BindingKey,
+        change: BindingChange,
     },
 }
 
@@ -101,12 +105,17 @@ impl Tables {
                 boot: proposal.boot,
                 seq: proposal.seq,
             });
-            if !self.admit(&proposal) {
+            if !self.admit(&proposal, &mut applied.effects) {
                 applied.outcome = None;
                 return Ok(applied);
             }
         }
-        let writer = Writer { node: NodeId(proposal.node), epoch: proposal.epoch, index };
+        let writer = Writer {
+            node: NodeId(proposal.node),
+            boot: proposal.boot,
+            epoch: proposal.epoch,
+            index,
+        };
         let op = proposal.command.and_then(|command| command.op);
         let result = match op {
             Some(op) => self.execute(writer, op, &mut applied.effects),
@@ -118,7 +127,7 @@ impl Tables {
 
     /// Takes a session one proposal on. False for a repetition, and for a proposal whose
     /// predecessor has not been applied: it was lost on the way and will come again.
-    fn admit(&mut self, proposal: &pb::Proposal) -> bool {
+    fn admit(&mut self, proposal: &pb::Proposal, effects: &mut Vec<Effect>) -> bool {
         let node = NodeId(proposal.node);
         let (boot, seq) = self.session(node).unwrap_or((0, 0));
         let last = match proposal.boot.cmp(&boot) {
@@ -130,6 +139,10 @@ impl Tables {
             return false;
         }
         self.set_session(node, proposal.boot, proposal.seq);
+        if proposal.boot > boot && boot != 0 {
+            // Its process was started anew: the connections of the former one are gone.
+            self.void_flows(node, proposal.boot, effects);
+        }
         true
     }
 }
@@ -138,6 +151,7 @@ impl Tables {
 #[derive(Clone, Copy)]
 struct Writer {
     node: NodeId,
+    boot: u64,
     epoch: u64,
     index: u64,
 }

@@ -108,6 +108,7 @@ impl Tables {
     fn forget_node(&mut self, id: NodeId, effects: &mut Vec<Effect>) {
         Arc::make_mut(&mut self.rows.nodes).remove(&id);
         self.drop_session(id);
+        self.void_flows(id, u64::MAX, effects);
         self.reassign(id, effects);
         effects.push(Effect::Nodes);
     }
@@ -172,6 +173,7 @@ impl Tables {
             return Ok(UNCHANGED);
         }
         self.set_state(id, NodeState::Down, 1, effects);
+        self.void_flows(id, u64::MAX, effects);
         self.reassign(id, effects);
         Ok(CHANGED)
     }

@@ -29,6 +29,11 @@ pub struct Binding {
     /// On the cluster's clock ([`Tables::clock_ms`](super::Tables::clock_ms)).
     pub expires_ms: u64,
     pub index: u64,
+    /// Who wrote it last, and in which run of its process.
+    pub owner: NodeId,
+    pub boot: u64,
+    /// Reached by a connection of the owner alone: goes with the owner's process.
+    pub flow: bool,
     pub value: Arc<[u8]>,
 }
 
@@ -161,6 +166,9 @@ impl Binding {
             .u64(key.contact)
             .u64(self.expires_ms)
             .u64(self.index)
+            .u64(self.owner.0)
+            .u64(self.boot)
+            .u64(u64::from(self.flow))
             .bytes(&self.value)
             .finish()
     }

@@ -105,6 +105,9 @@ impl Tables {
                 let binding = Binding {
                     expires_ms: row.expires_ms,
                     index: row.index,
+                    owner: NodeId(row.owner),
+                    boot: row.boot,
+                    flow: row.flow,
                     value: (&*row.value).into(),
                 };
                 self.put_binding(key, binding);
@@ -194,6 +197,9 @@ impl Frozen {
                 expires_ms: binding.expires_ms,
                 value: Bytes::copy_from_slice(&binding.value),
                 index: binding.index,
+                owner: binding.owner.0,
+                boot: binding.boot,
+                flow: binding.flow,
             }))?;
         }
         for (key, ban) in rows.bans.iter() {

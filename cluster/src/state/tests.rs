@@ -200,9 +200,9 @@ fn bindings_lie_together_and_run_out() {
     let aor = AorKey([5; 16]);
     let ttl = Duration::from_secs(60);
     for contact in [3, 1, u64::MAX] {
-        m.write(1, Command::put_binding(aor, contact, ttl, Bytes::from_static(b"c")));
+        m.write(1, Command::put_binding(aor, contact, ttl, false, Bytes::from_static(b"c")));
     }
-    m.write(1, Command::put_binding(AorKey([6; 16]), 9, ttl, Bytes::new()));
+    m.write(1, Command::put_binding(AorKey([6; 16]), 9, ttl, false, Bytes::new()));
     let contacts: Vec<u64> = m.tables.bindings(aor).map(|(contact, _)| contact).collect();
     assert_eq!(contacts, [1, 3, u64::MAX]);
     m.clock(61_000);
@@ -291,7 +291,7 @@ fn any_command() -> impl Strategy<Value = (u64, Command)> {
         2 => (0u8..12).prop_map(|n| Command::delete_dialog(key(n))),
         3 => (0u8..4, 0u64..4, 1u64..90).prop_map(|(aor, contact, seconds)| {
             let ttl = Duration::from_secs(seconds);
-            Command::put_binding(AorKey([aor; 16]), contact, ttl, vec![aor; 9].into())
+            Command::put_binding(AorKey([aor; 16]), contact, ttl, contact == 1, vec![aor; 9].into())
         }),
         1 => (0u8..4).prop_map(|aor| Command::delete_bindings(AorKey([aor; 16]))),
         1 => (0u8..4).prop_map(|n| {

@@ -205,6 +205,7 @@ impl Takeover {
             Event::TableChanged(_)
             | Event::SettingChanged(_)
             | Event::BanChanged { .. }
+            | Event::BindingChanged { .. }
             | Event::MembersChanged
             | Event::Relayed { .. }
             | Event::Stopped { .. } => {}
