@@ -45,13 +45,7 @@ impl Command {
 
     /// Writes one contact of an AOR; it goes by itself `ttl` later. `flow`: it is reached by a
     /// connection of this process alone, and goes when this node is declared down or starts anew.
-    pub fn put_binding(
-        aor: AorKey,
-        contact: u64,
-        ttl: Duration,
-        flow: bool,
-        value: Bytes,
-    ) -> Self {
+    pub fn put_binding(aor: AorKey, contact: u64, ttl: Duration, flow: bool, value: Bytes) -> Self {
         let aor = key(&aor.0);
         Command::new(Op::PutBinding(pb::PutBinding { aor, contact, ttl_ms: ms(ttl), value, flow }))
     }

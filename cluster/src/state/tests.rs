@@ -214,6 +214,40 @@ fn bindings_lie_together_and_run_out() {
 }
 
 #[test]
+fn bindings_of_connections_go_with_the_process_that_holds_them() {
+    let mut m = Machine::new();
+    m.clock(1_000);
+    let (aor, ttl) = (AorKey([5; 16]), Duration::from_secs(600));
+    let write = |flow| move |c| Command::put_binding(aor, c, ttl, flow, Bytes::from_static(b"c"));
+    m.write(1, write(false)(1));
+    m.write(1, write(true)(2));
+    m.write(2, write(true)(3));
+    // What another wrote since is not deleted by who has lost the connection.
+    assert_eq!(m.write(1, Command::delete_own_binding(aor, 3)), NOTHING);
+    let applied = m.down(1);
+    let void = applied.effects.iter().any(|effect| {
+        matches!(effect, Effect::Binding { key, change: BindingChange::Void } if key.contact == 2)
+    });
+    assert!(void, "{:?}", applied.effects);
+    let contacts: Vec<u64> = m.tables.bindings(aor).map(|(contact, _)| contact).collect();
+    assert_eq!(contacts, [1, 3], "those that a datagram reaches stay");
+    // The second node comes back as a new process before anybody missed it.
+    let proposal = pb::Proposal {
+        version: 1,
+        node: 2,
+        boot: 2,
+        seq: 1,
+        epoch: 1,
+        command: Some(Command::set_counts(&[]).0),
+        ..pb::Proposal::default()
+    };
+    m.apply(proposal.encode_to_vec().into());
+    let contacts: Vec<u64> = m.tables.bindings(aor).map(|(contact, _)| contact).collect();
+    assert_eq!(contacts, [1]);
+    assert_eq!(m.write(3, Command::delete_binding(aor, 1)), DONE);
+}
+
+#[test]
 fn tokens_let_one_node_in() {
     let mut m = Machine::new();
     let token = Bytes::copy_from_slice(&[9; 32]);

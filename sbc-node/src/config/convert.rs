@@ -152,11 +152,7 @@ fn file_config(cx: &mut Context<'_>, file: &raw::File, document: toml::Table) ->
     route::check(cx, file, &routing);
     let guard = guard::convert(cx, &file.guard, &doors, &routing);
     let cluster = file.cluster.as_ref().map(|c| cluster(cx, c.get_ref()));
-    let token = cluster.as_ref().and_then(|c| c.join.as_ref()).and_then(|j| match &j.token {
-        JoinToken::Text(token) => Some(token.expose().as_bytes()),
-        JoinToken::File(_) => None,
-    });
-    let registrar = registrar::convert(cx, file, token, node.shards);
+    let registrar = registrar::convert(cx, file, node.shards);
     let sip_limits = sip_limits(cx, &file.sip);
     let media = interface::media(cx, file, &doors, node.shards);
     let config = Config {

@@ -20,9 +20,10 @@ mod value;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sbc_core::digest::NonceKey;
 use sbc_core::ids::HintKey;
 use sbc_core::routing::{BuildError, Table};
 
@@ -72,6 +73,7 @@ impl Config {
     pub fn core(
         &self,
         running: Option<&Table>,
+        keys: &Keys,
         now: Instant,
     ) -> Result<sbc_core::core::Config, Vec<BuildError>> {
         Ok(sbc_core::core::Config {
@@ -81,21 +83,38 @@ impl Config {
             routing: Arc::new(Table::build(self.routing.clone(), running, now)?),
             transactions: self.transactions,
             limits: self.sip_limits,
-            hint_key: self.hint_key(),
+            hint_key: keys.hint,
             guard: Some(self.guard.clone()),
-            registrar: self.registrar.clone(),
+            registrar: self.registrar.clone().map(|registrar| keys.given_to(registrar)),
         })
     }
+}
 
-    /// The secret of shard hints: of a cluster whose join token is given in the configuration it
-    /// follows from that, otherwise it is drawn once per process.
-    fn hint_key(&self) -> HintKey {
-        static OWN: OnceLock<u128> = OnceLock::new();
-        let join = self.cluster.as_ref().and_then(|c| c.join.as_ref());
-        match join.map(|j| &j.token) {
-            Some(JoinToken::Text(token)) => HintKey::derive(token.expose().as_bytes()),
-            Some(JoinToken::File(_)) | None => HintKey::new(*OWN.get_or_init(rand::random)),
+/// What nodes of a cluster must have in common to read each other's identifiers. No `Debug`.
+#[derive(Clone)]
+pub struct Keys {
+    /// Of shard hints: the owner of a call or user is found by the message alone, on any node.
+    pub hint: HintKey,
+    /// Of digest nonces: what one node challenged, another verifies.
+    pub nonce: NonceKey,
+}
+
+impl Keys {
+    /// Of a node by itself: drawn once per process.
+    pub fn drawn() -> Keys {
+        Keys { hint: HintKey::new(rand::random()), nonce: NonceKey(rand::random()) }
+    }
+
+    fn given_to(
+        &self,
+        mut registrar: sbc_core::core::RegistrarConfig,
+    ) -> sbc_core::core::RegistrarConfig {
+        let mut policy = (*registrar.policy).clone();
+        if let Some(auth) = &mut policy.auth {
+            auth.key = self.nonce.clone();
         }
+        registrar.policy = Arc::new(policy);
+        registrar
     }
 }
 

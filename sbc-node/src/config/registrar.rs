@@ -92,12 +92,10 @@ pub(super) fn domain(file: &raw::File, trunk: &str) -> Option<String> {
     (registrar.trunk.get_ref() == trunk).then(|| first.to_ascii_lowercase())
 }
 
-/// The registrar of a file, with its users; `secret` makes nonces, and is the cluster's where there
-/// is one.
+/// The registrar of a file, with its users. The key of its nonces is put in by [`super::Keys`].
 pub(super) fn convert(
     cx: &mut Context<'_>,
     file: &raw::File,
-    secret: Option<&[u8]>,
     shards: usize,
 ) -> Option<RegistrarConfig> {
     let Some(raw) = &file.registrar else {
@@ -117,7 +115,7 @@ pub(super) fn convert(
         }
         Some(_) => {}
     }
-    let policy = policy(cx, raw, secret, shards);
+    let policy = policy(cx, raw, shards);
     let users = users(cx, file, &policy);
     static REPLAYS: OnceLock<Arc<Replays>> = OnceLock::new();
     Some(RegistrarConfig {
@@ -128,12 +126,7 @@ pub(super) fn convert(
     })
 }
 
-fn policy(
-    cx: &mut Context<'_>,
-    raw: &Registrar,
-    secret: Option<&[u8]>,
-    shards: usize,
-) -> RegistrarPolicy {
+fn policy(cx: &mut Context<'_>, raw: &Registrar, shards: usize) -> RegistrarPolicy {
     let default = RegistrarPolicy::default();
     if raw.domains.is_empty() {
         cx.dependent(raw.trunk.span(), "the registrar serves no domain");
@@ -178,7 +171,7 @@ fn policy(
         },
         bindings_max: all.div_ceil(shards.max(1)),
         service_route: routes(cx, raw),
-        auth: raw.auth.then(|| auth(cx, raw, secret)),
+        auth: raw.auth.then(|| auth(cx, raw)),
         keepalive: kind.map(|kind| Keepalive { kind, interval, misses }),
         store_ahead: cx.span(raw.store_ahead.as_ref(), default.store_ahead),
         domains,
@@ -196,7 +189,7 @@ fn routes(cx: &mut Context<'_>, raw: &Registrar) -> Vec<Box<str>> {
     raw.service_route.iter().map(|r| r.get_ref().as_str().into()).collect()
 }
 
-fn auth(cx: &mut Context<'_>, raw: &Registrar, secret: Option<&[u8]>) -> AuthPolicy {
+fn auth(cx: &mut Context<'_>, raw: &Registrar) -> AuthPolicy {
     let mut algorithms = Vec::new();
     for text in &raw.algorithms {
         match Algorithm::from_token(text.get_ref()) {
@@ -213,15 +206,11 @@ fn auth(cx: &mut Context<'_>, raw: &Registrar, secret: Option<&[u8]>) -> AuthPol
         cx.problem(realm.span(), "a realm has no quotes and backslashes");
     }
     let first = || raw.domains.first().map_or(String::new(), |d| d.get_ref().clone());
-    static OWN: OnceLock<[u8; 32]> = OnceLock::new();
     AuthPolicy {
         realm: raw.realm.as_ref().map_or_else(first, |r| r.get_ref().clone()),
         algorithms,
         nonce_ttl: cx.span(raw.nonce_lifetime.as_ref(), Duration::from_secs(300)),
-        key: match secret {
-            Some(secret) => NonceKey::derive(secret),
-            None => NonceKey(*OWN.get_or_init(rand::random)),
-        },
+        key: NonceKey(rand::random()),
     }
 }
 

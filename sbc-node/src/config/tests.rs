@@ -76,7 +76,7 @@ fn the_common_case_fits_a_screen_and_gets_the_defaults() {
     assert_eq!(c.admin.socket, Path::new("/run/sbc/admin.sock"));
     assert!(c.cdr.is_none() && c.cluster.is_none() && c.metrics.is_none());
     assert_eq!(c.calls.commit_wait, None);
-    let core = c.core(None, Instant::now()).unwrap();
+    let core = c.core(None, &Keys::drawn(), Instant::now()).unwrap();
     assert!(core.routing.trunk_by_name("carrier").is_some());
 }
 

@@ -8,7 +8,7 @@ use sbc_core::core::Input;
 use sbc_core::routing::Table;
 
 use super::context::Context;
-use crate::config::{self, Config, Problem};
+use crate::config::{self, Config, Keys, Problem};
 use crate::telemetry::time::unix_ms;
 
 /// The configuration in force.
@@ -18,6 +18,8 @@ pub struct Running {
     pub config: Config,
     /// As the shards have it.
     pub core: Arc<sbc_core::core::Config>,
+    /// The same from start to end.
+    pub keys: Keys,
 }
 
 /// What became of a reload.
@@ -52,8 +54,9 @@ impl Outcome {
 pub fn core_config(
     config: &Config,
     previous: Option<&Table>,
+    keys: &Keys,
 ) -> Result<sbc_core::core::Config, Vec<String>> {
-    let core = config.core(previous, Instant::now());
+    let core = config.core(previous, keys, Instant::now());
     core.map_err(|errors| errors.iter().map(ToString::to_string).collect())
 }
 
@@ -80,7 +83,7 @@ impl Context {
             return Outcome { problems: restart, ..Outcome::default() };
         }
         let changes = changes.iter().map(ToString::to_string).collect();
-        let core = match core_config(&new, Some(&running.core.routing)) {
+        let core = match core_config(&new, Some(&running.core.routing), &running.keys) {
             Ok(core) => Arc::new(core),
             Err(errors) => return Outcome::refused(errors.join("; ")),
         };
@@ -96,6 +99,7 @@ impl Context {
             loaded_ms: unix_ms(),
             config: new,
             core,
+            keys: running.keys.clone(),
         }));
         Outcome { applied: true, problems: Vec::new(), changes }
     }

@@ -2,32 +2,57 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use sbc_cluster::{Cluster, Config, Handle as ClusterHandle, Origin};
 use sbc_core::core::Core;
+use sbc_core::digest::NonceKey;
+use sbc_core::ids::HintKey;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
-use crate::config::{ClusterConfig, FailoverMode, JoinToken};
+use crate::config::{ClusterConfig, FailoverMode, JoinToken, Keys};
 use crate::shard::queue::Handle;
 use crate::shard::stats::Kind;
+use crate::store::bans::ClusterBans;
 use crate::store::cluster::{ClusterStore, StoreStats};
+use crate::store::follow;
 use crate::store::takeover::{Takeover, TakeoverStats};
 use crate::store::tell::Tell;
 use crate::telemetry::metrics::{Sample, number};
 
 /// How long floating addresses may take to be given up at the end.
 const LET_GO: Duration = Duration::from_secs(1);
+/// How long a node that has just joined waits for the tables before it takes calls.
+const TABLES_WITHIN: Duration = Duration::from_secs(60);
 
 /// A running cluster node and what serves it.
 pub struct Replication {
     pub handle: ClusterHandle,
     pub store: Arc<ClusterStore>,
+    /// Bans of the whole cluster.
+    pub bans: ClusterBans,
     written: Arc<StoreStats>,
     taken: Arc<TakeoverStats>,
     takeover: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// The keys that all nodes of the cluster share. A node that has just joined waits for its tables.
+///
+/// # Errors
+/// When no member has given it the tables in time.
+pub(super) fn keys(handle: &ClusterHandle) -> anyhow::Result<Keys> {
+    let until = Instant::now() + TABLES_WITHIN;
+    loop {
+        if let (Some(hint), Some(nonce)) = (handle.secret("shard hints"), handle.secret("nonces")) {
+            return Ok(Keys { hint: HintKey::derive(&hint), nonce: NonceKey(nonce) });
+        }
+        if Instant::now() >= until {
+            anyhow::bail!("cluster: no member has given us its tables yet");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Starts the cluster node and the task that carries its decisions out.
@@ -69,9 +94,11 @@ pub(super) fn start(
     let store = Arc::new(ClusterStore::new(handle.clone(), Arc::clone(&tell), group));
     let takeover = Takeover::new(handle.clone(), tell, config).context("floating addresses")?;
     let (written, taken) = (Arc::clone(&store.stats), Arc::clone(&takeover.stats));
+    let bans = ClusterBans::new(handle.clone());
+    runtime.spawn(follow::run(handle.clone(), bans.clone()));
     let takeover = Mutex::new(Some(runtime.spawn(takeover.run())));
     tracing::info!(node = handle.id().0, data = %config.data.display(), "cluster node started");
-    Ok(Replication { handle, store, written, taken, takeover })
+    Ok(Replication { handle, store, bans, written, taken, takeover })
 }
 
 impl Replication {
@@ -111,6 +138,15 @@ impl Replication {
         push("sbc_cluster_calls_adopted", "Calls taken over", c, read(&t.adopted));
         push("sbc_cluster_calls_lost", "Calls given to others", c, read(&t.lost));
         push("sbc_cluster_records_unreadable", "Records not read", c, read(&t.unreadable));
+        let b = self.bans.stats();
+        push("sbc_cluster_bans", "Bans in force in the cluster", g, {
+            self.handle.read(|tables| u64::try_from(tables.bans().count()).unwrap_or(0))
+        });
+        push("sbc_cluster_bans_proposed", "Bans written by this node", c, read(&b.written));
+        push("sbc_cluster_bans_failed", "Bans not written", c, read(&b.failed));
+        push("sbc_cluster_bans_trusted", "Bans refused: the source is trusted", c, {
+            read(&b.trusted)
+        });
         push("sbc_cluster_addresses_taken", "Addresses taken", c, read(&t.addresses_taken));
         push("sbc_cluster_addresses_released", "Addresses given up", c, {
             read(&t.addresses_released)

@@ -20,7 +20,7 @@ use super::reload::{Running, core_config};
 use super::replication;
 use crate::admin;
 use crate::anchor::ShardAnchor;
-use crate::config::{Config, Kernel};
+use crate::config::{Config, Kernel, Keys};
 use crate::resolve::{Answer, Request, dns};
 use crate::shard::command::Command;
 use crate::shard::commit::{Alone, Store};
@@ -60,7 +60,8 @@ pub(super) fn start(
     log: LogControl,
     runtime: &Runtime,
 ) -> anyhow::Result<Parts> {
-    let core = Arc::new(core_config(&config, None).map_err(|e| anyhow::anyhow!(e.join("; ")))?);
+    // What cannot be is known before anything is started.
+    built(&config, &Keys::drawn())?;
     let cdrs = CdrWriter::start(cdr_settings(&config), &config.node.name).context("CDR file")?;
     let shards = config.node.shards.clamp(1, 64);
     let media = media_anchor::config::Config {
@@ -82,6 +83,11 @@ pub(super) fn start(
         Some(cluster) => Some(replication::start(&config.node.name, cluster, &handles, runtime)?),
         None => None,
     };
+    let keys = match &cluster {
+        Some(cluster) => replication::keys(&cluster.handle)?,
+        None => Keys::drawn(),
+    };
+    let core = built(&config, &keys)?;
     let store: Arc<dyn Store> = match &cluster {
         Some(cluster) => Arc::clone(&cluster.store) as Arc<dyn Store>,
         None => Arc::new(Alone),
@@ -138,7 +144,7 @@ pub(super) fn start(
         traces,
         cdrs: cdrs.sink(),
         log,
-        running: Running { path: path.to_owned(), loaded_ms: unix_ms(), config, core },
+        running: Running { path: path.to_owned(), loaded_ms: unix_ms(), config, core, keys },
         cluster,
     });
     serve(&context, runtime)?;
@@ -150,6 +156,11 @@ pub(super) fn start(
         "running"
     );
     Ok(Parts { context, cdrs, threads, ends })
+}
+
+fn built(config: &Config, keys: &Keys) -> anyhow::Result<Arc<sbc_core::core::Config>> {
+    let core = core_config(config, None, keys);
+    Ok(Arc::new(core.map_err(|e| anyhow::anyhow!(e.join("; ")))?))
 }
 
 /// Opens the kernel relay that the configuration asks for; why it is or is not used is logged by

@@ -1,7 +1,9 @@
 //! Between the core's records and the replicated state: what a call writes, and what is done when
 //! the cluster gives this node another's calls or addresses.
 
+pub mod bans;
 pub mod cluster;
+pub mod follow;
 pub mod record;
 pub mod takeover;
 pub mod tell;
