@@ -6,7 +6,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::address::Addresses;
+use crate::address::{Addresses, TooManyDoors};
 use crate::config::Config;
 use crate::driver::{Driver, relay_of};
 use crate::engine::Engine;
@@ -125,6 +125,15 @@ impl MediaAnchor {
             relay.post(Letter::Sink { shard, sink: sink.clone() });
         }
         Handle::new(self.shared.clone(), shard)
+    }
+
+    /// Takes other interfaces, ranges and address policy; the rest of `config` is as it was at the
+    /// start. Sessions keep the ports that they have.
+    ///
+    /// # Errors
+    /// When too many interfaces of before are still in use; nothing changes then.
+    pub fn update(&self, config: &Config) -> Result<(), TooManyDoors> {
+        self.shared.addresses.update(config)
     }
 
     /// The kernel way in use: `nftables`, `ebpf`, or none.

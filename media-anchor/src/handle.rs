@@ -170,15 +170,15 @@ impl Handle {
         let cell = entry.stream(index).map_or_else(Arc::default, |stream| stream.cell.clone());
         let (door_index, door) = self.shared.addresses.door(spec)?;
         let pair = match port {
-            Some(port) => open_at(door, kind, port)?,
-            None => open_pair(door, kind, self.shard, self.shared.early)?,
+            Some(port) => open_at(&door, kind, port)?,
+            None => open_pair(&door, kind, self.shard, self.shared.early)?,
         };
         let new = SideEntry {
             spec,
             kind,
             door: u16::try_from(door_index).map_err(|_| MediaError::NoAddress)?,
             port: pair.port,
-            local: local(door, pair.port),
+            local: local(&door, pair.port),
             signalled: old.and_then(|old| old.signalled),
         };
         let letter = Letter::Bind(Box::new(NewSide {

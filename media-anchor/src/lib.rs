@@ -34,6 +34,7 @@ mod rfc3550;
 mod rtp;
 mod types;
 
+pub use address::TooManyDoors;
 pub use anchor::{MediaAnchor, StartError, Totals};
 pub use events::EventSink;
 pub use handle::{Handle, SideView, StreamView};

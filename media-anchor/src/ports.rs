@@ -23,6 +23,7 @@ const OCCUPIED_FOR: Duration = Duration::from_secs(60);
 pub(crate) struct PortPool {
     /// Pair `n` belongs to slice `n % slices`.
     slices: Box<[Mutex<Slice>]>,
+    range: RangeInclusive<u16>,
     first: u16,
     occupied: AtomicU64,
     early: AtomicU64,
@@ -77,9 +78,40 @@ impl PortPool {
             .collect();
         PortPool {
             slices,
+            range: range.clone(),
             first: u16::try_from(first).unwrap_or(0),
             occupied: AtomicU64::new(0),
             early: AtomicU64::new(0),
+        }
+    }
+
+    /// The range as it was given.
+    pub(crate) fn range(&self) -> RangeInclusive<u16> {
+        self.range.clone()
+    }
+
+    /// Whether no pair is out.
+    pub(crate) fn is_unused(&self) -> bool {
+        (0..self.slices.len()).filter_map(|index| self.lock(index)).all(|slice| slice.used == 0)
+    }
+
+    /// Takes over what another pool of the same address knows of the pairs that both have: those
+    /// that are out are not given out here until they are released here too, those in quarantine
+    /// stay in it.
+    pub(crate) fn claim_from(&self, other: &PortPool) {
+        let count = other.slices.len();
+        for index in 0..count {
+            let Some(slice) = other.lock(index) else { continue };
+            for (nth, pair) in slice.pairs.iter().enumerate() {
+                let number = nth * count + index;
+                let port = u16::try_from(usize::from(other.first) + number * 2).unwrap_or(0);
+                if (pair.used || pair.free_at.is_some())
+                    && self.take_port(port)
+                    && let (false, Some(free_at)) = (pair.used, pair.free_at)
+                {
+                    self.release(port, free_at);
+                }
+            }
         }
     }
 

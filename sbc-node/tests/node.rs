@@ -130,6 +130,95 @@ fn sigterm_waits_for_calls_then_hangs_up_writes_cdrs_and_exits_0() {
 }
 
 #[test]
+fn a_reload_moves_an_interface_and_drops_no_call() {
+    let node = Node::start_with("[sip]\nt1 = \"20ms\"\nt2 = \"200ms\"");
+    let (caller, callee) = (Phone::at(node.pbx), Phone::at(node.carrier));
+    let listeners = || -> Vec<String> {
+        let status = node.json("status");
+        let all = status["listeners"].as_array().unwrap().iter();
+        let shown = |l: &Value| {
+            format!("{} {}://{}", l["interface"], l["transport"], l["local"]).replace('"', "")
+        };
+        all.map(shown).collect()
+    };
+    // A call by the interface that goes.
+    let invite = caller.invite(node.inside, "1");
+    caller.send(node.inside, &invite);
+    let incoming = callee.receive("INVITE ");
+    callee.answer(&incoming, 200, "OK", true);
+    let answered = caller.receive("SIP/2.0 200");
+    caller.send(node.inside, &caller.in_dialog("ACK", &invite, &answered, 1));
+    callee.receive("ACK ");
+    let (old, new) = (node.outside, process::free_udp());
+    node.edit(|text| {
+        text.replace("\"outside\"", "\"outer\"")
+            .replace(&old.to_string(), &new.to_string())
+            .replace("25000-29999", "30000-31999")
+    });
+    let reply = node.json("config reload");
+    assert_eq!(reply["applied"], true, "{reply}");
+    for listener in [format!("outer udp://{new}"), format!("outside udp://{old}")] {
+        assert!(listeners().contains(&listener), "{listener}: {:?}", listeners());
+    }
+    // A new call takes the new way, media included.
+    let second = caller.invite(node.inside, "2");
+    caller.send(node.inside, &second);
+    let incoming2 = callee.receive("INVITE ");
+    assert!(incoming2.contains(&format!("Via: SIP/2.0/UDP {new};")), "{incoming2}");
+    let port = incoming2.lines().find_map(|l| l.strip_prefix("m=audio ")).unwrap();
+    let port: u16 = port.split(' ').next().unwrap().parse().unwrap();
+    assert!((30_000..32_000).contains(&port), "{port}");
+    callee.answer(&incoming2, 486, "Busy Here", false);
+    caller.receive("SIP/2.0 486");
+    caller.send(node.inside, &caller.ack(&second));
+    // The old one goes on by the old way, in both directions.
+    caller.send(node.inside, &caller.in_dialog("INFO", &invite, &answered, 2));
+    let info = callee.receive("INFO ");
+    assert!(info.contains(&format!("Via: SIP/2.0/UDP {old};")), "{info}");
+    callee.answer(&info, 200, "OK", false);
+    caller.receive("SIP/2.0 200");
+    callee.send(old, &callee.callee_request("BYE", &incoming, 1));
+    let bye = caller.receive("BYE ");
+    caller.answer(&bye, 200, "OK", false);
+    callee.receive("SIP/2.0 200");
+    // With the last call the old sockets close.
+    process::eventually("the old interface to close", || {
+        (!listeners().iter().any(|l| l.starts_with("outside "))).then_some(())
+    });
+    process::eventually("the old address to be free", || UdpSocket::bind(old).ok());
+    assert_eq!(node.json("calls list")["total"], 0);
+    node.stop();
+}
+
+#[test]
+fn a_reload_that_cannot_listen_changes_nothing() {
+    let node = Node::start();
+    let (caller, callee) = (Phone::at(node.pbx), Phone::at(node.carrier));
+    let free = process::free_udp();
+    let before = node.json("status")["listeners"].clone();
+    let holder = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let held = holder.local_addr().unwrap();
+    node.edit(|text| {
+        let more = format!(
+            "[[interface]]\nname = \"good\"\nlisten = \"udp://{free}\"\n\
+             [[interface]]\nname = \"bad\"\nlisten = \"udp://{held}\"\n"
+        );
+        text.replace("max-calls = 100", "max-calls = 7") + &more
+    });
+    let (code, reply) = node.ctl("--output json config reload");
+    let reply: Value = serde_json::from_str(&reply).unwrap();
+    assert_eq!((code, &reply["applied"]), (1, &false.into()));
+    assert!(reply.to_string().contains(&format!("cannot listen on udp://{held}")), "{reply}");
+    assert_eq!(node.json("status")["listeners"], before);
+    assert_eq!(node.json("trunks list")["trunks"][0]["max_calls"], 100);
+    // Once the address is free, the same file applies, and takes calls of before.
+    drop(holder);
+    assert_eq!(node.json("config reload")["applied"], true);
+    assert_eq!(node.json("status")["listeners"].as_array().unwrap().len(), 6);
+    caller.call(&callee, node.inside);
+}
+
+#[test]
 fn a_reload_applies_all_or_nothing_and_drops_no_call() {
     let node = Node::start();
     let (caller, callee) = (Phone::at(node.pbx), Phone::at(node.carrier));

@@ -118,6 +118,7 @@ fn config(now: Instant) -> Config {
             local: SocketAddr::from((ip, 5060)),
             advertise_host: Host::Ip(ip.into()),
             advertise_port: 5060,
+            retired: false,
         }],
         media: true,
         large_by_tcp: false,

@@ -118,6 +118,8 @@ pub struct Listener {
     pub local: SocketAddr,
     pub advertise_host: Host,
     pub advertise_port: u16,
+    /// No longer configured: it is open for the calls that began by it.
+    pub retired: bool,
 }
 
 /// One signalling interface: a realm's door.
@@ -135,7 +137,8 @@ pub struct Interface {
 }
 
 impl Interface {
-    /// The listener to send by: same transport and address family as `target`.
+    /// The listener to send by: same transport and address family as `target`. Those that are
+    /// retired come last.
     pub fn listener_for(&self, target: &Target) -> Option<&Listener> {
         self.listeners
             .iter()

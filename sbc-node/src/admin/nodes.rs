@@ -41,6 +41,7 @@ impl Node for NodeService {
                 transport: l.transport.to_string(),
                 local: l.local.to_string(),
                 advertise: format!("{}:{}", l.advertise_host, l.advertise_port),
+                retired: l.retired,
             })
         });
         let kernel = context.kernel.status();

@@ -57,9 +57,10 @@ pub(super) fn status(status: &pb::StatusReply) {
         println!("  ALARM         {alarm}");
     }
     println!();
-    let mut rows = table(&["interface", "realm", "transport", "listen", "advertise"]);
+    let mut rows = table(&["interface", "realm", "transport", "listen", "advertise", ""]);
     for l in &status.listeners {
-        rows.add_row([&l.interface, &l.realm, &l.transport, &l.local, &l.advertise]);
+        let retired = if l.retired { "retired" } else { "" };
+        rows.add_row([&l.interface, &l.realm, &l.transport, &l.local, &l.advertise, retired]);
     }
     println!("{rows}");
 }

@@ -15,14 +15,20 @@ use super::Config;
 const SECRET_KEYS: [&str; 4] = ["password", "token", "ha1-md5", "ha1-sha256"];
 
 /// Places that only a restart changes; everything below them counts.
-const NEEDS_RESTART: [&str; 14] = [
+const NEEDS_RESTART: [&str; 20] = [
     "node.name",
     "node.shards",
-    "interface",
     "media.relay-threads",
     "media.max-sessions",
     "media.kernel",
     "media.coalesce",
+    "media.quarantine",
+    "media.learning-packets",
+    "media.learning-grace",
+    "media.learning-window",
+    "dns",
+    "cdr",
+    "log.format",
     "transport",
     "sip.t1",
     "sip.t2",

@@ -12,13 +12,17 @@ use super::convert::Context;
 use super::raw;
 use super::value::{Advertise, Listen, OneOrMany};
 
+/// Interfaces at most, those included that a running node once had.
+const INTERFACES_MAX: usize = 1_024;
+
 /// An interface with the media side that belongs to it.
 pub(super) struct Door {
     pub(super) interface: Interface,
     media: Option<MediaInterface>,
 }
 
-/// Interfaces in the order of their names, so that ids do not depend on the order of the file.
+/// Interfaces in the order of their names, so that ids do not depend on the order of the file. Names
+/// that the running node knows keep their ids; new ones come after them.
 pub(super) fn convert(cx: &mut Context<'_>, file: &raw::File) -> Vec<Door> {
     if file.interface.is_empty() {
         cx.dependent(0..0, "there is no [[interface]]");
@@ -33,7 +37,23 @@ pub(super) fn convert(cx: &mut Context<'_>, file: &raw::File) -> Vec<Door> {
             cx.problem(b.name.span(), message);
         }
     }
-    sorted.iter().enumerate().map(|(index, raw)| door(cx, index, raw)).collect()
+    let known = cx.surroundings.interfaces;
+    let mut next = known.len();
+    let mut doors = Vec::new();
+    for raw in sorted {
+        let index = known.iter().position(|name| **name == **raw.name.get_ref());
+        let index = index.unwrap_or_else(|| {
+            next += 1;
+            next - 1
+        });
+        if index >= INTERFACES_MAX {
+            let message =
+                format!("more than {INTERFACES_MAX} interfaces since the node was started");
+            cx.problem(raw.name.span(), message);
+        }
+        doors.push(door(cx, index, raw));
+    }
+    doors
 }
 
 fn door(cx: &mut Context<'_>, index: usize, raw: &raw::Interface) -> Door {
@@ -104,6 +124,7 @@ fn listener(cx: &mut Context<'_>, listen: &Spanned<Listen>, raw: &raw::Interface
         local,
         advertise_host: advertise.map_or(Host::Ip(local.ip()), |a| a.host.clone()),
         advertise_port: advertise.and_then(|a| a.port).unwrap_or(local.port()),
+        retired: false,
     }
 }
 

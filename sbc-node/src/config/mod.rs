@@ -37,7 +37,7 @@ pub struct Config {
     pub node: NodeConfig,
     /// Value of our `Server` and `User-Agent` headers.
     pub product: Arc<str>,
-    /// Signalling interfaces; `InterfaceId` is the position.
+    /// Signalling interfaces, by name; ids are those of the running node where it has the name.
     pub interfaces: Vec<sbc_core::net::Interface>,
     pub calls: sbc_core::b2bua::CallPolicy,
     /// Trunks, groups, routes, admission; already known to build.
@@ -241,18 +241,29 @@ pub struct Surroundings<'a> {
     pub hostname: &'a str,
     /// Cores of the machine.
     pub cores: usize,
+    /// Names of the interfaces of the running node by their ids, also of those that it had.
+    pub interfaces: &'a [Arc<str>],
 }
 
 /// Reads and checks a file: what `sbc-node check` and a reload do. All problems or a [`Config`].
 pub fn load(path: &Path) -> Result<Config, Vec<Problem>> {
+    load_known(path, &[])
+}
+
+/// As [`load`], for a node that runs with interfaces of these names.
+pub fn load_known(path: &Path, interfaces: &[Arc<str>]) -> Result<Config, Vec<Problem>> {
     let text = std::fs::read_to_string(path).map_err(|e| {
         vec![Problem { line: 0, message: format!("cannot read {}: {e}", path.display()) }]
     })?;
-    check(&text, path.parent().unwrap_or(Path::new(".")))
+    check_known(&text, path.parent().unwrap_or(Path::new(".")), interfaces)
 }
 
 /// Checks a text as if it were a file in `base`.
 pub fn check(text: &str, base: &Path) -> Result<Config, Vec<Problem>> {
+    check_known(text, base, &[])
+}
+
+fn check_known(text: &str, base: &Path, interfaces: &[Arc<str>]) -> Result<Config, Vec<Problem>> {
     let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname");
     check_in(
         text,
@@ -261,6 +272,7 @@ pub fn check(text: &str, base: &Path) -> Result<Config, Vec<Problem>> {
             env: &|name| std::env::var(name).ok(),
             hostname: hostname.as_deref().map_or("sbc", str::trim),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
+            interfaces,
         },
     )
 }

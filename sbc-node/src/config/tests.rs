@@ -38,7 +38,7 @@ target = "pbx"
 
 fn check_with(text: &str, base: &Path) -> Result<Config, Vec<Problem>> {
     let env = |name: &str| (name == "POD_IP").then(|| "10.1.2.3".to_owned());
-    check_in(text, &Surroundings { base, env: &env, hostname: "node-7", cores: 4 })
+    check_in(text, &Surroundings { base, env: &env, hostname: "node-7", cores: 4, interfaces: &[] })
 }
 
 fn good(text: &str) -> Config {
@@ -361,7 +361,7 @@ fn differences_in_words() {
     assert_eq!(
         told,
         [
-            "interface \"outside\" advertise: \"203.0.113.5\" → \"203.0.113.6\" (needs a restart)",
+            "interface \"outside\" advertise: \"203.0.113.5\" → \"203.0.113.6\"",
             "log level: \"info\" → \"debug\"",
             "trunk \"old\": removed",
             "trunk \"pbx\" credentials #1: added",
@@ -396,7 +396,13 @@ fn every_example_is_good() {
                 folders.push(path);
             } else if path.extension().is_some_and(|e| e == "toml") {
                 let text = std::fs::read_to_string(&path).unwrap();
-                let around = Surroundings { base: &folder, env: &env, hostname: "h", cores: 2 };
+                let around = Surroundings {
+                    base: &folder,
+                    env: &env,
+                    hostname: "h",
+                    cores: 2,
+                    interfaces: &[],
+                };
                 if let Err(problems) = check_in(&text, &around) {
                     panic!("{}: {problems:#?}", path.display());
                 }

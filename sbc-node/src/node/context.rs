@@ -174,7 +174,7 @@ impl Context {
         }
     }
 
-    async fn offer(&self, handle: &Handle<Core>, mut command: Command<Core>) {
+    pub(super) async fn offer(&self, handle: &Handle<Core>, mut command: Command<Core>) {
         let until = Instant::now() + OFFER_TIME;
         while let Err(back) = handle.command(command) {
             if Instant::now() > until {

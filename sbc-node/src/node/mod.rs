@@ -1,9 +1,10 @@
 //! One running node: everything put together, signals, drain, reload, the end.
 //!
 //! `start.rs` builds it, `context.rs` is what management sees of it, `reload.rs` applies a new
-//! configuration. SIP never comes by here.
+//! configuration, `interfaces.rs` what of it concerns sockets. SIP never comes by here.
 
 mod context;
+mod interfaces;
 mod reload;
 pub mod replication;
 mod start;

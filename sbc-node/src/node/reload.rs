@@ -4,14 +4,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use sbc_core::core::Input;
-use sbc_core::routing::Table;
-
 use super::context::Context;
+use super::interfaces::{self, Retiring, merge, retiring};
+use super::start::{anchor_config, transport_settings};
 use crate::config::{self, Config, Keys, Problem};
+use crate::shard::listen::Opened;
 use crate::telemetry::time::unix_ms;
 
 /// The configuration in force.
+#[derive(Clone)]
 pub struct Running {
     pub path: PathBuf,
     pub loaded_ms: u64,
@@ -20,6 +21,8 @@ pub struct Running {
     pub core: Arc<sbc_core::core::Config>,
     /// The same from start to end.
     pub keys: Keys,
+    /// Interfaces with listeners that are open only for the calls of before.
+    pub retiring: Vec<Retiring>,
 }
 
 /// What became of a reload.
@@ -47,17 +50,21 @@ impl Outcome {
     }
 }
 
-/// What the shards' cores are given. Counters and health of trunks are taken over from `previous`.
+/// What the shards' cores are given. Counters and health of trunks, and interfaces that calls may
+/// still use, are taken over from `previous`.
 ///
 /// # Errors
 /// Every reason why the routing does not build.
 pub fn core_config(
     config: &Config,
-    previous: Option<&Table>,
+    previous: Option<&sbc_core::core::Config>,
     keys: &Keys,
 ) -> Result<sbc_core::core::Config, Vec<String>> {
-    let core = config.core(previous, keys, Instant::now());
-    core.map_err(|errors| errors.iter().map(ToString::to_string).collect())
+    let core = config.core(previous.map(|p| &*p.routing), keys, Instant::now());
+    let mut core =
+        core.map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<String>>())?;
+    core.interfaces = merge(previous.map_or(&[], |p| &p.interfaces), &core.interfaces);
+    Ok(core)
 }
 
 impl Context {
@@ -67,7 +74,9 @@ impl Context {
         let _one_at_a_time = self.reloading.lock().await;
         let running = self.running.load_full();
         let path = running.path.clone();
-        let loaded = tokio::task::spawn_blocking(move || config::load(&path)).await;
+        let names: Vec<Arc<str>> =
+            running.core.interfaces.iter().map(|i| Arc::clone(&i.name)).collect();
+        let loaded = tokio::task::spawn_blocking(move || config::load_known(&path, &names)).await;
         let new = match loaded {
             Ok(Ok(new)) => new,
             Ok(Err(problems)) => return Outcome { problems, ..Outcome::default() },
@@ -83,25 +92,48 @@ impl Context {
             return Outcome { problems: restart, ..Outcome::default() };
         }
         let changes = changes.iter().map(ToString::to_string).collect();
-        let core = match core_config(&new, Some(&running.core.routing), &running.keys) {
+        let core = match core_config(&new, Some(&running.core), &running.keys) {
             Ok(core) => Arc::new(core),
             Err(errors) => return Outcome::refused(errors.join("; ")),
+        };
+        let opened = match self.prepare(&running, &new, &core) {
+            Ok(opened) => opened,
+            Err(error) => return Outcome::refused(format!("{error:#}")),
         };
         if new.log.level != running.config.log.level
             && let Err(error) = self.log.set(&new.log.level)
         {
             return Outcome::refused(error.to_string());
         }
-        let given = Arc::clone(&core);
-        self.broadcast(move || Input::Configure(Arc::clone(&given))).await;
+        if let Err(error) = self.anchor.update(&anchor_config(&new)) {
+            return Outcome::refused(error.to_string());
+        }
+        self.give(&core, opened).await;
+        let retiring = retiring(&core.interfaces, &running);
         self.running.store(Arc::new(Running {
             path: running.path.clone(),
             loaded_ms: unix_ms(),
             config: new,
             core,
             keys: running.keys.clone(),
+            retiring,
         }));
         Outcome { applied: true, problems: Vec::new(), changes }
+    }
+}
+
+impl Context {
+    /// Opens what a new configuration needs. Nothing that calls use is touched.
+    fn prepare(
+        &self,
+        running: &Running,
+        new: &Config,
+        core: &sbc_core::core::Config,
+    ) -> anyhow::Result<Vec<Vec<Opened>>> {
+        let settings = transport_settings(new);
+        interfaces::probe_media(&running.config.media, &new.media, &settings)?;
+        let before = &running.core.interfaces;
+        interfaces::open_new(before, &core.interfaces, self.shards.len(), &settings)
     }
 }
 

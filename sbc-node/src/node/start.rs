@@ -63,13 +63,8 @@ pub(super) fn start(
     // What cannot be is known before anything is started.
     built(&config, &Keys::drawn())?;
     let cdrs = CdrWriter::start(cdr_settings(&config), &config.node.name).context("CDR file")?;
-    let shards = config.node.shards.clamp(1, 64);
-    let media = media_anchor::config::Config {
-        shards,
-        seed: rand::rng().next_u64(),
-        free_bind: floats(&config),
-        ..config.media.clone()
-    };
+    let shards = shards(&config);
+    let media = anchor_config(&config);
     let kernel = kernel_relay(&config)?;
     let anchor = Arc::new(MediaAnchor::start(media, kernel.offload).context("media relay")?);
     let calls = Arc::new(CallMetrics::default());
@@ -144,10 +139,18 @@ pub(super) fn start(
         traces,
         cdrs: cdrs.sink(),
         log,
-        running: Running { path: path.to_owned(), loaded_ms: unix_ms(), config, core, keys },
+        running: Running {
+            path: path.to_owned(),
+            loaded_ms: unix_ms(),
+            config,
+            core,
+            keys,
+            retiring: Vec::new(),
+        },
         cluster,
     });
     serve(&context, runtime)?;
+    runtime.spawn(Arc::clone(&context).close_retired());
     let (threads, ends) = spawn(built)?;
     tracing::info!(
         node = %context.node(),
@@ -283,7 +286,21 @@ fn floats(config: &Config) -> bool {
     config.cluster.as_ref().is_some_and(|c| c.failover == crate::config::FailoverMode::Address)
 }
 
-fn transport_settings(config: &Config) -> transport::Settings {
+fn shards(config: &Config) -> usize {
+    config.node.shards.clamp(1, 64)
+}
+
+/// What the media relay is told, at the start and when interfaces change.
+pub(super) fn anchor_config(config: &Config) -> media_anchor::config::Config {
+    media_anchor::config::Config {
+        shards: shards(config),
+        seed: rand::rng().next_u64(),
+        free_bind: floats(config),
+        ..config.media.clone()
+    }
+}
+
+pub(super) fn transport_settings(config: &Config) -> transport::Settings {
     let from = &config.transport;
     transport::Settings {
         udp_buffer_bytes: from.udp_buffer_bytes,

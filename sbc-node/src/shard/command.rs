@@ -7,6 +7,7 @@ use sbc_core::core::Input;
 use sbc_core::media::Anchor;
 use sbc_core::net::Interface;
 
+use super::listen::Opened;
 use crate::resolve::Answer;
 
 /// Work done inside the shard on its machine: queries, hang-ups, new configuration.
@@ -20,8 +21,10 @@ pub enum Command<M> {
     Resolved(Answer),
     /// Runs on the machine; its outputs are drained afterwards.
     Job(Job<M>),
-    /// Opens the listeners that are new and closes those that are gone.
-    Listeners(Arc<[Interface]>),
+    /// Other interfaces, with the sockets that are new: they are sent by, not yet heard.
+    Listeners { interfaces: Arc<[Interface]>, opened: Vec<Opened> },
+    /// Hears all listeners: the core knows their interfaces by now.
+    Watch,
     /// Leaves the run loop once what is queued has been sent.
     Stop,
 }
@@ -32,7 +35,8 @@ impl<M> std::fmt::Debug for Command<M> {
             Command::Input(_) => "Input",
             Command::Resolved(_) => "Resolved",
             Command::Job(_) => "Job",
-            Command::Listeners(_) => "Listeners",
+            Command::Listeners { .. } => "Listeners",
+            Command::Watch => "Watch",
             Command::Stop => "Stop",
         })
     }

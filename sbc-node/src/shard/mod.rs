@@ -7,7 +7,7 @@
 pub mod command;
 pub mod commit;
 pub mod core;
-mod listen;
+pub mod listen;
 mod names;
 mod pace;
 pub mod queue;

@@ -9,17 +9,16 @@
 //! more than handling it.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sbc_core::core::{Destination, Event, Input, Output, Record, StoreId};
 use sbc_core::media::Anchor;
-use sbc_core::net::{Flow, Interface, InterfaceId};
+use sbc_core::net::{Flow, Interface};
 
 use super::command::Command;
-use super::listen::watch_udp;
+use super::listen::{TcpDoor, watch_udp};
 use super::pace::Pace;
 use super::queue::{Handle, Mailbox, Parcel};
 use super::stats::ShardStats;
@@ -87,8 +86,8 @@ pub struct Shard<M: Machine> {
     pub(super) poller: Poller,
     pub(super) udp: Vec<Option<UdpListener>>,
     pub(super) tcp: Tcp,
-    /// The TCP listeners that are open: address, number in `tcp`.
-    pub(super) tcp_listeners: Vec<(InterfaceId, SocketAddr, usize)>,
+    /// The TCP listeners that are open.
+    pub(super) tcp_listeners: Vec<TcpDoor>,
     pub(super) front: Front,
     pub(super) recv: RecvBatch,
     pub(super) send: SendBatch,
@@ -287,9 +286,10 @@ impl<M: Machine> Shard<M> {
                 job(&mut self.machine, now, &mut *self.anchor);
                 self.drain(now);
             }
-            Command::Listeners(interfaces) => {
-                if let Err(error) = self.listen(interfaces) {
-                    tracing::error!(shard = self.index, %error, "cannot open a listener");
+            Command::Listeners { interfaces, opened } => self.take_listeners(interfaces, opened),
+            Command::Watch => {
+                if let Err(error) = self.watch_listeners() {
+                    tracing::error!(shard = self.index, %error, "cannot watch a listener");
                 }
             }
             Command::Stop => self.stopping = Some(now),

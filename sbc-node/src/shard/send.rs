@@ -10,7 +10,7 @@ use sbc_core::net::{ConnId, Flow, InterfaceId, Target, Transport};
 
 use super::Machine;
 use super::command::Command;
-use super::listen::watch_udp;
+use super::listen::{same, watch_udp};
 use super::queue::Parcel;
 use super::run::Shard;
 use crate::transport::tcp;
@@ -26,7 +26,7 @@ impl<M: Machine> Shard<M> {
     ) {
         let result = match dest {
             Destination::Flow(flow) => match flow.conn {
-                None => self.send_udp(flow.interface, flow.local, flow.remote, data, token),
+                None => self.send_udp(flow.local, flow.remote, data, token),
                 Some(conn) => self.send_conn(conn, flow, data, token),
             },
             Destination::Target { interface, target } => {
@@ -44,14 +44,14 @@ impl<M: Machine> Shard<M> {
 
     pub(super) fn send_udp(
         &mut self,
-        interface: InterfaceId,
         local: SocketAddr,
         remote: SocketAddr,
         data: Bytes,
         token: Option<SendToken>,
     ) -> Result<(), SendError> {
+        // By the address alone: an interface that retires sends by the socket that its successor has.
         let listeners = self.udp.iter_mut().flatten();
-        let mut ours = listeners.filter(|u| u.interface() == interface && u.local() == local);
+        let mut ours = listeners.filter(|u| u.local() == local);
         let socket = ours.next().ok_or(SendError::Unreachable)?;
         if socket.send(remote, data, token) {
             Ok(())
@@ -97,22 +97,17 @@ impl<M: Machine> Shard<M> {
         let remote = target.addr;
         match target.transport {
             Transport::Udp => {
-                let mut listeners = self.udp.iter().flatten();
-                let fits = |u: &&UdpListener| {
-                    u.interface() == interface && u.local().is_ipv4() == remote.is_ipv4()
-                };
-                let local = listeners.find(fits).map(UdpListener::local);
+                let bound = || self.udp.iter().flatten().map(UdpListener::local);
+                let local = self.local_for(interface, &target, bound);
                 let local = local.ok_or(SendError::Unreachable)?;
-                self.send_udp(interface, local, remote, data, token)
+                self.send_udp(local, remote, data, token)
             }
             Transport::Tcp => {
                 let conn = match self.tcp.find(interface, remote) {
                     Some(conn) => conn,
                     None => {
-                        let fits = |(id, local, _): &&(InterfaceId, SocketAddr, usize)| {
-                            *id == interface && local.is_ipv4() == remote.is_ipv4()
-                        };
-                        let local = self.tcp_listeners.iter().find(fits).map(|(_, l, _)| *l);
+                        let bound = || self.tcp_listeners.iter().map(|t| t.local);
+                        let local = self.local_for(interface, &target, bound);
                         let local = local.ok_or(SendError::Unreachable)?;
                         let conn = self.tcp.open(
                             interface,
@@ -130,6 +125,19 @@ impl<M: Machine> Shard<M> {
             }
             Transport::Tls | Transport::Ws | Transport::Wss => Err(SendError::Unreachable),
         }
+    }
+
+    /// The address that an interface sends to `target` by: that of the listener which the core names
+    /// in what is sent.
+    fn local_for<I: Iterator<Item = SocketAddr>>(
+        &self,
+        interface: InterfaceId,
+        target: &Target,
+        bound: impl Fn() -> I,
+    ) -> Option<SocketAddr> {
+        let interface = self.interfaces.iter().find(|i| i.id == interface)?;
+        let listener = interface.listener_for(target)?;
+        bound().find(|local| same(listener.local, *local))
     }
 
     /// Another shard sends on a connection of ours.

@@ -119,19 +119,35 @@ impl Tcp {
         }
     }
 
-    /// Listens on `local`; returns the address bound and the listener's number.
+    /// Takes a listening socket; returns the address bound and the listener's number.
     ///
     /// # Errors
-    /// When the address cannot be bound.
-    pub fn listen(
+    /// When the socket has no address.
+    pub fn add_listener(
         &mut self,
         interface: InterfaceId,
-        local: SocketAddr,
+        socket: Socket,
     ) -> io::Result<(SocketAddr, usize)> {
-        let socket = sockopt::tcp_listener(local, &self.settings)?;
-        let local = socket.local_addr()?.as_socket().unwrap_or(local);
-        self.listeners.push(Some(Listener { socket, interface, local }));
-        Ok((local, self.listeners.len() - 1))
+        let local = socket.local_addr()?.as_socket();
+        let local = local.ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let new = Some(Listener { socket, interface, local });
+        match self.listeners.iter().position(Option::is_none) {
+            Some(free) => {
+                self.listeners[free] = new;
+                Ok((local, free))
+            }
+            None => {
+                self.listeners.push(new);
+                Ok((local, self.listeners.len() - 1))
+            }
+        }
+    }
+
+    /// Makes a listener another interface's; its connections stay with theirs.
+    pub fn set_listener_interface(&mut self, listener: usize, interface: InterfaceId) {
+        if let Some(listener) = self.listeners.get_mut(listener).and_then(Option::as_mut) {
+            listener.interface = interface;
+        }
     }
 
     /// Watches a listener under `token`.

@@ -40,6 +40,8 @@ pub struct UdpListener {
     dropped: u32,
     /// True while the socket is full and we wait for it to become writable.
     pub blocked: bool,
+    /// Whether its shard listens to it yet.
+    pub watched: bool,
 }
 
 /// What a flush did.
@@ -72,6 +74,7 @@ impl UdpListener {
             recent: VecDeque::new(),
             dropped: 0,
             blocked: false,
+            watched: false,
         })
     }
 
@@ -81,6 +84,11 @@ impl UdpListener {
 
     pub fn interface(&self) -> InterfaceId {
         self.interface
+    }
+
+    /// Makes it another interface's.
+    pub fn set_interface(&mut self, interface: InterfaceId) {
+        self.interface = interface;
     }
 
     /// Datagrams that wait for the socket.

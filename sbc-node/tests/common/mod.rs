@@ -193,7 +193,13 @@ impl Bench {
                 let local = SocketAddr::new(ip.parse().unwrap(), free_port(*transport, ip));
                 let advertise_host = Host::Ip(local.ip());
                 let advertise_port = local.port();
-                Listener { transport: *transport, local, advertise_host, advertise_port }
+                Listener {
+                    transport: *transport,
+                    local,
+                    advertise_host,
+                    advertise_port,
+                    retired: false,
+                }
             })
             .collect();
         let interface = Interface {

@@ -43,7 +43,7 @@ pub(crate) fn eventually<T>(what: &str, mut f: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-fn free_udp() -> SocketAddr {
+pub(crate) fn free_udp() -> SocketAddr {
     UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
@@ -55,6 +55,7 @@ pub(crate) struct Node {
     pub inside: SocketAddr,
     pub pbx: SocketAddr,
     pub carrier: SocketAddr,
+    pub outside: SocketAddr,
     pub metrics: SocketAddr,
 }
 
@@ -157,7 +158,7 @@ target = "pbx"
             .spawn()
             .unwrap();
         let socket = dir.path().join("admin.sock");
-        Node { child, dir, socket, inside, pbx, carrier, metrics }
+        Node { child, dir, socket, inside, pbx, carrier, outside, metrics }
     }
 
     /// Runs sbcctl; exit code and output.
@@ -316,6 +317,35 @@ impl Phone {
              Content-Length: 0\r\n\r\n",
             header(invite, "From"),
             header(answer, "To"),
+            header(invite, "Call-ID")
+        )
+    }
+
+    /// The ACK of a failure, hop by hop.
+    pub(crate) fn ack(&self, invite: &str) -> String {
+        let own = self.address;
+        let uri = invite.split(' ').nth(1).unwrap();
+        format!(
+            "ACK {uri} SIP/2.0\r\nVia: {}\r\nMax-Forwards: 70\r\nFrom: {}\r\nTo: {};tag=x\r\n\
+             Call-ID: {}\r\nCSeq: 1 ACK\r\nContact: <sip:alice@{own}>\r\nContent-Length: 0\r\n\r\n",
+            header(invite, "Via"),
+            header(invite, "From"),
+            header(invite, "To"),
+            header(invite, "Call-ID")
+        )
+    }
+
+    /// A request of the callee within the dialog that `invite` made.
+    pub(crate) fn callee_request(&self, method: &str, invite: &str, cseq: u32) -> String {
+        let own = self.address;
+        let contact = header(invite, "Contact");
+        let uri = contact.trim_start_matches('<').split('>').next().unwrap();
+        format!(
+            "{method} {uri} SIP/2.0\r\nVia: SIP/2.0/UDP {own};branch=z9hG4bKc{method}{cseq}\r\n\
+             Max-Forwards: 70\r\nFrom: {};tag=b\r\nTo: {}\r\nCall-ID: {}\r\nCSeq: {cseq} {method}\r\n\
+             Content-Length: 0\r\n\r\n",
+            header(invite, "To"),
+            header(invite, "From"),
             header(invite, "Call-ID")
         )
     }

@@ -358,6 +358,13 @@ pub(crate) enum CallTimer {
 
 impl Call {
     /// The leg of a side; leg B exists only after a fork has won.
+    /// Whether the call began before `until_ms` and has a leg on an interface, or may yet get one.
+    pub(crate) fn uses(&self, interface: InterfaceId, until_ms: u64) -> bool {
+        let on = |leg: &Leg| leg.hop.interface == interface;
+        let began = self.facts.started_ms <= until_ms;
+        began && (on(&self.a) || self.b.as_ref().map_or(matches!(self.phase, Phase::Setup(_)), on))
+    }
+
     pub(crate) fn leg(&self, side: Side) -> Option<&Leg> {
         match side {
             Side::A => Some(&self.a),

@@ -16,7 +16,7 @@ use crate::{sip, transaction};
 pub struct Config {
     /// Value of our `Server` and `User-Agent` headers; none is written when empty.
     pub product: Arc<str>,
-    /// All signalling interfaces; `InterfaceId` is the position.
+    /// All signalling interfaces, those that retire included; `InterfaceId` is the position.
     pub interfaces: Vec<Interface>,
     pub calls: CallPolicy,
     /// Trunks, groups, routes and limits, shared by all shards.

@@ -63,6 +63,7 @@ impl Bench {
             local: "10.0.0.1:5060".parse().expect("address"),
             advertise_host: Host::Name("edge.example".into()),
             advertise_port: 5080,
+            retired: false,
         };
         let interface = Interface {
             id: InterfaceId(0),

@@ -17,7 +17,7 @@ use crate::b2bua::{CallId, CallSummary, Calls, Cx, Env, Incoming, Purpose, Stats
 use crate::guard::Guard;
 use crate::ids::{Ids, ShardHint};
 use crate::media::Anchor;
-use crate::net::Flow;
+use crate::net::{Flow, InterfaceId};
 use crate::routing::Routing;
 use crate::sip::{self, HeaderName, Message, Method};
 use crate::timer::TimerWheel;
@@ -182,6 +182,11 @@ impl Core {
     /// One call with everything that is worth showing.
     pub fn call(&self, id: CallId) -> Option<CallSummary> {
         self.calls.find(id).map(|call| CallSummary::of(call, &self.env.clock))
+    }
+
+    /// Whether a call that began before `until_ms` (Unix milliseconds) has a leg on an interface.
+    pub fn interface_used(&self, interface: InterfaceId, until_ms: u64) -> bool {
+        self.calls.iter().any(|call| call.uses(interface, until_ms))
     }
 
     /// The shard's routing: trunk states and counters.

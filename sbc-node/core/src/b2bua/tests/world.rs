@@ -271,6 +271,7 @@ impl Settings {
                 local: local.parse().unwrap(),
                 advertise_host: Host::Ip(advertise.parse().unwrap()),
                 advertise_port: 5060,
+                retired: false,
             }],
             media: true,
             large_by_tcp: true,
