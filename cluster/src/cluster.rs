@@ -9,6 +9,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::broadcast;
 
 use crate::channel::join::{self, Seeds};
+use crate::channel::meet::{self, Met};
 use crate::channel::pki::{Ca, Files, PkiError, Request, SECRET};
 use crate::channel::{Channel, Setup, discovery};
 use crate::clock;
@@ -61,6 +62,14 @@ fn start(config: &Config) -> Result<Handle, StartError> {
                         return Err(StartError::Config("a joining node must listen".to_owned()));
                     }
                     seeds = runtime.block_on(join::join(config, token, from))?;
+                }
+                Origin::Meet { begin: count, seeds: from } => {
+                    let missing = || StartError::Config("no join key".to_owned());
+                    let key = config.key.as_ref().ok_or_else(missing)?;
+                    match runtime.block_on(meet::meet(config, key, *count, from))? {
+                        Met::Begin => begin(config)?,
+                        Met::Joined(found) => seeds = found,
+                    }
                 }
             }
             let gone = || StartError::Core("the directory vanished".to_owned());
@@ -155,6 +164,7 @@ fn run(
                 address: config.address(),
                 software: config.software.clone(),
                 listen,
+                key: config.key.clone(),
                 tables: Arc::clone(&tables),
                 orders: orders.clone(),
                 events: events.clone(),

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use crate::channel::key::JoinKey;
+
 /// A node of the cluster.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -17,6 +19,8 @@ pub struct Config {
     pub listen: Option<SocketAddr>,
     /// `host:port` by which peers reach it; the listening address when absent.
     pub advertise: Option<String>,
+    /// The secret by which nodes let each other in, where there is one; see `channel/key.rs`.
+    pub key: Option<JoinKey>,
     /// Where to register for those who want to join; only [`Discovery::Etcd`] has such a place.
     pub register: Option<Discovery>,
     /// The version that others see.
@@ -34,6 +38,9 @@ pub enum Origin {
     New,
     /// Join the cluster that made `token`, reached by any of the addresses found.
     Join { token: String, seeds: Discovery },
+    /// Join any member found, by the join key. Where `begin` nodes, this one among them, are there
+    /// and none has data, the first of them by name begins a new cluster; `None`: only join.
+    Meet { begin: Option<usize>, seeds: Discovery },
 }
 
 /// How the addresses of members are found.
@@ -104,6 +111,7 @@ impl Config {
             origin: Origin::New,
             listen: None,
             advertise: None,
+            key: None,
             register: None,
             software: String::new(),
             timing: Timing::default(),
@@ -124,6 +132,9 @@ impl Config {
     pub(crate) fn check(&self) -> Result<(), StartError> {
         let timing = &self.timing;
         let wrong = |what: &str| Err(StartError::Config(what.to_owned()));
+        if matches!(self.origin, Origin::Meet { .. }) && self.key.is_none() {
+            return wrong("nodes that meet need a join key");
+        }
         if self.name.is_empty() || self.name.len() > 128 {
             return wrong("the node's name must have 1 to 128 bytes");
         }

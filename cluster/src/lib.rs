@@ -33,7 +33,7 @@ mod types;
 pub use channel::{PeerStatus, RelayError};
 pub use cluster::Cluster;
 pub use command::Command;
-pub use config::{Config, Discovery, Limits, Origin, StartError, Timing};
+pub use config::{Config, Discovery, JoinKey, Limits, Origin, StartError, Timing};
 pub use core::{Committed, CoreStatus, Counters, ProposeError};
 pub use event::Event;
 pub use handle::{Events, Handle, JoinTokenError, Status};

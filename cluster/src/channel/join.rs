@@ -9,7 +9,9 @@ use rustls_pki_types::ServerName;
 use sbc_proto::cluster::v1 as pb;
 use sbc_proto::cluster::v1::membership_client::MembershipClient;
 use tonic::Code;
+use tonic::transport::Channel as Http2;
 
+use super::key::{self, Proof};
 use super::pki::{Files, Request, Token};
 use super::tls::{self, Connector};
 use super::{discovery, peer};
@@ -45,15 +47,26 @@ pub(crate) async fn join(
         tracing::info!(%reason, "not joined yet");
         tokio::time::sleep(ASK_EVERY).await;
     };
+    settle(config, &request, answer)
+}
+
+/// Makes the node's directory of what a member answered. Returns whom to expect.
+pub(super) fn settle(
+    config: &Config,
+    request: &Request,
+    answer: pb::JoinResponse,
+) -> Result<Seeds, StartError> {
     let files = Files::new(&config.dir);
-    files.save(&request, &answer.certificate, &answer.ca).map_err(failed)?;
+    let saved = files.save(request, &answer.certificate, &answer.ca);
+    saved.map_err(|e| StartError::Pki(e.to_string()))?;
     let identity = Identity { cluster_id: answer.cluster_id.to_vec(), node: NodeId(answer.id) };
     store::create(&config.dir, &identity, None)?;
     let nodes = answer.nodes.into_iter();
     Ok(nodes.map(|node| (NodeId(node.id), node.address)).collect())
 }
 
-enum Refusal {
+/// Why it was not let in, and whether asking again helps.
+pub(super) enum Refusal {
     Final(String),
     Later(String),
 }
@@ -88,8 +101,40 @@ async fn ask(
     let name = ServerName::try_from("join.sbc-cluster").map_err(|e| later(e.to_string()))?;
     let connector = Connector { address: address.clone(), name, config: Arc::new(tls) };
     let channel = peer::dial(connector).await.map_err(later)?;
+    let secret = Bytes::copy_from_slice(&token.secret);
+    send(config, secret, request, channel).await.map_err(|refusal| match refusal {
+        Refusal::Later(reason) => later(reason),
+        Refusal::Final(reason) => Refusal::Final(reason),
+    })
+}
+
+/// A connection to whoever holds the join key at `address`.
+pub(super) async fn dial_by_key(proof: &Proof, address: &str) -> Result<Http2, String> {
+    let tls = proof.client().map_err(|e| e.to_string())?;
+    let name = ServerName::try_from(key::NAME).map_err(|e| e.to_string())?;
+    let connector = Connector { address: address.to_owned(), name, config: Arc::new(tls) };
+    peer::dial(connector).await
+}
+
+/// Asks a member that holds the join key to be let in.
+pub(super) async fn ask_by_key(
+    config: &Config,
+    proof: &Proof,
+    request: &Request,
+    address: String,
+) -> Result<pb::JoinResponse, Refusal> {
+    let channel = dial_by_key(proof, &address).await.map_err(Refusal::Later)?;
+    send(config, Bytes::new(), request, channel).await
+}
+
+async fn send(
+    config: &Config,
+    token: Bytes,
+    request: &Request,
+    channel: Http2,
+) -> Result<pb::JoinResponse, Refusal> {
     let join = pb::JoinRequest {
-        token: Bytes::copy_from_slice(&token.secret),
+        token,
         name: config.name.clone(),
         address: config.address(),
         csr: Bytes::copy_from_slice(&request.csr),
@@ -101,7 +146,7 @@ async fn ask(
         Ok(Err(status)) if status.code() == Code::PermissionDenied => {
             Err(Refusal::Final("the token is unknown, used or expired".to_owned()))
         }
-        Ok(Err(status)) => Err(later(status.to_string())),
-        Err(_) => Err(later("timeout".to_owned())),
+        Ok(Err(status)) => Err(Refusal::Later(status.to_string())),
+        Err(_) => Err(Refusal::Later("timeout".to_owned())),
     }
 }

@@ -3,10 +3,13 @@
 //!
 //! `peer.rs` the sending side, `server.rs` the receiving side and joining, `snapshot.rs` the
 //! transfer of snapshots, `join.rs` how a node asks to be let in, `discovery.rs` how it finds whom
-//! to ask, `tls.rs` and `pki.rs` who is who.
+//! to ask, `meet.rs` how nodes without data agree on who begins, `tls.rs`, `pki.rs` and `key.rs` who
+//! is who.
 
 pub(crate) mod discovery;
 pub(crate) mod join;
+pub(crate) mod key;
+pub(crate) mod meet;
 mod peer;
 pub(crate) mod pki;
 mod server;
@@ -85,6 +88,7 @@ pub(crate) struct Setup {
     pub(crate) address: String,
     pub(crate) software: String,
     pub(crate) listen: std::net::SocketAddr,
+    pub(crate) key: Option<key::JoinKey>,
     pub(crate) tables: Arc<RwLock<Tables>>,
     pub(crate) orders: Orders,
     pub(crate) events: broadcast::Sender<Event>,
@@ -99,6 +103,7 @@ struct Local {
     software: String,
     files: Files,
     current: Arc<Current>,
+    key: Option<Arc<key::Proof>>,
     tables: Arc<RwLock<Tables>>,
     orders: Orders,
     events: broadcast::Sender<Event>,
@@ -132,7 +137,8 @@ impl Channel {
         let files = Files::new(&setup.dir);
         let loaded = files.load(&tls::provider())?;
         let current = Arc::new(Current(ArcSwap::from_pointee(loaded)));
-        let server = tls::server_config(&current, Arc::clone(&setup.tables))?;
+        let key = setup.key.as_ref().map(key::JoinKey::proof).transpose()?.map(Arc::new);
+        let server = tls::server_config(&current, Arc::clone(&setup.tables), key.clone())?;
         let listener = setup
             .runtime
             .block_on(TcpListener::bind(setup.listen))
@@ -143,6 +149,7 @@ impl Channel {
             software: setup.software,
             files,
             current,
+            key,
             tables: setup.tables,
             orders: setup.orders,
             events: setup.events,

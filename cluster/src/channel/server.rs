@@ -21,6 +21,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use super::key::Proof;
 use super::pki::{self, Ca};
 use super::tls::{Accepted, Caller};
 use super::{FRAME_BYTES_MAX, Local, RELAY_BYTES_MAX, snapshot};
@@ -30,6 +31,8 @@ use crate::state::FORMAT_VERSION;
 use crate::types::{NodeId, Outcome, Rejection};
 
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
+/// How long one who holds the join key may take to come up.
+const KEY_TOKEN_MS: u64 = 60_000;
 /// Handshakes going on at a time; more wait in the kernel's queue.
 const HANDSHAKES_MAX: usize = 64;
 
@@ -41,7 +44,8 @@ pub(super) async fn serve(
     closed: Arc<Notify>,
 ) {
     let (accepted, incoming) = channel::<std::io::Result<Accepted>>(16);
-    let accept = tokio::spawn(accept(listener, TlsAcceptor::from(Arc::new(config)), accepted));
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let accept = tokio::spawn(accept(listener, acceptor, local.key.clone(), accepted));
     let service = Service { local };
     let replication = ReplicationServer::new(service.clone())
         .max_decoding_message_size(FRAME_BYTES_MAX)
@@ -65,9 +69,10 @@ pub(super) async fn serve(
     accept.abort();
 }
 
-async fn accept(
+pub(super) async fn accept(
     listener: TcpListener,
     acceptor: TlsAcceptor,
+    key: Option<Arc<Proof>>,
     accepted: Sender<std::io::Result<Accepted>>,
 ) {
     let slots = Arc::new(Semaphore::new(HANDSHAKES_MAX));
@@ -84,10 +89,10 @@ async fn accept(
                 continue;
             }
         };
-        let (acceptor, accepted) = (acceptor.clone(), accepted.clone());
+        let (acceptor, key, accepted) = (acceptor.clone(), key.clone(), accepted.clone());
         tokio::spawn(async move {
             let _slot = slot;
-            match timeout(HANDSHAKE_WITHIN, handshake(acceptor, tcp)).await {
+            match timeout(HANDSHAKE_WITHIN, handshake(acceptor, key, tcp)).await {
                 // The server may have ended meanwhile.
                 Ok(Ok(connection)) => drop(accepted.send(Ok(connection)).await),
                 Ok(Err(e)) => tracing::debug!(error = %e, "peer refused in handshake"),
@@ -97,9 +102,13 @@ async fn accept(
     }
 }
 
-async fn handshake(acceptor: TlsAcceptor, tcp: TcpStream) -> std::io::Result<Accepted> {
+async fn handshake(
+    acceptor: TlsAcceptor,
+    key: Option<Arc<Proof>>,
+    tcp: TcpStream,
+) -> std::io::Result<Accepted> {
     tcp.set_nodelay(true)?;
-    Ok(Accepted::new(acceptor.accept(tcp).await?))
+    Ok(Accepted::new(acceptor.accept(tcp).await?, key.as_deref()))
 }
 
 #[derive(Clone)]
@@ -108,7 +117,11 @@ struct Service {
 }
 
 fn caller<T>(request: &Request<T>) -> Option<NodeId> {
-    request.extensions().get::<Caller>().and_then(|caller| caller.0)
+    request.extensions().get::<Caller>().and_then(|caller| caller.node)
+}
+
+fn holds_key<T>(request: &Request<T>) -> bool {
+    request.extensions().get::<Caller>().is_some_and(|caller| caller.by_key)
 }
 
 impl Service {
@@ -205,6 +218,24 @@ impl Service {
         Ok((certificate, ca.certificate))
     }
 
+    /// A token for one who holds the join key. It is made of the request, so that asking again does
+    /// not let the same node in twice.
+    async fn put_token(&self, hash: [u8; 32]) -> Result<(), Status> {
+        let known = {
+            let tables = self.local.tables.read().unwrap_or_else(PoisonError::into_inner);
+            tables.has_token(&hash)
+        };
+        if known {
+            return Ok(());
+        }
+        let hash = bytes::Bytes::copy_from_slice(&hash);
+        match self.commit(Op::PutToken(pb::PutToken { hash, ttl_ms: KEY_TOKEN_MS })).await? {
+            Outcome::Done { .. } => Ok(()),
+            Outcome::Rejected(why) => Err(Status::failed_precondition(why.to_string())),
+            Outcome::Node(_) => Err(Status::internal("no token was made")),
+        }
+    }
+
     async fn commit(&self, op: Op) -> Result<Outcome, Status> {
         self.local.propose(op).await.map_err(|e| Status::unavailable(e.to_string()))
     }
@@ -246,12 +277,17 @@ impl Membership for Service {
         &self,
         request: Request<pb::JoinRequest>,
     ) -> Result<Response<pb::JoinResponse>, Status> {
+        let by_key = holds_key(&request);
         let join = request.into_inner();
+        let token = if by_key { pki::sha256(&join.csr) } else { pki::sha256(&join.token) };
+        if by_key {
+            self.put_token(token).await?;
+        }
         let add = pb::AddNode {
             name: join.name,
             address: join.address,
             voter: !join.learner,
-            token: bytes::Bytes::copy_from_slice(&pki::sha256(&join.token)),
+            token: bytes::Bytes::copy_from_slice(&token),
         };
         let id = match self.commit(Op::AddNode(add)).await? {
             Outcome::Node(id) => id,
@@ -270,6 +306,16 @@ impl Membership for Service {
             ca,
             nodes: tables.nodes().map(|(id, node)| node.to_pb(id)).collect(),
         }))
+    }
+
+    async fn ask(
+        &self,
+        request: Request<pb::AskRequest>,
+    ) -> Result<Response<pb::AskReply>, Status> {
+        if !holds_key(&request) && caller(&request).is_none() {
+            return Err(Status::permission_denied("who asks"));
+        }
+        Ok(Response::new(pb::AskReply { name: String::new(), empty: false }))
     }
 
     async fn renew(

@@ -29,6 +29,7 @@ use tonic::transport::Uri;
 use tonic::transport::server::Connected;
 use tower::Service;
 
+use super::key::{self, Proof};
 use super::pki::{self, Loaded};
 use crate::state::Tables;
 use crate::types::{NodeId, Table};
@@ -43,7 +44,7 @@ fn roots(ca: &CertificateDer<'static>) -> Result<Arc<RootCertStore>, Error> {
     Ok(Arc::new(roots))
 }
 
-fn alpn() -> Vec<Vec<u8>> {
+pub(super) fn alpn() -> Vec<Vec<u8>> {
     vec![b"h2".to_vec()]
 }
 
@@ -56,9 +57,19 @@ impl fmt::Debug for Current {
     }
 }
 
-impl ResolvesServerCert for Current {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.0.load().certified))
+/// Shows the join key to who asks for it by name, and everyone else the node's certificate.
+#[derive(Debug)]
+struct Faces {
+    current: Arc<Current>,
+    key: Option<Arc<Proof>>,
+}
+
+impl ResolvesServerCert for Faces {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        match &self.key {
+            Some(key) if hello.server_name() == Some(key::NAME) => Some(Arc::clone(&key.certified)),
+            Some(_) | None => Some(Arc::clone(&self.current.0.load().certified)),
+        }
     }
 }
 
@@ -72,9 +83,11 @@ impl ResolvesClientCert for Current {
     }
 }
 
+/// Members are served, those who hold the join key, and while one is outstanding those with a token.
 pub(super) fn server_config(
     current: &Arc<Current>,
     tables: Arc<RwLock<Tables>>,
+    key: Option<Arc<Proof>>,
 ) -> Result<ServerConfig, Error> {
     let roots = roots(&current.0.load().ca)?;
     let members = WebPkiClientVerifier::builder_with_provider(roots, provider())
@@ -82,8 +95,8 @@ pub(super) fn server_config(
         .map_err(|e| Error::General(e.to_string()))?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(Arc::new(Gate { members, tables }))
-        .with_cert_resolver(Arc::clone(current) as Arc<dyn ResolvesServerCert>);
+        .with_client_cert_verifier(Arc::new(Gate { members, tables, key: key.clone() }))
+        .with_cert_resolver(Arc::new(Faces { current: Arc::clone(current), key }));
     config.alpn_protocols = alpn();
     Ok(config)
 }
@@ -116,6 +129,7 @@ pub(super) fn joiner_config(ca_hash: [u8; 32]) -> Result<ClientConfig, Error> {
 struct Gate {
     members: Arc<dyn ClientCertVerifier>,
     tables: Arc<RwLock<Tables>>,
+    key: Option<Arc<Proof>>,
 }
 
 impl fmt::Debug for Gate {
@@ -140,6 +154,10 @@ impl ClientCertVerifier for Gate {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
+        // That the caller holds the key, its signature shows below.
+        if self.key.as_ref().is_some_and(|key| key.is_of(end_entity)) {
+            return Ok(ClientCertVerified::assertion());
+        }
         self.members.verify_client_cert(end_entity, intermediates, now)
     }
 
@@ -220,9 +238,12 @@ impl ServerCertVerifier for Pinned {
     }
 }
 
-/// Who called: the node that the certificate names, or nobody.
+/// Who called: the node that the certificate names, one who holds the join key, or nobody.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Caller(pub(super) Option<NodeId>);
+pub(super) struct Caller {
+    pub(super) node: Option<NodeId>,
+    pub(super) by_key: bool,
+}
 
 /// An accepted connection.
 pub(super) struct Accepted {
@@ -231,10 +252,13 @@ pub(super) struct Accepted {
 }
 
 impl Accepted {
-    pub(super) fn new(io: server::TlsStream<TcpStream>) -> Self {
+    pub(super) fn new(io: server::TlsStream<TcpStream>, key: Option<&Proof>) -> Self {
         let certificates = io.get_ref().1.peer_certificates();
-        let node = certificates.and_then(|list| list.first()).and_then(pki::node_of);
-        Accepted { io, caller: Caller(node) }
+        let certificate = certificates.and_then(|list| list.first());
+        let by_key = certificate.is_some_and(|c| key.is_some_and(|key| key.is_of(c)));
+        // The CA did not sign what is written in a certificate of the join key.
+        let node = if by_key { None } else { certificate.and_then(pki::node_of) };
+        Accepted { io, caller: Caller { node, by_key } }
     }
 }
 

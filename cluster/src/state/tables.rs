@@ -192,6 +192,11 @@ impl Tables {
         }
     }
 
+    /// Whether a token with this hash is outstanding or was used lately.
+    pub(crate) fn has_token(&self, hash: &[u8; 32]) -> bool {
+        self.rows.tokens.contains_key(hash)
+    }
+
     /// Equal on two nodes exactly when their tables are equal (but for a 2⁻¹²⁸ chance).
     pub fn digest(&self) -> u128 {
         self.rows.digest()

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::cluster::Cluster;
+use super::kube::Kube;
 use clap::{Parser, Subcommand, ValueEnum};
 
 /// Look at and steer a running sbc-node.
@@ -77,6 +78,9 @@ pub(super) enum Command {
     /// The node as a member of the service.
     #[command(subcommand)]
     Node(Node),
+    /// For pods: addresses of the node, the hook before a stop.
+    #[command(subcommand)]
+    Kube(Kube),
     /// Print a completion script.
     Completions { shell: clap_complete::Shell },
 }
@@ -153,7 +157,16 @@ pub(super) enum Node {
     /// No new calls; those in progress go on.
     Drain {
         /// Take calls again.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "wait")]
         undo: bool,
+        /// Move calls and addresses to the other nodes and wait until nothing is left here.
+        #[arg(long)]
+        wait: bool,
+        /// Seconds to wait at most; past it the exit code is 1.
+        #[arg(long, default_value_t = 50, requires = "wait")]
+        timeout: u64,
+        /// Leave the cluster then: this node is not meant to come back.
+        #[arg(long, requires = "wait")]
+        leave: bool,
     },
 }

@@ -7,6 +7,8 @@
 mod args;
 mod client;
 mod cluster;
+mod drain;
+mod kube;
 mod ladder;
 mod output;
 mod run;

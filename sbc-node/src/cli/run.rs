@@ -14,7 +14,8 @@ use serde_json::json;
 use tonic::transport::Channel;
 
 use super::args::{Args, Calls, Command, Config, Format, Log, Media, Node, Trunks};
-use super::{Failure, client, cluster, ladder, output};
+use super::drain::{self, Order};
+use super::{Failure, client, cluster, kube, ladder, output};
 
 pub(super) type Done = Result<(), Failure>;
 
@@ -23,6 +24,11 @@ pub(super) async fn run(args: Args) -> Done {
         let name = "sbcctl";
         clap_complete::generate(*shell, &mut Args::command(), name, &mut std::io::stdout());
         return Ok(());
+    }
+    if let Command::Kube(command) = &args.command
+        && let Some(done) = kube::address(command).await
+    {
+        return done;
     }
     let channel = client::connect(&args).await?;
     let json = args.output == Format::Json;
@@ -51,7 +57,12 @@ pub(super) async fn run(args: Args) -> Done {
         }
         Command::Top { interval, count } => top(channel, interval, count, json).await,
         Command::Cluster(command) => cluster::run(channel, command, json).await,
-        Command::Node(Node::Drain { undo }) => {
+        Command::Kube(command) => kube::pre_stop(channel, command).await,
+        Command::Node(Node::Drain { wait: true, timeout, leave, .. }) => {
+            let order = Order { wait: Duration::from_secs(timeout), leave };
+            drain::run(channel, order).await
+        }
+        Command::Node(Node::Drain { undo, .. }) => {
             let request = pb::DrainRequest { undo };
             let reply = NodeClient::new(channel).drain(request).await?.into_inner();
             show(json, &reply, |r| println!("{}, {} calls in progress", r.state, r.calls))

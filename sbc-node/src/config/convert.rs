@@ -19,7 +19,7 @@ use super::value::Span;
 use super::{
     AdminConfig, CdrConfig, ClusterConfig, Config, DnsConfig, FloatingConfig, JoinConfig,
     JoinToken, LogConfig, NodeConfig, Problem, Surroundings, TlsFiles, TransportConfig, diff,
-    guard, interface, raw, registrar, route, trunk,
+    guard, interface, place, raw, registrar, route, trunk,
 };
 
 const MAX_SHARDS: usize = 64;
@@ -120,7 +120,8 @@ impl Context<'_> {
 /// See [`super::check_in`].
 pub(super) fn convert(text: &str, surroundings: &Surroundings<'_>) -> Result<Config, Vec<Problem>> {
     let lines = Lines::new(text);
-    let reading = read::<raw::File>(text, &lines, &raw::LISTS, surroundings.env);
+    let fill = |name: &str| place::value(name, surroundings);
+    let reading = read::<raw::File>(text, &lines, &raw::LISTS, &fill);
     let incomplete = !reading.problems.is_empty();
     let mut cx = Context { surroundings, lines, problems: reading.problems, incomplete };
     let config =
@@ -411,14 +412,25 @@ fn cluster_timing(cx: &mut Context<'_>, raw: &raw::Cluster) -> sbc_cluster::Timi
 
 fn cluster_join(cx: &mut Context<'_>, join: &Spanned<raw::Join>, port: u16) -> Option<JoinConfig> {
     let raw = join.get_ref();
-    let token = match (&raw.token, &raw.token_file) {
-        (Some(token), None) => JoinToken::Text(Secret::new(token)),
-        (None, Some(file)) => JoinToken::File(cx.path(file)),
-        (Some(_), Some(_)) | (None, None) => {
-            cx.problem(join.span(), "joining needs exactly one of token and token-file");
+    let token = match (&raw.token, &raw.token_file, &raw.key_file) {
+        (Some(token), None, None) => JoinToken::Text(Secret::new(token)),
+        (None, Some(file), None) => JoinToken::File(cx.path(file)),
+        (None, None, Some(file)) => join_key(cx, file)?,
+        (_, _, _) => {
+            let message = "joining needs exactly one of token, token-file and key-file";
+            cx.problem(join.span(), message);
             return None;
         }
     };
+    let begin = raw.begin.as_ref().map(|begin| cx.bounded(Some(begin), 1, 1..=63));
+    if let (Some(begin), JoinToken::Text(_) | JoinToken::File(_)) = (&raw.begin, &token) {
+        cx.problem(begin.span(), "begin goes with key-file: whoever has a token joins");
+    }
+    let default = match &token {
+        JoinToken::Key(_) => Duration::from_secs(600),
+        JoinToken::Text(_) | JoinToken::File(_) => Duration::from_secs(60),
+    };
+    let within = cx.span(raw.within.as_ref(), default);
     let seeds: Vec<String> = raw.seeds.0.iter().map(|s| host_port(cx, s, port)).collect();
     let seeds = match (seeds.is_empty(), &raw.dns, &raw.etcd) {
         (false, None, None) => sbc_cluster::Discovery::Static(seeds),
@@ -435,7 +447,18 @@ fn cluster_join(cx: &mut Context<'_>, join: &Spanned<raw::Join>, port: u16) -> O
             return None;
         }
     };
-    Some(JoinConfig { token, seeds })
+    Some(JoinConfig { token, seeds, begin, within })
+}
+
+/// The secret that all nodes share: without line ends and such around it.
+fn join_key(cx: &mut Context<'_>, file: &Spanned<PathBuf>) -> Option<JoinToken> {
+    let text = cx.text(file)?;
+    let secret = text.trim();
+    if sbc_cluster::JoinKey::derive(secret.as_bytes()).is_none() {
+        cx.problem(file.span(), "the join key is shorter than 32 bytes: it could be guessed");
+        return None;
+    }
+    Some(JoinToken::Key(Secret::new(secret)))
 }
 
 fn host_port(cx: &mut Context<'_>, peer: &Spanned<super::value::PeerText>, port: u16) -> String {

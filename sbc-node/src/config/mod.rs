@@ -12,6 +12,7 @@ mod diff;
 mod guard;
 mod interface;
 mod parse;
+mod place;
 mod raw;
 mod registrar;
 mod route;
@@ -214,6 +215,10 @@ pub struct ClusterConfig {
 pub struct JoinConfig {
     pub token: JoinToken,
     pub seeds: sbc_cluster::Discovery,
+    /// How many nodes without data must be there for a new cluster to begin; goes with a key.
+    pub begin: Option<usize>,
+    /// How long to go on asking.
+    pub within: Duration,
 }
 
 /// Where the join token is; a file is read when it is needed.
@@ -221,6 +226,8 @@ pub struct JoinConfig {
 pub enum JoinToken {
     Text(sbc_core::routing::Secret),
     File(PathBuf),
+    /// No token but the join key that all nodes share.
+    Key(sbc_core::routing::Secret),
 }
 
 /// `[[cluster.address]]`.

@@ -46,13 +46,16 @@ pub(super) struct Reading<'a, T> {
     pub(super) problems: Vec<Problem>,
 }
 
+/// What stands for `${…}`; `None` leaves it as it is.
+pub(super) type Fill<'a> = &'a dyn Fn(&str) -> Option<Result<String, String>>;
+
 /// Reads `text` as `T`. `lists` are the dotted paths where one value stands for a list of one;
-/// `env` looks up `${NAME}`.
+/// `fill` looks up what stands in `${…}`.
 pub(super) fn read<'a, T: DeserializeOwned>(
     text: &'a str,
     lines: &Lines,
     lists: &[&str],
-    env: &dyn Fn(&str) -> Option<String>,
+    fill: Fill<'_>,
 ) -> Reading<'a, T> {
     let (document, errors) = DeTable::parse_recoverable(text);
     let at = |span: Option<Range<usize>>| span.map_or(0, |s| lines.line(s.start));
@@ -66,7 +69,7 @@ pub(super) fn read<'a, T: DeserializeOwned>(
         return Reading { raw: None, document, problems };
     }
     let mut unset = Vec::new();
-    substitute_table(&mut document, env, &mut |span, message| {
+    substitute_table(&mut document, fill, &mut |span, message| {
         problems.push(Problem { line: lines.line(span.start), message });
         unset.push(span);
     });
@@ -226,31 +229,23 @@ fn wrap(table: &mut DeTable<'_>, path: &str) {
 
 type OnProblem<'a> = &'a mut dyn FnMut(Range<usize>, String);
 
-fn substitute_table(
-    table: &mut DeTable<'_>,
-    env: &dyn Fn(&str) -> Option<String>,
-    problem: OnProblem<'_>,
-) {
+fn substitute_table(table: &mut DeTable<'_>, fill: Fill<'_>, problem: OnProblem<'_>) {
     for (_, value) in table.iter_mut() {
-        substitute(value, env, problem);
+        substitute(value, fill, problem);
     }
 }
 
 /// Fills `${NAME}` in, in every string of the document.
-fn substitute(
-    value: &mut Spanned<DeValue<'_>>,
-    env: &dyn Fn(&str) -> Option<String>,
-    problem: OnProblem<'_>,
-) {
+fn substitute(value: &mut Spanned<DeValue<'_>>, fill: Fill<'_>, problem: OnProblem<'_>) {
     let span = value.span();
     match value.get_mut() {
-        DeValue::Table(table) => substitute_table(table, env, problem),
+        DeValue::Table(table) => substitute_table(table, fill, problem),
         DeValue::Array(array) => {
             for item in array.iter_mut() {
-                substitute(item, env, problem);
+                substitute(item, fill, problem);
             }
         }
-        DeValue::String(text) if text.contains("${") => match expand(text, env) {
+        DeValue::String(text) if text.contains("${") => match expand(text, fill) {
             Ok(expanded) => *text = expanded.into(),
             Err(message) => problem(span, message),
         },
@@ -262,23 +257,18 @@ fn substitute(
     }
 }
 
-/// Names of variables are upper case, so that `${1}` and `${name}` of a translation stay.
-fn expand(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
+fn expand(text: &str, fill: Fill<'_>) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("${") {
         out.push_str(before);
-        match after.split_once('}') {
-            Some((name, tail)) if is_variable(name) => {
-                let value = env(name)
-                    .ok_or_else(|| format!("the environment variable {name} is not set"))?;
-                if value.is_empty() {
-                    return Err(format!("the environment variable {name} is empty"));
-                }
-                out.push_str(&value);
+        let filled = after.split_once('}').and_then(|(name, tail)| Some((fill(name)?, tail)));
+        match filled {
+            Some((value, tail)) => {
+                out.push_str(&value?);
                 rest = tail;
             }
-            _ => {
+            None => {
                 out.push_str("${");
                 rest = after;
             }
@@ -288,15 +278,11 @@ fn expand(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<String, St
     Ok(out)
 }
 
-fn is_variable(name: &str) -> bool {
-    name.starts_with(|c: char| c.is_ascii_uppercase() || c == '_')
-        && name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
-}
-
 #[cfg(test)]
 mod tests {
     use serde::Deserialize;
 
+    use super::super::{Surroundings, place};
     use super::*;
 
     #[derive(Deserialize, Debug, Default)]
@@ -328,7 +314,10 @@ mod tests {
             "EMPTY" => Some(String::new()),
             _ => None,
         };
-        let reading = read::<File>(text, &lines, &["item.list"], &env);
+        let base = std::path::Path::new(".");
+        let around = Surroundings { base, env: &env, hostname: "node", cores: 1 };
+        let fill = |name: &str| place::value(name, &around);
+        let reading = read::<File>(text, &lines, &["item.list"], &fill);
         let mut problems = reading.problems;
         problems.sort();
         if let Some(file) = reading.raw {
@@ -373,7 +362,7 @@ mod tests {
             problems("[node]\nname = \"${EMPTY}\"\n"),
             ["line 2: the environment variable EMPTY is empty"]
         );
-        let expanded = expand("a${POD_IP}b${1}", &|_| Some("!".into()));
-        assert_eq!(expanded.as_deref(), Ok("a!b${1}"));
+        let fill = |name: &str| (name == "POD_IP").then(|| Ok("!".to_owned()));
+        assert_eq!(expand("a${POD_IP}b${1}${", &fill).as_deref(), Ok("a!b${1}${"));
     }
 }

@@ -613,6 +613,9 @@ pub(super) struct Cluster {
 pub(super) struct Join {
     pub(super) token: Option<String>,
     pub(super) token_file: Option<PathBuf>,
+    pub(super) key_file: Option<Spanned<PathBuf>>,
+    pub(super) begin: Option<Spanned<usize>>,
+    pub(super) within: Option<Spanned<Span>>,
     #[serde(default)]
     pub(super) seeds: OneOrMany<Spanned<PeerText>>,
     pub(super) dns: Option<Spanned<PeerText>>,

@@ -167,6 +167,19 @@ impl Context {
         answers
     }
 
+    /// The first shard whose loop does not turn. One that is too busy to answer in time but turns is
+    /// not stuck: to end it would end its calls.
+    pub async fn stuck_shard(&self) -> Option<usize> {
+        let before: Vec<u64> = self.stats.iter().map(|stats| stats.turns.get()).collect();
+        let answered = self.ask(|_, _, _| ()).await;
+        let answers = |shard: usize| answered.iter().any(|(index, ())| *index == shard);
+        let turned = |shard: usize, then: &u64| {
+            self.stats.get(shard).is_some_and(|stats| stats.turns.get() != *then)
+        };
+        let mut all = before.iter().enumerate();
+        all.find(|(shard, then)| !answers(*shard) && !turned(*shard, then)).map(|(shard, _)| shard)
+    }
+
     /// Gives every shard an input.
     pub async fn broadcast(&self, input: impl Fn() -> Input) {
         for handle in &self.shards {
@@ -365,7 +378,15 @@ impl Pages for Context {
         self.metrics_text().await
     }
 
-    fn ready(&self) -> bool {
-        self.state() == NodeState::Running
+    fn unready(&self) -> Option<&'static str> {
+        match self.state() {
+            NodeState::Running => self.cluster.as_ref().and_then(Replication::unready),
+            NodeState::Draining => Some("draining"),
+            NodeState::Stopping => Some("stopping"),
+        }
+    }
+
+    async fn stuck(&self) -> Option<String> {
+        self.stuck_shard().await.map(|shard| format!("shard {shard} does not turn"))
     }
 }

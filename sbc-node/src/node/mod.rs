@@ -8,6 +8,7 @@ mod interfaces;
 mod reload;
 pub mod replication;
 mod start;
+mod supervisor;
 
 pub use context::{Context, NodeState};
 pub use reload::{Running, core_config};
@@ -26,6 +27,7 @@ use crate::shard::command::Command;
 use crate::telemetry::log::{self, LogControl};
 use crate::telemetry::time::unix_ms;
 use start::{Parts, ShardEnd};
+use supervisor::Supervisor;
 
 /// Exit code of a node whose configuration is bad.
 const EXIT_CONFIG: u8 = 2;
@@ -100,8 +102,13 @@ fn start_and_supervise(
         .thread_name("slow")
         .enable_all()
         .build()?;
+    let early = runtime.spawn(leave_early());
     let Parts { context, cdrs, threads, ends } = start::start(path, config, log, &runtime)?;
-    let code = runtime.block_on(supervise(Arc::clone(&context), ends));
+    early.abort();
+    let supervisor = Supervisor::of_environment();
+    supervisor.ready();
+    runtime.spawn(supervisor.clone().feed(Arc::clone(&context)));
+    let code = runtime.block_on(supervise(Arc::clone(&context), ends, &supervisor));
     for handle in &context.shards {
         // A shard that is gone needs no command.
         let _ = handle.command(Command::Stop);
@@ -120,10 +127,27 @@ fn start_and_supervise(
     Ok(code)
 }
 
+/// A node that waits to be let into its cluster carries nothing yet: it ends at once. As the first
+/// process of a container it would otherwise not hear the signal at all.
+async fn leave_early() {
+    let (Ok(mut term), Ok(mut int)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    tracing::info!("stopped while starting");
+    std::process::exit(0);
+}
+
 /// Waits for signals and for the end of a shard.
 async fn supervise(
     context: Arc<Context>,
     mut ends: tokio::sync::mpsc::Receiver<ShardEnd>,
+    supervisor: &Supervisor,
 ) -> ExitCode {
     let (Ok(mut term), Ok(mut int), Ok(mut hup)) = (
         signal(SignalKind::terminate()),
@@ -139,14 +163,17 @@ async fn supervise(
             _ = term.recv() => break,
             _ = int.recv() => break,
             _ = hup.recv() => {
+                supervisor.reloading();
                 context.cdrs.reopen();
                 let outcome = context.reload().await;
                 outcome.log();
+                supervisor.ready();
             }
             _ = clock.tick() => set_clocks(&context),
             Some(end) = ends.recv() => return lost_shard(&end),
         }
     }
+    supervisor.stopping(context.running.load().config.node.drain_time + HANGUP_TIME * 2);
     tokio::select! {
         () = stop(&context) => ExitCode::SUCCESS,
         Some(end) = ends.recv() => lost_shard(&end),

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use sbc_cluster::{Cluster, Config, Handle as ClusterHandle, Origin};
+use sbc_cluster::{Cluster, Config, Handle as ClusterHandle, JoinKey, NodeState, Origin};
 use sbc_core::core::Core;
 use sbc_core::digest::NonceKey;
 use sbc_core::ids::HintKey;
@@ -18,10 +18,12 @@ use crate::shard::stats::Kind;
 use crate::store::bans::ClusterBans;
 use crate::store::cluster::{ClusterStore, StoreStats};
 use crate::store::follow;
-use crate::store::takeover::{Takeover, TakeoverStats};
+use crate::store::takeover::{REMOVED, Takeover, TakeoverStats};
 use crate::store::tell::Tell;
 use crate::telemetry::metrics::{Sample, number};
 
+/// How long a node asks to be let in; of no matter to one that does not join.
+const JOIN_WITHIN: Duration = Duration::from_secs(60);
 /// How long floating addresses may take to be given up at the end.
 const LET_GO: Duration = Duration::from_secs(1);
 /// How long a node that has just joined waits for the tables before it takes calls.
@@ -65,25 +67,20 @@ pub(super) fn start(
     shards: &[Handle<Core>],
     runtime: &Runtime,
 ) -> anyhow::Result<Replication> {
-    let origin = match &config.join {
-        None => Origin::New,
-        Some(join) => {
-            let token = match &join.token {
-                JoinToken::Text(secret) => secret.expose().to_owned(),
-                // Absent is no trouble for a node that has joined before.
-                JoinToken::File(path) => std::fs::read_to_string(path).unwrap_or_default(),
-            };
-            Origin::Join { token: token.trim().to_owned(), seeds: join.seeds.clone() }
-        }
-    };
     let made = Config {
-        origin,
+        origin: origin(config),
+        key: config.join.as_ref().and_then(|join| match &join.token {
+            JoinToken::Key(secret) => JoinKey::derive(secret.expose().as_bytes()),
+            JoinToken::Text(_) | JoinToken::File(_) => None,
+        }),
+        join_within: config.join.as_ref().map_or(JOIN_WITHIN, |join| join.within),
         listen: config.listen,
         advertise: config.advertise.clone(),
         software: env!("CARGO_PKG_VERSION").to_owned(),
         timing: config.timing,
         ..Config::new(&config.data, name)
     };
+    forget_removed(config)?;
     let _inside = runtime.enter();
     let handle = Cluster::start(made).context("cluster")?;
     let tell = Arc::new(Tell::new(shards.to_vec()));
@@ -101,6 +98,44 @@ pub(super) fn start(
     Ok(Replication { handle, store, bans, written, taken, takeover })
 }
 
+/// What a node knew that was removed from its cluster meanwhile is of no use to the new one it becomes.
+fn forget_removed(config: &ClusterConfig) -> anyhow::Result<()> {
+    let keyed = config.join.as_ref().is_some_and(|join| matches!(join.token, JoinToken::Key(_)));
+    if !keyed || !config.data.join(REMOVED).exists() {
+        return Ok(());
+    }
+    tracing::warn!(data = %config.data.display(), "removed from the cluster: joining anew");
+    // What lies in the directory, not the directory: it may be where a volume is mounted. The mark
+    // goes last, so that an interruption changes nothing.
+    let inside = || format!("cannot empty {}", config.data.display());
+    for entry in std::fs::read_dir(&config.data).with_context(inside)? {
+        let entry = entry.with_context(inside)?;
+        if entry.file_name() == REMOVED {
+            continue;
+        }
+        let path = entry.path();
+        let gone = if path.is_dir() {
+            std::fs::remove_dir_all(&path)
+        } else {
+            std::fs::remove_file(&path)
+        };
+        gone.with_context(inside)?;
+    }
+    std::fs::remove_file(config.data.join(REMOVED)).with_context(inside)
+}
+
+fn origin(config: &ClusterConfig) -> Origin {
+    let Some(join) = &config.join else { return Origin::New };
+    let seeds = join.seeds.clone();
+    let token = match &join.token {
+        JoinToken::Key(_) => return Origin::Meet { begin: join.begin, seeds },
+        JoinToken::Text(secret) => secret.expose().to_owned(),
+        // Absent is no trouble for a node that has joined before.
+        JoinToken::File(path) => std::fs::read_to_string(path).unwrap_or_default(),
+    };
+    Origin::Join { token: token.trim().to_owned(), seeds }
+}
+
 impl Replication {
     /// Stops the cluster node and lets go of the floating addresses; what was accepted is on disk
     /// afterwards. Blocks for a few milliseconds.
@@ -111,6 +146,20 @@ impl Replication {
             && runtime.block_on(tokio::time::timeout(LET_GO, task)).is_err()
         {
             tracing::error!("floating addresses were not given up in time: the kernel will");
+        }
+    }
+
+    /// Why this node should be given no new calls, if there is a reason.
+    pub fn unready(&self) -> Option<&'static str> {
+        if !self.handle.lease_valid() {
+            return Some("no lease: no majority confirms this node");
+        }
+        let state = self.handle.read(|tables| tables.node(self.handle.id()).map(|row| row.state));
+        match state {
+            Some(NodeState::Up) => None,
+            Some(NodeState::Joining) | None => Some("joining the cluster"),
+            Some(NodeState::Draining | NodeState::Drained) => Some("draining"),
+            Some(NodeState::Down) => Some("declared down"),
         }
     }
 

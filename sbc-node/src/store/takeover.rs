@@ -16,7 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::cluster::call_of;
 use super::record;
 use super::tell::Tell;
-use crate::config::{ClusterConfig, FailoverMode, OnQuorumLoss};
+use crate::config::{ClusterConfig, FailoverMode, JoinToken, OnQuorumLoss};
 use crate::floating::{Floating, FloatingError, Placed};
 
 /// How often leases are looked at and addresses refreshed.
@@ -29,6 +29,9 @@ const ANNOUNCE_AGAIN: [Duration; 3] =
     [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3)];
 /// Calls re-INVITEd per second after a takeover by re-INVITE.
 const REINVITES_PER_S: u32 = 200;
+
+/// File in the data directory of a node that was removed from its cluster.
+pub const REMOVED: &str = "removed";
 
 /// What happened, for status and metrics.
 #[derive(Debug, Default)]
@@ -57,6 +60,8 @@ pub struct Takeover {
     reinvites: std::collections::VecDeque<DialogKey>,
     announce_at: Vec<Instant>,
     held: bool,
+    /// Where it is noted that the node was removed, if it can join anew by itself.
+    removed: Option<std::path::PathBuf>,
     pub stats: Arc<TakeoverStats>,
 }
 
@@ -89,6 +94,10 @@ impl Takeover {
             reinvites: std::collections::VecDeque::new(),
             announce_at: Vec::new(),
             held: false,
+            removed: config.join.as_ref().and_then(|join| match join.token {
+                JoinToken::Key(_) => Some(config.data.join(REMOVED)),
+                JoinToken::Text(_) | JoinToken::File(_) => None,
+            }),
             stats: Arc::default(),
         })
     }
@@ -201,7 +210,7 @@ impl Takeover {
             Event::LeaderChanged { leader, term } => {
                 tracing::info!(leader = leader.map(|l| l.0), term, "cluster leader");
             }
-            Event::Removed => tracing::error!("this node was removed from the cluster"),
+            Event::Removed => self.removed(),
             Event::TableChanged(_)
             | Event::SettingChanged(_)
             | Event::BanChanged { .. }
@@ -341,6 +350,21 @@ impl Takeover {
         for key in dialogs {
             let call = call_of(*key);
             self.tell.broadcast(|| Input::Command(CoreCommand::Forget(call)));
+        }
+    }
+
+    /// This node is no member any more. One that can come in again by itself does so with its next
+    /// start, as a new node: `node/replication.rs` looks for the mark.
+    fn removed(&self) {
+        tracing::error!("this node was removed from the cluster");
+        let Some(mark) = &self.removed else { return };
+        if let Err(error) = std::fs::write(mark, "removed from the cluster\n") {
+            tracing::error!(%error, "cannot mark the data as of no use any more");
+            return;
+        }
+        tracing::warn!("stopping, to join anew with the next start");
+        if let Err(error) = nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM) {
+            tracing::error!(%error, "cannot stop");
         }
     }
 

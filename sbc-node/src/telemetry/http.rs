@@ -12,13 +12,16 @@ use tokio::sync::Semaphore;
 const REQUEST_BYTES_MAX: usize = 4_096;
 const TIME_MAX: Duration = Duration::from_secs(5);
 const CONNECTIONS_MAX: usize = 32;
+const TEXT: &str = "text/plain; charset=utf-8";
 
 /// What the endpoint shows.
 pub trait Pages: Send + Sync + 'static {
     /// The metrics in OpenMetrics text.
     fn metrics(&self) -> impl Future<Output = String> + Send;
-    /// Whether new calls are taken: false while draining.
-    fn ready(&self) -> bool;
+    /// Why no new calls should come here: it drains, or no majority confirms it. `None`: they may.
+    fn unready(&self) -> Option<&'static str>;
+    /// What has stopped turning; `None` while all is alive.
+    fn stuck(&self) -> impl Future<Output = Option<String>> + Send;
 }
 
 /// Serves until the listener fails for good.
@@ -57,15 +60,11 @@ async fn answer<P: Pages>(mut stream: TcpStream, pages: &P) -> std::io::Result<(
     let mut words = line.split(|b| *b == b' ');
     let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let path = target.split(|b| *b == b'?').next().unwrap_or_default();
-    const TEXT: &str = "text/plain; charset=utf-8";
     const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let (status, kind, body) = match (method, path) {
         (b"GET" | b"HEAD", b"/metrics") => ("200 OK", METRICS, pages.metrics().await),
-        (b"GET" | b"HEAD", b"/healthz") => ("200 OK", TEXT, "ok\n".to_owned()),
-        (b"GET" | b"HEAD", b"/readyz") if pages.ready() => ("200 OK", TEXT, "ok\n".to_owned()),
-        (b"GET" | b"HEAD", b"/readyz") => {
-            ("503 Service Unavailable", TEXT, "draining\n".to_owned())
-        }
+        (b"GET" | b"HEAD", b"/healthz") => verdict(pages.stuck().await),
+        (b"GET" | b"HEAD", b"/readyz") => verdict(pages.unready().map(str::to_owned)),
         (b"GET" | b"HEAD", _) => ("404 Not Found", TEXT, "not found\n".to_owned()),
         _ => ("405 Method Not Allowed", TEXT, "only GET\n".to_owned()),
     };
@@ -79,4 +78,12 @@ async fn answer<P: Pages>(mut stream: TcpStream, pages: &P) -> std::io::Result<(
         stream.write_all(body.as_bytes()).await?;
     }
     stream.shutdown().await
+}
+
+/// What a probe is told: ok, or why not.
+fn verdict(trouble: Option<String>) -> (&'static str, &'static str, String) {
+    match trouble {
+        None => ("200 OK", TEXT, "ok\n".to_owned()),
+        Some(reason) => ("503 Service Unavailable", TEXT, format!("{reason}\n")),
+    }
 }
