@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::call::Call;
 use super::cluster::Cluster;
 use super::kube::Kube;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -78,6 +79,8 @@ pub(super) enum Command {
     /// The node as a member of the service.
     #[command(subcommand)]
     Node(Node),
+    /// Place one call through an SBC, to see that it works.
+    Call(Call),
     /// For pods: addresses of the node, the hook before a stop.
     #[command(subcommand)]
     Kube(Kube),

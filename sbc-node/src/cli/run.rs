@@ -15,7 +15,7 @@ use tonic::transport::Channel;
 
 use super::args::{Args, Calls, Command, Config, Format, Log, Media, Node, Trunks};
 use super::drain::{self, Order};
-use super::{Failure, client, cluster, kube, ladder, output};
+use super::{Failure, call, client, cluster, kube, ladder, output};
 
 pub(super) type Done = Result<(), Failure>;
 
@@ -30,6 +30,10 @@ pub(super) async fn run(args: Args) -> Done {
     {
         return done;
     }
+    let args = match args {
+        Args { command: Command::Call(call), .. } => return call::run(call).await,
+        args => args,
+    };
     let channel = client::connect(&args).await?;
     let json = args.output == Format::Json;
     match args.command {
@@ -67,7 +71,7 @@ pub(super) async fn run(args: Args) -> Done {
             let reply = NodeClient::new(channel).drain(request).await?.into_inner();
             show(json, &reply, |r| println!("{}, {} calls in progress", r.state, r.calls))
         }
-        Command::Completions { .. } => Ok(()),
+        Command::Completions { .. } | Command::Call(_) => Ok(()),
     }
 }
 

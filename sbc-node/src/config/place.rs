@@ -4,10 +4,14 @@
 //! ${NAME}             the environment variable NAME
 //! ${NAME[ordinal]}    of the list in NAME, separated by commas, the entry of this node: sbc-2 has 2
 //! ${file:PATH}        the first line of a file, as an init step or a mounted volume leaves it
+//! ${device:NAME}      the IPv4 address of a network device; ${device6:NAME} its IPv6 address, not the
+//!                     one of its link
 //! ```
 //!
 //! Nothing is guessed: what is not set, empty, not there or too short a list is an error. Everything
 //! else in `${…}` is left alone, for translations use `${1}` and `${name}`.
+
+use std::net::IpAddr;
 
 use super::Surroundings;
 
@@ -15,6 +19,12 @@ use super::Surroundings;
 pub(super) fn value(name: &str, around: &Surroundings<'_>) -> Option<Result<String, String>> {
     if let Some(path) = name.strip_prefix("file:") {
         return Some(first_line(path, around));
+    }
+    if let Some(device) = name.strip_prefix("device:") {
+        return Some(device_address(device, false));
+    }
+    if let Some(device) = name.strip_prefix("device6:") {
+        return Some(device_address(device, true));
     }
     if let Some(list) = name.strip_suffix("[ordinal]").filter(|list| is_variable(list)) {
         return Some(entry(list, around));
@@ -52,6 +62,31 @@ fn first_line(path: &str, around: &Surroundings<'_>) -> Result<String, String> {
     match line.is_empty() {
         true => Err(format!("the first line of {} is empty", full.display())),
         false => Ok(line.to_owned()),
+    }
+}
+
+fn device_address(device: &str, v6: bool) -> Result<String, String> {
+    let all = nix::ifaddrs::getifaddrs().map_err(|e| format!("network devices: {e}"))?;
+    let mut known = false;
+    for entry in all.filter(|entry| entry.interface_name == device) {
+        known = true;
+        let Some(address) = entry.address else { continue };
+        let found = match v6 {
+            false => address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip())),
+            true => address
+                .as_sockaddr_in6()
+                .map(|a| a.ip())
+                .filter(|ip| !ip.is_unicast_link_local())
+                .map(IpAddr::V6),
+        };
+        if let Some(found) = found {
+            return Ok(found.to_string());
+        }
+    }
+    let family = if v6 { "IPv6" } else { "IPv4" };
+    match known {
+        true => Err(format!("the network device {device} has no {family} address")),
+        false => Err(format!("there is no network device {device}")),
     }
 }
 
@@ -97,6 +132,9 @@ mod tests {
         assert!(missing.starts_with("cannot read "), "{missing}");
         let empty = at("sbc-1", "file:empty").expect("ours").expect_err("empty");
         assert!(empty.ends_with("/empty is empty"), "{empty}");
+        assert_eq!(at("sbc-1", "device:lo"), ok("127.0.0.1"));
+        let missing = Some(Err("there is no network device nosuch0".to_owned()));
+        assert_eq!(at("sbc-1", "device:nosuch0"), missing);
         for other in ["1", "name", "name[ordinal]", ""] {
             assert_eq!(at("sbc-1", other), None);
         }

@@ -5,6 +5,7 @@
 
 mod context;
 mod interfaces;
+mod privilege;
 mod reload;
 pub mod replication;
 mod start;
@@ -97,6 +98,9 @@ fn start_and_supervise(
     log: LogControl,
 ) -> anyhow::Result<ExitCode> {
     raise_descriptor_limit();
+    if let Err(error) = privilege::raise() {
+        tracing::warn!(%error, "cannot put the permitted capabilities into effect");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("slow")

@@ -274,6 +274,9 @@ impl Source for ProcessSource {
             number(used.resident_bytes),
         );
         push("process_open_fds", "Open file descriptors", Kind::Gauge, number(used.open_fds));
+        let fds = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
+        let fds = fds.map_or(0, |(soft, _)| soft);
+        push("process_max_fds", "Limit of open file descriptors", Kind::Gauge, number(fds));
         push(
             "process_start_time_seconds",
             "Start of the process, Unix time",
