@@ -315,7 +315,7 @@ mod tests {
             _ => None,
         };
         let base = std::path::Path::new(".");
-        let around = Surroundings { base, env: &env, hostname: "node", cores: 1 };
+        let around = Surroundings { base, env: &env, hostname: "node", cores: 1, interfaces: &[] };
         let fill = |name: &str| place::value(name, &around);
         let reading = read::<File>(text, &lines, &["item.list"], &fill);
         let mut problems = reading.problems;

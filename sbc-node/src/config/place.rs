@@ -111,7 +111,8 @@ mod tests {
             _ => None,
         };
         let at = |hostname: &str, name: &str| {
-            let around = Surroundings { base: dir.path(), env: &env, hostname, cores: 1 };
+            let around =
+                Surroundings { base: dir.path(), env: &env, hostname, cores: 1, interfaces: &[] };
             value(name, &around)
         };
         let ok = |text: &str| Some(Ok(text.to_owned()));
