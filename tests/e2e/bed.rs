@@ -8,10 +8,10 @@
 //!  sees 203.0.113.5 ┘                └ seen as 10.2.0.1
 //! ```
 
-use sbc_tests::net::{Net, ip};
+use sbc_tests::net::{Net, ip, nft};
 use sbc_tests::node::Node;
 use sbc_tests::sipp::Sipp;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -191,18 +191,6 @@ impl Bed {
         let node = self.node.take().expect("the node was stopped");
         node.stop();
     }
-}
-
-/// Loads a ruleset in a namespace.
-pub(crate) fn nft(ns: &str, rules: &str) {
-    use std::io::Write as _;
-    let mut child = Command::new("ip")
-        .args(["netns", "exec", ns, "nft", "-f", "-"])
-        .stdin(Stdio::piped())
-        .spawn()
-        .expect("nft");
-    child.stdin.take().expect("stdin").write_all(rules.as_bytes()).expect("write rules");
-    assert!(child.wait().expect("nft").success(), "nft refused: {rules}");
 }
 
 fn config(plan: &Plan, transport: &str, extra: &str) -> String {

@@ -7,3 +7,4 @@ mod cluster;
 mod features;
 mod phones;
 mod soak;
+mod three;

@@ -9,7 +9,8 @@ use std::time::Duration;
 use sbc_tests::can_make_namespaces;
 use sbc_tests::net::socket_in;
 
-use crate::bed::{Bed, V4, nft};
+use crate::bed::{Bed, V4};
+use sbc_tests::net::nft;
 
 fn resident_kib(pid: i32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");

@@ -9,6 +9,7 @@ pub mod load;
 pub mod net;
 pub mod node;
 pub mod proc;
+pub mod rtp;
 pub mod sipp;
 
 use std::time::{Duration, Instant};

@@ -32,6 +32,18 @@ pub fn run(program: &str, args: &str) {
     );
 }
 
+/// Loads a ruleset in a namespace.
+pub fn nft(ns: &str, rules: &str) {
+    use std::io::Write as _;
+    let mut child = Command::new("ip")
+        .args(["netns", "exec", ns, "nft", "-f", "-"])
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .expect("nft");
+    child.stdin.take().expect("stdin").write_all(rules.as_bytes()).expect("write rules");
+    assert!(child.wait().expect("nft").success(), "nft refused: {rules}");
+}
+
 /// Sends one datagram from `from` inside a namespace and returns the first answer, or nothing after
 /// half a second without one.
 pub fn exchange(ns: &str, from: &str, to: &str, message: &[u8]) -> Vec<u8> {
