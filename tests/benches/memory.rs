@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use sbc_tests::load::{end, env, pinned, udp_bound};
+use sbc_tests::load::{end, env, pinned, resident_kib, udp_bound};
 use sbc_tests::{binary, root, wait_for};
 
 fn main() {
@@ -32,7 +32,7 @@ fn main() {
     let common = "-i 127.0.0.1 -nostdin -skip_rlimit -buff_size 4194304";
     let mut uas = sipp("uas-load.xml", &format!("{common} -p 7070"));
     wait_for("the callee to listen", Duration::from_secs(5), || udp_bound(7070).then_some(()));
-    let before = resident(node.id());
+    let before = resident_kib(node.id());
     let hold = (calls / rate + 30) * 1000;
     let mut uac = sipp(
         "uac-load.xml",
@@ -52,10 +52,10 @@ fn main() {
     wait_for("all calls to be up", Duration::from_secs(calls / rate + 60), || {
         (up() >= calls).then_some(())
     });
-    let full = resident(node.id());
+    let full = resident_kib(node.id());
     uac.wait().expect("sipp");
     wait_for("all calls to be over", Duration::from_secs(60), || (up() == 0).then_some(()));
-    let after = resident(node.id());
+    let after = resident_kib(node.id());
     end(&mut uas);
     end(&mut node);
     println!("| calls up | resident before | with all up | after | KiB per call |");
@@ -64,11 +64,4 @@ fn main() {
         "| {calls} | {before} KiB | {full} KiB | {after} KiB | {:.1} |",
         (full - before) as f64 / calls as f64
     );
-}
-
-/// Resident memory in KiB.
-fn resident(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
-    let line = status.lines().find(|l| l.starts_with("VmRSS:")).expect("VmRSS");
-    line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number")
 }

@@ -7,4 +7,5 @@ mod cluster;
 mod features;
 mod phones;
 mod soak;
+mod subscribe;
 mod three;

@@ -4,19 +4,15 @@
 //!
 //! `SOAK_CALLS` sets the number of calls (3,000 in `make test`, 100,000 in `make soak`).
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sbc_tests::can_make_namespaces;
+use sbc_tests::load::resident_kib;
 use sbc_tests::net::socket_in;
 
 use crate::bed::{Bed, V4};
 use sbc_tests::net::nft;
-
-fn resident_kib(pid: i32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
-    let line = status.lines().find(|l| l.starts_with("VmRSS:")).expect("VmRSS");
-    line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number")
-}
 
 #[test]
 fn soak_with_loss_abandoned_calls_and_malformed_requests() {
@@ -27,7 +23,7 @@ fn soak_with_loss_abandoned_calls_and_malformed_requests() {
     let rate: u64 = std::env::var("SOAK_RATE").map_or(150, |n| n.parse().expect("SOAK_RATE"));
     // Abandoned calls have no media and nobody to answer: the media timeout ends them.
     let bed = Bed::new(V4, "\n[calls]\nmedia-timeout = \"4s\"\n");
-    let pid = bed.node().proc.pid().as_raw();
+    let pid = u32::try_from(bed.node().proc.pid().as_raw()).expect("pid");
     nft(
         &bed.net.ns("sbc"),
         "table inet loss {\n chain in {\n type filter hook input priority 0;\n \
@@ -62,6 +58,7 @@ fn soak_with_loss_abandoned_calls_and_malformed_requests() {
         junk.join().expect("malformed requests");
         bed.wait_idle(Duration::from_secs(90));
         drop(callee);
+        eprintln!("soak: round {round} of {share} calls over, resident {} KiB", resident_kib(pid));
         if round == 0 {
             before = resident_kib(pid);
         }
@@ -69,6 +66,12 @@ fn soak_with_loss_abandoned_calls_and_malformed_requests() {
     let after = resident_kib(pid);
     eprintln!("soak: {calls} calls, resident {before} KiB after {warm_up}, {after} KiB at the end");
     assert!(after <= before + before / 4 + 8_192, "{before} KiB became {after} KiB");
+    let mut ends: BTreeMap<String, u64> = BTreeMap::new();
+    for cdr in bed.node().cdrs() {
+        let end = format!("{} {} by {}", cdr["status"], cdr["reason"], cdr["ended_by"]);
+        *ends.entry(end).or_default() += 1;
+    }
+    eprintln!("soak: {ends:#?}");
     let answered = bed.node().cdrs().iter().filter(|c| c["status"] == 200).count();
     let wanted = usize::try_from(calls).expect("calls");
     assert!(answered * 100 >= wanted * 90, "only {answered} of {wanted} calls were answered");

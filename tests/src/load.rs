@@ -49,6 +49,13 @@ pub fn udp_bound(port: u16) -> bool {
     std::fs::read_to_string("/proc/net/udp").unwrap_or_default().contains(&needle)
 }
 
+/// Resident memory of a process in KiB.
+pub fn resident_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    let line = status.lines().find(|l| l.starts_with("VmRSS:")).expect("VmRSS");
+    line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number")
+}
+
 /// SIGTERM, and SIGKILL five seconds later.
 pub fn end(child: &mut Child) {
     let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).expect("pid"));

@@ -231,6 +231,10 @@ pub(super) struct Trunk {
     pub(super) media_family: MediaFamily,
     #[serde(default = "yes")]
     pub(super) refer: bool,
+    #[serde(default)]
+    pub(super) route_options: bool,
+    #[serde(default)]
+    pub(super) unsolicited_notify: bool,
     #[serde(default = "yes")]
     pub(super) rel100: bool,
     #[serde(default)]

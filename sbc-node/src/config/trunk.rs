@@ -111,6 +111,8 @@ fn one(
             raw::MediaFamily::Ipv6 => Some(true),
         },
         refer: raw.refer,
+        route_options: raw.route_options,
+        unsolicited_notify: raw.unsolicited_notify,
         rel100: raw.rel100,
         headers: headers(cx, &raw.headers),
         credentials: raw.credentials.iter().filter_map(|c| credential(cx, c)).collect(),

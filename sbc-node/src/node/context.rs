@@ -358,6 +358,8 @@ fn core_samples(
     push("sbc_call_session_timeouts", "Calls ended by session timer", c, calls.session_timeouts);
     push("sbc_call_missing_acks", "Calls whose 2xx was never ACKed", c, calls.no_ack);
     push("sbc_call_stray_answers", "2xx of calls that were gone", c, calls.stray_answers);
+    push("sbc_subscriptions", "Subscriptions outside calls", g, calls.subscriptions);
+    push("sbc_relayed_requests", "Requests outside dialogs routed on", c, calls.relayed);
     push("sbc_unknown_dialogs", "Requests answered 481", c, calls.unknown_dialogs);
     push("sbc_malformed_messages", "Messages that could not be read", c, calls.malformed);
     push("sbc_guard_dropped_messages", "Dropped by the guard", c, calls.guard_dropped);

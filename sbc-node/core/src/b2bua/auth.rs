@@ -7,7 +7,7 @@ use super::call::{Call, Exchange, Phase};
 use super::env::{Cx, Purpose, Sent};
 use super::wire;
 use crate::digest::{Account, Answerer};
-use crate::ids::Branch;
+use crate::ids::{Branch, ShardHint};
 use crate::media::Side;
 use crate::routing::Trunk;
 use crate::sip::{Builder, CSeq, HeaderName, List, Message, Method};
@@ -40,6 +40,26 @@ fn answer_for(trunk: &Trunk, challenge: &Message, tried: bool) -> Option<Answer>
 
 fn cnonce(cx: &mut Cx<'_>) -> String {
     format!("{:016x}", cx.ids().rng().next_u64())
+}
+
+/// A request outside dialogs once more, with the answer to its challenge. `None` without credentials
+/// for it, or when they were refused before.
+pub(crate) fn answered(
+    cx: &mut Cx<'_>,
+    hint: ShardHint,
+    trunk: &Trunk,
+    challenge: &Message,
+    request: &Message,
+    tried: bool,
+) -> Option<(Bytes, Branch)> {
+    let cnonce = cnonce(cx);
+    let mut answer = answer_for(trunk, challenge, tried)?;
+    let method = request.method()?.as_str();
+    let uri = request.request_uri_str();
+    let value = answer.answerer.authorize(method, uri, request.body(), &cnonce);
+    let seq = request.cseq().ok()?.number + 1;
+    let branch = cx.ids().branch(hint);
+    Some((again(request, &branch, seq, answer.header, &value), branch))
 }
 
 impl Call {

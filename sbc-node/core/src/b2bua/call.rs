@@ -354,6 +354,8 @@ pub(crate) enum CallTimer {
     Duration,
     /// Our own re-INVITE hit glare and may be tried again.
     Retry(Side),
+    /// None of a call's: a subscription, by its index and number, has run out.
+    Subscription,
 }
 
 impl Call {

@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 use super::call::{CallKey, CallTimer, DialogRef};
 use super::record::CallId;
 use super::stats::Stats;
+use super::subscription::SubKey;
 use crate::core::{
     Config, Destination, Direction, Event, Output, Record, ResolveId, ResolveQuery, StoreId, Trace,
 };
@@ -36,6 +37,8 @@ pub(crate) enum Purpose {
     Exchange { call: CallKey, number: u16 },
     /// A request outside any dialog that we pass on.
     Relay { index: u32, number: u32 },
+    /// Request n in the dialogs of a subscription; never 0.
+    Subscription { index: u32, number: u32, exchange: u16 },
     /// BYE of a dialog that no call knows; its outcome matters to nobody.
     Stray,
 }
@@ -52,6 +55,9 @@ impl Purpose {
             Purpose::Invite { call, attempt } => pack(1, u64::from(attempt), call.index, call.id.0),
             Purpose::Exchange { call, number } => pack(2, u64::from(number), call.index, call.id.0),
             Purpose::Relay { index, number } => pack(3, 0, index, u64::from(number)),
+            Purpose::Subscription { index, number, exchange } => {
+                pack(3, u64::from(exchange), index, u64::from(number))
+            }
         }
     }
 
@@ -64,7 +70,13 @@ impl Purpose {
         match owner >> 62 {
             1 => Purpose::Invite { call, attempt: number },
             2 => Purpose::Exchange { call, number },
-            3 => Purpose::Relay { index, number: u32::try_from(check).unwrap_or(0) },
+            3 => {
+                let (exchange, number) = (number, u32::try_from(check).unwrap_or(0));
+                match exchange {
+                    0 => Purpose::Relay { index, number },
+                    _ => Purpose::Subscription { index, number, exchange },
+                }
+            }
             _ => Purpose::Stray,
         }
     }
@@ -100,6 +112,11 @@ pub(crate) enum ResolveFor {
     Relay {
         index: u32,
         number: u32,
+    },
+    /// The next hop of a subscription's leg is a name.
+    Subscription {
+        key: SubKey,
+        side: Side,
     },
 }
 

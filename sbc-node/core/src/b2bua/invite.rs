@@ -250,7 +250,7 @@ pub(crate) fn make(
 }
 
 /// The dialog as we see it that answer an INVITE (RFC 3261 §12.1.1).
-fn uas_dialog(message: &Message, tag: &str) -> Dialog {
+pub(crate) fn uas_dialog(message: &Message, tag: &str) -> Dialog {
     let no_tag = |value: Option<NameAddr<'_>>| -> Box<str> {
         match value {
             Some(v) => {

@@ -29,6 +29,7 @@ mod restore;
 mod session;
 mod session_timer;
 mod stats;
+mod subscription;
 mod summary;
 mod table;
 #[cfg(test)]

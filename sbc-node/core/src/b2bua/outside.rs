@@ -1,24 +1,31 @@
-//! Requests outside any dialog other than INVITE: OPTIONS to us is answered, MESSAGE is routed and
-//! passed on hop by hop like a call, the rest is refused.
+//! Requests outside any dialog other than INVITE. MESSAGE, PUBLISH, SUBSCRIBE and REFER are routed
+//! and passed on hop by hop like a call, each written anew; the last two make a subscription, which
+//! is `subscription.rs`. OPTIONS is answered by us, or routed where the trunk says so and somebody is
+//! meant. NOTIFY without a subscription is passed on only from trunks that may.
 
 use slab::Slab;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
 use super::attempt::{mapped, outgoing_dialog};
-use super::call::{Asked, Call};
+use super::auth;
+use super::call::{Asked, Call, Hop};
 use super::env::{Cx, Purpose, ResolveFor, Sent};
 use super::exchange::any_body;
 use super::hide::{self, Crossing};
 use super::invite::{self, Incoming, Refuse};
+use super::refer::{self, Referral};
+use super::subscription::{SubKey, Subscriptions, crossing_body};
 use super::users::Way;
 use super::wire;
-use crate::core::ResolveError;
+use crate::core::{Destination, ResolveError};
+use crate::dialog::Dialog;
 use crate::media::Side;
 use crate::net::{Target, Transport};
 use crate::registrar::Reached;
 use crate::routing::{Plan, Trunk};
-use crate::sip::{HeaderName, Message, Method};
+use crate::sip::{HeaderName, Message, Method, NameAddr, parse};
+use bytes::Bytes;
 
 /// A request on its way across, without a dialog.
 struct Relay {
@@ -35,6 +42,14 @@ struct Relay {
     contact: Option<Reached>,
     /// The last failure that a target sent.
     failure: Option<u16>,
+    /// What a SUBSCRIBE or REFER makes, once it is accepted.
+    subscription: Option<SubKey>,
+    /// Value of Replaces in the Refer-To of a REFER, as the other side knows the dialog.
+    replaces: Option<String>,
+    /// As last sent, where the trunk may challenge it; and whether that was answered already.
+    sent: Option<Bytes>,
+    dest: Option<Destination>,
+    authorized: bool,
 }
 
 /// Requests outside dialogs of one shard.
@@ -42,6 +57,7 @@ struct Relay {
 pub(crate) struct Relays {
     slots: Slab<Box<Relay>>,
     last: u32,
+    pub(crate) subscriptions: Subscriptions,
 }
 
 /// The part of a relay's number that its [`Purpose`] has room for.
@@ -62,14 +78,29 @@ impl Relays {
     }
 
     /// A request outside any dialog that is not INVITE.
-    pub(crate) fn request(&mut self, cx: &mut Cx<'_>, incoming: &Incoming<'_>) {
+    pub(crate) fn request(
+        &mut self,
+        cx: &mut Cx<'_>,
+        incoming: &Incoming<'_>,
+        referral: Option<Referral>,
+    ) {
         let trunk = match super::users::source(cx, incoming) {
             Ok(trunk) => trunk,
             Err(refuse) => return invite::refuse(cx, incoming, &refuse),
         };
         let refusal = match incoming.message.method() {
-            Some(Method::Options) => return options(cx, incoming),
-            Some(Method::Message) => match self.relay(cx, incoming, trunk) {
+            Some(Method::Options) if !routes_options(incoming.message, &trunk) => {
+                return options(cx, incoming);
+            }
+            Some(Method::Notify) if !trunk.config.unsolicited_notify => Refuse::new(481, ""),
+            Some(
+                Method::Options
+                | Method::Message
+                | Method::Publish
+                | Method::Subscribe
+                | Method::Refer
+                | Method::Notify,
+            ) => match self.relay(cx, incoming, trunk, referral) {
                 Ok(()) => return,
                 Err(refuse) => refuse,
             },
@@ -79,18 +110,10 @@ impl Relays {
                 | Method::Prack
                 | Method::Update
                 | Method::Info
-                | Method::Notify
                 | Method::Cancel
                 | Method::Ack,
             ) => Refuse::new(481, ""),
-            Some(
-                Method::Invite
-                | Method::Register
-                | Method::Subscribe
-                | Method::Refer
-                | Method::Publish,
-            )
-            | None => Refuse::new(405, ""),
+            Some(Method::Invite | Method::Register) | None => Refuse::new(405, ""),
         };
         invite::refuse(cx, incoming, &refusal);
     }
@@ -100,6 +123,7 @@ impl Relays {
         cx: &mut Cx<'_>,
         incoming: &Incoming<'_>,
         from: Arc<Trunk>,
+        referral: Option<Referral>,
     ) -> Result<(), Refuse> {
         let message = incoming.message;
         let retry = || cx.env.config.calls.retry_after_s.to_string();
@@ -113,10 +137,21 @@ impl Relays {
             return Err(Refuse::new(483, ""));
         }
         invite::require(message)?;
+        if referral.is_some() {
+            may_refer(message, &from)?;
+        }
+        // A transfer to a dialog that we do not know would make the other side call into nowhere.
+        if referral.as_ref().is_some_and(|r| r.unknown) {
+            return Err(Refuse::new(481, ""));
+        }
         let plan = invite::route(cx, message, &from)?;
         self.last = self.last.wrapping_add(1) & NUMBER;
         let asked =
             Asked { server: incoming.server, request: message.clone(), flow: incoming.flow };
+        let subscribes = matches!(message.method(), Some(Method::Subscribe | Method::Refer));
+        let subscription =
+            subscribes.then(|| self.subscriptions.begin(cx, &asked, &from)).transpose()?;
+        cx.env.stats.relayed += 1;
         let relay = Relay {
             number: self.last,
             asked,
@@ -128,6 +163,11 @@ impl Relays {
             contacts: Vec::new(),
             contact: None,
             failure: None,
+            subscription,
+            replaces: referral.and_then(|r| r.replaces),
+            sent: None,
+            dest: None,
+            authorized: false,
         };
         let index = self.slots.insert(Box::new(relay));
         self.next(cx, index);
@@ -143,10 +183,13 @@ impl Relays {
         loop {
             let Some(relay) = self.slots.get_mut(index) else { return };
             if let Some(target) = relay.addresses.pop() {
-                if send(cx, relay, index, target) {
-                    return;
+                let Some((dialog, hop)) = send(cx, relay, index, target) else { continue };
+                if let (Some(key), Some(to)) =
+                    (relay.subscription, relay.plan.targets.get(relay.hop))
+                {
+                    self.subscriptions.sent(key, to.trunk.clone(), dialog, hop);
                 }
-                continue;
+                return;
             }
             if let Some(contact) = relay.contacts.pop() {
                 let way = super::users::way(&contact);
@@ -229,6 +272,14 @@ impl Relays {
     pub(crate) fn response(&mut self, cx: &mut Cx<'_>, index: u32, number: u32, message: &Message) {
         let status = message.status().unwrap_or(500);
         let Some(relay) = self.get(index, number).filter(|_| status >= 200) else { return };
+        let key = relay.subscription;
+        if matches!(status, 401 | 407) && authorize(cx, relay, index, message) {
+            if let Some(key) = key {
+                self.subscriptions.sent_again(key);
+            }
+            return;
+        }
+        let Some(relay) = self.get(index, number) else { return };
         let fails_over = relay
             .plan
             .targets
@@ -239,6 +290,18 @@ impl Relays {
             return self.next(cx, index as usize);
         }
         self.finish(cx, index as usize, mapped(status), Some(message));
+    }
+
+    /// A response in the dialogs of a subscription.
+    pub(crate) fn subscription_response(
+        &mut self,
+        cx: &mut Cx<'_>,
+        index: u32,
+        number: u32,
+        exchange: u16,
+        message: &Message,
+    ) {
+        self.subscriptions.response(cx, SubKey { index, number }, exchange, message);
     }
 
     /// A request that we passed on got no answer, or could not be sent.
@@ -253,8 +316,24 @@ impl Relays {
         let Some(relay) = self.slots.try_remove(index) else { return };
         let asked = &relay.asked;
         let hint = cx.ids().hints().of_call_id(asked.request.call_id().unwrap_or("").as_bytes());
+        let accepted = match (relay.subscription, message) {
+            (Some(key), Some(message)) if status < 300 => {
+                self.subscriptions.accepted(cx, key, message)
+            }
+            (Some(key), _) => {
+                self.subscriptions.refused(cx, key);
+                None
+            }
+            (None, _) => None,
+        };
         let tag = cx.ids().tag(hint);
-        let mut out = cx.response(&asked.request, &asked.flow, status, "", Some(&tag));
+        let tag = accepted.as_deref().unwrap_or(&tag);
+        let mut out = cx.response(&asked.request, &asked.flow, status, "", Some(tag));
+        if let (Some(_), Some(listener)) = (&accepted, cx.listener(&wire::hop_of_flow(&asked.flow)))
+        {
+            out.copy(&asked.request, HeaderName::RecordRoute);
+            out.header(HeaderName::Contact, wire::Contact(listener));
+        }
         let hop = relay.plan.targets.get(relay.hop);
         let host = cx.listener(&wire::hop_of_flow(&asked.flow)).map(|l| l.advertise_host.clone());
         let mut body = None;
@@ -271,38 +350,90 @@ impl Relays {
     }
 }
 
-/// Writes a request for its current hop and sends it. `false` when the hop cannot be reached.
-fn send(cx: &mut Cx<'_>, relay: &Relay, index: usize, target: Target) -> bool {
-    let Some(hop) = relay.plan.targets.get(relay.hop) else { return false };
+/// Writes a request for its current hop and sends it; yields the dialog that it may make. `None` when
+/// the hop cannot be reached.
+fn send(cx: &mut Cx<'_>, relay: &mut Relay, index: usize, target: Target) -> Option<(Dialog, Hop)> {
+    let hop = relay.plan.targets.get(relay.hop)?;
     let request = &relay.asked.request;
     let hint = cx.ids().hints().of_call_id(request.call_id().unwrap_or("").as_bytes());
-    let Some((mut dialog, mut route)) = outgoing_dialog(cx, hint, request, hop, target) else {
-        return false;
-    };
+    let (mut dialog, mut route) = outgoing_dialog(cx, hint, request, hop, target)?;
     if let Some(contact) = &relay.contact {
         super::users::point(contact, &mut dialog, &mut route);
     }
-    let Some(method) = request.method() else { return false };
+    let method = request.method()?;
     let forwards = request.max_forwards().ok().flatten().unwrap_or(wire::MAX_FORWARDS);
     let forwards = forwards.saturating_sub(1);
-    let begun = wire::begin_request(cx, hint, &dialog, &route, method, 1, forwards);
-    let Some((mut out, branch)) = begun else { return false };
+    let seq = dialog.next_seq();
+    let (mut out, branch) = wire::begin_request(cx, hint, &dialog, &route, method, seq, forwards)?;
     let host = wire::named_host(cx, &route, &hop.trunk.config);
     if let Some(host) = &host {
         let (from, to) = (&relay.from.config, &hop.trunk.config);
         let pai_user = hop.numbers.pai.as_deref();
         hide::cross(&mut out, request, &Crossing { from, to, host, pai_user });
     }
-    let data = match any_body(request) {
+    if *method == Method::Refer {
+        let host = cx.listener(&route)?.advertise_host.clone();
+        let value = request.first::<NameAddr<'_>>(HeaderName::ReferTo).ok().flatten()?;
+        let refer_to = refer::refer_to(value.uri().ok()?, &host, relay.replaces.as_deref());
+        out.header(HeaderName::ReferTo, refer_to);
+        if let Some((name, value)) = refer::referred_by(request, &host) {
+            out.header(name, value);
+        }
+    }
+    let own = cx.listener(&route)?.advertise_host.clone();
+    let data = match crossing_body(request, &own) {
         Some((kind, body)) => out.finish_with(&kind, &body),
         None => out.finish(),
     };
+    relay.authorized = false;
+    relay.sent = (!hop.trunk.config.credentials.is_empty()).then(|| data.clone());
     let index = u32::try_from(index).unwrap_or(u32::MAX);
     let purpose = Purpose::Relay { index, number: relay.number };
     let dest = wire::destination(&route);
+    relay.dest = Some(dest);
     let timeout = hop.trunk.config.failover.no_answer;
     let sent = Sent { method: method.clone(), branch, dest, data, purpose, timeout };
-    cx.send(None, sent).is_some()
+    cx.send(None, sent)?;
+    Some((dialog, route))
+}
+
+/// A challenge of the trunk is answered with its credentials, once. `false` when it cannot be.
+fn authorize(cx: &mut Cx<'_>, relay: &mut Relay, index: u32, challenge: &Message) -> bool {
+    let Some(hop) = relay.plan.targets.get(relay.hop) else { return false };
+    let Some(request) = relay.sent.take().and_then(|r| parse(r, &cx.env.config.limits).ok()) else {
+        return false;
+    };
+    let hint = cx.ids().hints().of_call_id(relay.asked.request.call_id().unwrap_or("").as_bytes());
+    let Some((data, branch)) =
+        auth::answered(cx, hint, &hop.trunk, challenge, &request, relay.authorized)
+    else {
+        return false;
+    };
+    let Some(method) = request.method().cloned() else { return false };
+    let Some(dest) = relay.dest else { return false };
+    relay.authorized = true;
+    relay.sent = Some(data.clone());
+    let purpose = Purpose::Relay { index, number: relay.number };
+    let timeout = hop.trunk.config.failover.no_answer;
+    cx.send(None, Sent { method, branch, dest, data, purpose, timeout }).is_some()
+}
+
+/// REFER only where the trunk may, and only with somebody to refer to.
+fn may_refer(message: &Message, from: &Trunk) -> Result<(), Refuse> {
+    if !from.config.refer {
+        return Err(Refuse::new(403, ""));
+    }
+    let value = message.first::<NameAddr<'_>>(HeaderName::ReferTo).ok().flatten();
+    if value.is_none_or(|v| v.uri().is_err()) {
+        return Err(Refuse::new(400, "Bad Request: no usable Refer-To"));
+    }
+    Ok(())
+}
+
+/// Whether OPTIONS is for somebody behind us: it names a user, and its trunk is to be told of them.
+fn routes_options(message: &Message, from: &Trunk) -> bool {
+    let user = message.request_uri().is_ok_and(|u| u.user().is_some_and(|u| !u.is_empty()));
+    from.config.route_options && user && message.max_forwards().ok().flatten() != Some(0)
 }
 
 /// OPTIONS asks whether we are there and what we can do; in a drain we are not.

@@ -9,6 +9,8 @@ pub struct CallPolicy {
     pub max_calls: usize,
     /// Requests outside dialogs (MESSAGE, OPTIONS, …) that one shard forwards at a time.
     pub max_relays: usize,
+    /// Subscriptions outside calls (SUBSCRIBE, REFER) that one shard holds; beyond it 503.
+    pub max_subscriptions: usize,
     /// Seconds of Retry-After in our 503.
     pub retry_after_s: u32,
     /// A call may last this long; `None` for no limit. A trunk may ask for less.
@@ -37,6 +39,7 @@ impl Default for CallPolicy {
         CallPolicy {
             max_calls: 100_000,
             max_relays: 20_000,
+            max_subscriptions: 50_000,
             retry_after_s: 10,
             max_duration: None,
             ring_timeout: Duration::from_secs(180),

@@ -20,9 +20,9 @@ const REFERS_MAX: usize = 8;
 /// What a REFER needs to know of other calls, looked up before its own call acts.
 pub(crate) struct Referral {
     /// Value of Replaces for the other side, escaped for a URI.
-    replaces: Option<String>,
+    pub(crate) replaces: Option<String>,
     /// It names a dialog that is none of ours.
-    unknown: bool,
+    pub(crate) unknown: bool,
 }
 
 impl Calls {
@@ -97,7 +97,7 @@ impl Call {
 }
 
 /// Refer-To with our host: the other side's call comes to us and is routed like any.
-fn refer_to(uri: UriRef<'_>, host: &Host, replaces: Option<&str>) -> String {
+pub(crate) fn refer_to(uri: UriRef<'_>, host: &Host, replaces: Option<&str>) -> String {
     let shown = Hosted { uri, user: uri.user(), host };
     match replaces {
         Some(replaces) => format!("<{shown}?Replaces={replaces}>"),
@@ -105,7 +105,7 @@ fn refer_to(uri: UriRef<'_>, host: &Host, replaces: Option<&str>) -> String {
     }
 }
 
-fn referred_by(message: &Message, host: &Host) -> Option<(HeaderName, String)> {
+pub(crate) fn referred_by(message: &Message, host: &Host) -> Option<(HeaderName, String)> {
     let value = NameAddr::from_value(message.header(HeaderName::ReferredBy)?).ok()?;
     let uri = value.uri().ok()?;
     let shown = Hosted { uri, user: uri.user(), host };

@@ -27,6 +27,10 @@ pub struct Stats {
     pub no_ack: u64,
     /// 2xx of forks that lost, or of calls that were gone.
     pub stray_answers: u64,
+    /// Subscriptions outside calls (gauge).
+    pub subscriptions: u64,
+    /// Requests outside dialogs that were routed on.
+    pub relayed: u64,
     /// Requests for dialogs that we do not know (481).
     pub unknown_dialogs: u64,
     /// Requests that could not be read (400 and the like), and messages dropped for it.

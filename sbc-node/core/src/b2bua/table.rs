@@ -12,6 +12,7 @@ use super::invite::{self, Incoming, Refuse};
 use super::outside::Relays;
 use super::record::CallId;
 use super::refer::Referral;
+use super::subscription::SubKey;
 use crate::core::{Command, ResolveError, ResolveId, StoreId};
 use crate::media::{MediaId, Side};
 use crate::net::{ConnId, Flow, Target};
@@ -147,6 +148,7 @@ impl Calls {
         let dialog = self.dialog_of(cx, &message);
         let asked = Asked { server, request: message, flow };
         let Some(dialog) = dialog else {
+            let Err(asked) = self.relays.subscriptions.request(cx, asked) else { return };
             cx.env.stats.unknown_dialogs += 1;
             let out = cx.response(&asked.request, &flow, 481, "", None);
             return cx.respond(None, &flow, server, 481, out.finish());
@@ -262,11 +264,18 @@ impl Calls {
                 self.with(cx, call, |call, cx| call.exchange_failed(cx, number, status));
             }
             Purpose::Relay { index, number } => self.relays.failed(cx, index, number),
+            Purpose::Subscription { index, number, exchange } => {
+                let key = SubKey { index, number };
+                self.relays.subscriptions.failed(cx, key, exchange, status);
+            }
             Purpose::Stray => {}
         }
     }
 
     pub(crate) fn timer(&mut self, cx: &mut Cx<'_>, timer: Timer) {
+        if timer.what == CallTimer::Subscription {
+            return self.relays.subscriptions.timer(cx, timer.call);
+        }
         self.with(cx, timer.call, |call, cx| match timer.what {
             CallTimer::Attempt(number) => call.attempt_timer(cx, number),
             CallTimer::Ok => call.ok_timer(cx),
@@ -277,6 +286,7 @@ impl Calls {
                 call.end(cx, EndedBy::Sbc(EndCause::DurationLimit), None, Some(reason));
             }
             CallTimer::Retry(side) => call.retry_reinvite(cx, side),
+            CallTimer::Subscription => {}
         });
     }
 
@@ -297,6 +307,9 @@ impl Calls {
             ResolveFor::Relay { index, number } => {
                 self.relays.resolved(cx, index, number, result);
             }
+            ResolveFor::Subscription { key, side } => {
+                self.relays.subscriptions.resolved(key, side, result);
+            }
         }
     }
 
@@ -309,7 +322,7 @@ impl Calls {
             Some(ResolveFor::Relay { index, number }) => {
                 self.relays.located(cx, index, number, found);
             }
-            Some(ResolveFor::Leg { .. }) | None => {}
+            Some(ResolveFor::Leg { .. } | ResolveFor::Subscription { .. }) | None => {}
         }
     }
 

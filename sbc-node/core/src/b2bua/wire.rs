@@ -17,7 +17,7 @@ use crate::sip::{
 
 /// Methods that we take part in, for Allow.
 pub(crate) const ALLOW: &str = "INVITE, ACK, CANCEL, BYE, OPTIONS, PRACK, UPDATE, INFO, MESSAGE, \
-                                REFER, NOTIFY, SUBSCRIBE";
+                                REFER, NOTIFY, SUBSCRIBE, PUBLISH";
 
 /// Hops that a request of ours may take when none was given (RFC 3261 §8.1.1.6).
 pub(crate) const MAX_FORWARDS: u8 = 70;

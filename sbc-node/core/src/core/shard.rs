@@ -166,6 +166,7 @@ impl Core {
     pub fn is_idle(&self) -> bool {
         self.calls.len() == 0
             && self.calls.relays.len() == 0
+            && self.calls.relays.subscriptions.len() == 0
             && self.env.txn.is_idle()
             && self.env.timers.is_empty()
             && self.env.tags.is_empty()
@@ -184,9 +185,11 @@ impl Core {
         self.calls.find(id).map(|call| CallSummary::of(call, &self.env.clock))
     }
 
-    /// Whether a call that began before `until_ms` (Unix milliseconds) has a leg on an interface.
+    /// Whether a call that began before `until_ms` (Unix milliseconds), or a subscription, has a leg on
+    /// an interface.
     pub fn interface_used(&self, interface: InterfaceId, until_ms: u64) -> bool {
-        self.calls.iter().any(|call| call.uses(interface, until_ms))
+        self.calls.relays.subscriptions.uses(interface)
+            || self.calls.iter().any(|call| call.uses(interface, until_ms))
     }
 
     /// The shard's routing: trunk states and counters.
@@ -303,6 +306,9 @@ fn dispatch(cx: &mut Cx<'_>, calls: &mut Calls, event: transaction::Event) {
             Purpose::Relay { index, number } => {
                 calls.relays.response(cx, index, number, &message);
             }
+            Purpose::Subscription { index, number, exchange } => {
+                calls.relays.subscription_response(cx, index, number, exchange, &message);
+            }
             Purpose::Stray => {}
         },
         E::StrayOk { flow, message } => calls.stray_ok(cx, &flow, &message),
@@ -334,7 +340,12 @@ fn request(
         Some(Method::Invite) => {
             calls.invite(cx, &Incoming { server, flow, message: &message, merged });
         }
-        _ => calls.relays.request(cx, &Incoming { server, flow, message: &message, merged }),
+        _ => {
+            let refers = message.method() == Some(&Method::Refer);
+            let referral = refers.then(|| calls.referral(cx, &message));
+            let incoming = Incoming { server, flow, message: &message, merged };
+            calls.relays.request(cx, &incoming, referral);
+        }
     }
 }
 

@@ -65,6 +65,10 @@ pub struct Source {
 pub struct TrunkConfig {
     pub name: Arc<str>,
     pub interface: InterfaceId,
+    /// OPTIONS for a user is routed like a call instead of answered by us.
+    pub route_options: bool,
+    /// NOTIFY without a subscription is routed like a MESSAGE (MWI of old PBXs).
+    pub unsolicited_notify: bool,
     /// Realm of the interface, for route matches.
     pub realm: Arc<str>,
     /// May be empty: a trunk that only sends to us.
@@ -132,6 +136,8 @@ impl TrunkConfig {
             symmetric: false,
             media_ipv6: None,
             refer: true,
+            route_options: false,
+            unsolicited_notify: false,
             rel100: true,
             headers: HeaderPolicy::default(),
             credentials: Vec::new(),

@@ -9,6 +9,7 @@ mod operator;
 mod refuse;
 mod session;
 mod storm;
+mod subscribe;
 mod transfer;
 mod users;
 mod world;

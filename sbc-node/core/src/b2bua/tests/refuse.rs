@@ -60,9 +60,10 @@ fn methods_outside_a_dialog() {
         ("OPTIONS", "200"),
         ("NEWMETHOD", "501"),
         ("REGISTER", "405"),
-        ("SUBSCRIBE", "405"),
-        ("REFER", "405"),
-        ("PUBLISH", "405"),
+        // Without Event and without Refer-To.
+        ("SUBSCRIBE", "489"),
+        ("REFER", "400"),
+        ("NOTIFY", "481"),
         ("BYE", "481"),
         ("INFO", "481"),
         ("UPDATE", "481"),

@@ -151,7 +151,7 @@ fn a_peer_behind_nat_is_where_it_last_sent_from() {
     w.assert_clean();
 }
 
-fn with_credentials() -> World {
+pub(super) fn with_credentials() -> World {
     let mut settings = Settings::new();
     settings.one.credentials = vec![Credential {
         realm: "carrier".into(),
@@ -161,7 +161,7 @@ fn with_credentials() -> World {
     settings.begin()
 }
 
-const CHALLENGE: &str =
+pub(super) const CHALLENGE: &str =
     "Proxy-Authenticate: Digest realm=\"carrier\", nonce=\"abc\", qop=\"auth\", algorithm=MD5\n";
 
 #[test]
