@@ -66,7 +66,11 @@ fn call_with_audio(plan: Plan, transport: &str) {
 }
 
 /// Nothing of one side shows on the other.
-pub(crate) fn hidden(bed: &Bed, outside: &sbc_tests::capture::Pcap, inside: &sbc_tests::capture::Pcap) {
+pub(crate) fn hidden(
+    bed: &Bed,
+    outside: &sbc_tests::capture::Pcap,
+    inside: &sbc_tests::capture::Pcap,
+) {
     let of_outside = [
         bed.plan.out,
         bed.plan.sbc_out,
