@@ -5,7 +5,7 @@ set -euo pipefail
 
 build=(gcc libc6-dev pkg-config libnftnl-dev libmnl-dev protobuf-compiler libprotobuf-dev clang libbpf-dev)
 tests=(sip-tester baresip-core tshark tcpdump nftables iproute2 ethtool sox)
-peers=(kamailio kamailio-extra-modules rtpengine-daemon)
+peers=(valgrind kamailio kamailio-extra-modules rtpengine-daemon)
 
 want=("${build[@]}" "${tests[@]}")
 [ "${DEPS_BENCH:-0}" = 1 ] && want+=("${peers[@]}")

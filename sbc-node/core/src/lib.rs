@@ -20,5 +20,6 @@ pub mod sdp;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 pub mod sip;
+mod text;
 pub mod timer;
 pub mod transaction;

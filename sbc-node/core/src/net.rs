@@ -6,6 +6,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use crate::text;
+
 /// Index of an interface in the running configuration. Stable across reloads for the same name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct InterfaceId(pub u16);
@@ -107,6 +109,21 @@ impl fmt::Display for Host {
             Host::Ip(IpAddr::V4(ip)) => write!(f, "{ip}"),
             Host::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]"),
             Host::Name(name) => f.write_str(name),
+        }
+    }
+}
+
+impl Host {
+    /// Appends what `Display` shows.
+    pub(crate) fn push_to(&self, out: &mut String) {
+        match self {
+            Host::Ip(ip @ IpAddr::V4(_)) => text::push_ip(out, *ip),
+            Host::Ip(ip @ IpAddr::V6(_)) => {
+                out.push('[');
+                text::push_ip(out, *ip);
+                out.push(']');
+            }
+            Host::Name(name) => out.push_str(name),
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::media::Side;
 use crate::net::{Host, Target, Transport};
 use crate::routing::{SessionTimerMode, TrunkConfig};
 use crate::sip::{Builder, HeaderName, Message, Method, NameAddr, UriRef};
+use crate::text::push_number;
 use crate::transaction::ClientId;
 
 /// Resolved addresses tried per hop at most.
@@ -392,12 +393,16 @@ pub(crate) fn outgoing_dialog(
         None => peer_host(&to.peer().host),
     };
     let at = |user: &str, uri: Option<UriRef<'_>>, port: Option<u16>| {
-        let at = if user.is_empty() { "" } else { "@" };
-        let phone = if uri.is_some_and(hide::is_phone) { ";user=phone" } else { "" };
-        match port {
-            Some(port) => format!("sip:{user}{at}{far_host}:{port}{phone}"),
-            None => format!("sip:{user}{at}{far_host}{phone}"),
+        let mut text = String::with_capacity(user.len() + 80);
+        push_address(&mut text, user, &far_host);
+        if let Some(port) = port {
+            text.push(':');
+            push_number(&mut text, port);
         }
+        if uri.is_some_and(hide::is_phone) {
+            text.push_str(";user=phone");
+        }
+        text
     };
     let numbers = &to.numbers;
     let by_peer = config.domain.is_none();
@@ -407,7 +412,9 @@ pub(crate) fn outgoing_dialog(
         request_uri.push_str(";transport=");
         request_uri.push_str(param);
     }
-    let remote = format!("<{}>", at(&numbers.to, request.to().ok()?.uri().ok(), None));
+    let mut remote = at(&numbers.to, request.to().ok()?.uri().ok(), None);
+    remote.insert(0, '<');
+    remote.push('>');
     let anonymous = !config.trusted && hide::wants_anonymity(request);
     let local = local_name(&request.from().ok()?, &numbers.from, &own_host, anonymous);
     let dialog = Dialog {
@@ -478,11 +485,30 @@ fn local_name(from: &NameAddr<'_>, user: &str, host: &Host, anonymous: bool) -> 
     let display = Display(from.display_raw);
     let (name, blank) = if display.0.is_empty() { ("", "") } else { (display.0, " ") };
     let invalid = uri.is_some_and(|u| u.host().eq_ignore_ascii_case("anonymous.invalid"));
+    let mut text = String::with_capacity(name.len() + user.len() + 80);
+    text.push_str(name);
+    text.push_str(blank);
+    text.push('<');
     match (user.is_empty(), invalid) {
-        (true, _) => format!("{name}{blank}<sip:{host}>"),
-        (false, true) => format!("{name}{blank}<sip:{user}@anonymous.invalid>"),
-        (false, false) => format!("{name}{blank}<sip:{user}@{host}{phone}>"),
+        (true, _) => push_address(&mut text, "", host),
+        (false, true) => push_address(&mut text, user, &Host::Name("anonymous.invalid".into())),
+        (false, false) => {
+            push_address(&mut text, user, host);
+            text.push_str(phone);
+        }
     }
+    text.push('>');
+    text
+}
+
+/// `sip:user@host`, or `sip:host` without a user.
+fn push_address(out: &mut String, user: &str, host: &Host) {
+    out.push_str("sip:");
+    if !user.is_empty() {
+        out.push_str(user);
+        out.push('@');
+    }
+    host.push_to(out);
 }
 
 fn peer_host(host: &std::sync::Arc<str>) -> Host {

@@ -1,7 +1,8 @@
 //! `o=` and `c=` (RFC 8866 §5.2, §5.7), and what kind of address one is.
 
-use std::fmt;
 use std::net::IpAddr;
+
+use crate::text::push_ip;
 
 /// The originator of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +17,7 @@ pub struct Origin<'a> {
 
 impl<'a> Origin<'a> {
     pub(super) fn parse(value: &'a str) -> Option<Self> {
-        let mut fields = value.split(' ').filter(|f| !f.is_empty());
+        let mut fields = fields(value);
         let mut next = || fields.next();
         let (username, session_id, version) = (next()?, next()?, next()?);
         let (_net_type, address_type, address) = (next()?, next()?, next()?);
@@ -42,7 +43,7 @@ pub enum Connection<'a> {
 
 impl<'a> Connection<'a> {
     pub(super) fn parse(value: &'a str) -> Option<Self> {
-        let mut fields = value.split(' ').filter(|f| !f.is_empty());
+        let mut fields = fields(value);
         let net = fields.next()?;
         let kind = fields.next()?;
         let address = fields.next()?;
@@ -50,7 +51,8 @@ impl<'a> Connection<'a> {
             return None;
         }
         // Multicast carries `/ttl` and `/count`.
-        let host = address.split('/').next().unwrap_or("");
+        let end = address.bytes().position(|b| b == b'/').unwrap_or(address.len());
+        let host = address.get(..end).unwrap_or("");
         match host.parse::<IpAddr>() {
             Ok(ip) if ip.is_ipv4() == kind.eq_ignore_ascii_case("IP4") => Some(Connection::Ip(ip)),
             Ok(_) => None,
@@ -72,15 +74,35 @@ impl<'a> Connection<'a> {
 }
 
 /// `IN IP4 192.0.2.1`.
-pub(super) struct NetAddress(pub(super) IpAddr);
+pub(super) fn net_address(ip: IpAddr) -> String {
+    let mut text = String::with_capacity(24);
+    push_net_address(&mut text, ip);
+    text
+}
 
-impl fmt::Display for NetAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            IpAddr::V4(ip) => write!(f, "IN IP4 {ip}"),
-            IpAddr::V6(ip) => write!(f, "IN IP6 {ip}"),
+/// Appends the same.
+pub(super) fn push_net_address(out: &mut String, ip: IpAddr) {
+    out.push_str(if ip.is_ipv4() { "IN IP4 " } else { "IN IP6 " });
+    push_ip(out, ip);
+}
+
+/// The fields of a value, divided by one or more blanks.
+pub(super) fn fields(value: &str) -> impl Iterator<Item = &str> {
+    let mut rest = value;
+    std::iter::from_fn(move || {
+        loop {
+            let bytes = rest.as_bytes();
+            if bytes.is_empty() {
+                return None;
+            }
+            let end = bytes.iter().position(|b| *b == b' ').unwrap_or(bytes.len());
+            let field = rest.get(..end)?;
+            rest = rest.get(end + 1..).unwrap_or("");
+            if !field.is_empty() {
+                return Some(field);
+            }
         }
-    }
+    })
 }
 
 /// What kind of place an address is; whether media may go there is policy.

@@ -26,7 +26,12 @@ impl<'a> Line<'a> {
 
     /// Name and value of an attribute (`a=name:value`, `a=name`); `None` for other lines.
     pub fn attribute(&self) -> Option<(&str, &str)> {
-        (self.kind == b'a').then(|| self.value.split_once(':').unwrap_or((&self.value, "")))
+        if self.kind != b'a' {
+            return None;
+        }
+        let value: &str = &self.value;
+        let colon = value.bytes().position(|b| b == b':').unwrap_or(value.len());
+        Some((value.get(..colon).unwrap_or(""), value.get(colon + 1..).unwrap_or("")))
     }
 
     /// Whether this is attribute `name`. Names are case-sensitive (RFC 8866 §5.13), but peers are

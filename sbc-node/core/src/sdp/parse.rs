@@ -81,7 +81,10 @@ pub(super) fn parse(body: &[u8]) -> Result<Sdp<'_>, SdpError> {
         if first && !(kind == b'v' && text.trim_ascii() == b"0") {
             return Err(SdpError::new(SdpErrorKind::NoVersion, number));
         }
-        let text = String::from_utf8_lossy(text);
+        let text = match std::str::from_utf8(text) {
+            Ok(text) => Cow::Borrowed(text),
+            Err(_) => String::from_utf8_lossy(text),
+        };
         if kind == b'm' {
             if sdp.media.len() >= STREAMS_MAX {
                 return Err(SdpError::new(SdpErrorKind::TooMany, number));

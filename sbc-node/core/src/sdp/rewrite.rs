@@ -3,7 +3,9 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 
-use super::address::{Connection, NetAddress};
+use super::address::{Connection, net_address};
+use smallvec::SmallVec;
+
 use super::line::{self, Line};
 use super::session::Sdp;
 
@@ -89,7 +91,7 @@ impl Sdp<'_> {
         };
         media.set_port(rtp.port());
         if rtp.ip() != anchoring.address {
-            line::set(&mut media.lines, Line::new(b'c', NetAddress(rtp.ip()).to_string()));
+            line::set(&mut media.lines, Line::new(b'c', net_address(rtp.ip())));
         }
         let muxed = media.attribute("rtcp-mux").is_some();
         let usual = rtcp.ip() == rtp.ip() && Some(rtcp.port()) == rtp.port().checked_add(1);
@@ -97,7 +99,7 @@ impl Sdp<'_> {
             let value = if rtcp.ip() == rtp.ip() {
                 format!("rtcp:{}", rtcp.port())
             } else {
-                format!("rtcp:{} {}", rtcp.port(), NetAddress(rtcp.ip()))
+                format!("rtcp:{} {}", rtcp.port(), net_address(rtcp.ip()))
             };
             media.lines.push(Line::new(b'a', value));
         }
@@ -127,10 +129,11 @@ impl Sdp<'_> {
     }
 
     /// Addresses and names that `o=` and `c=` give; no attribute may repeat them.
-    fn foreign_names(&self) -> Vec<String> {
-        let mut names = Vec::new();
+    fn foreign_names(&self) -> SmallVec<[String; 2]> {
+        let mut names: SmallVec<[String; 2]> = SmallVec::new();
         let mut add = |name: &str| {
-            if name.contains(['.', ':']) && !names.iter().any(|n| n == name) {
+            let told = memchr::memchr2(b'.', b':', name.as_bytes()).is_some();
+            if told && !names.iter().any(|n| n == name) {
                 names.push(name.to_owned());
             }
         };
@@ -139,12 +142,11 @@ impl Sdp<'_> {
         }
         for line in self.session.iter().chain(self.media.iter().flat_map(|m| &m.lines)) {
             if line.kind == b'c' {
-                add(line
-                    .value()
-                    .rsplit(' ')
-                    .next()
-                    .and_then(|a| a.split('/').next())
-                    .unwrap_or(""));
+                let value = line.value();
+                let begin = memchr::memrchr(b' ', value.as_bytes()).map_or(0, |at| at + 1);
+                let name = value.get(begin..).unwrap_or("");
+                let end = memchr::memchr(b'/', name.as_bytes()).unwrap_or(name.len());
+                add(name.get(..end).unwrap_or(""));
             }
         }
         names

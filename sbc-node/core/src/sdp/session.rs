@@ -1,16 +1,17 @@
 //! A whole description: session lines, media sections, and what they say of each stream.
 
 use std::borrow::Cow;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use bytes::Bytes;
 
-use super::address::{Connection, NetAddress, Origin};
+use super::address::{Connection, Origin, net_address, push_net_address};
 use super::line::{self, Line};
 use super::media::{Direction, Media, Protocol};
 use super::parse::{SdpError, SdpErrorKind, parse};
 use crate::media::StreamKind;
+use crate::text::push_number;
 
 /// A session description. Borrows from the body; lines that are changed own their text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,7 +154,14 @@ impl<'a> Sdp<'a> {
 
     /// Replaces `o=` with our own identity.
     pub fn set_origin(&mut self, username: &str, session_id: u64, version: u64, address: IpAddr) {
-        let value = format!("{username} {session_id} {version} {}", NetAddress(address));
+        let mut value = String::with_capacity(96);
+        value.push_str(username);
+        for number in [session_id, version] {
+            value.push(' ');
+            push_number(&mut value, number);
+        }
+        value.push(' ');
+        push_net_address(&mut value, address);
         line::set(&mut self.session, Line::new(b'o', value));
     }
 
@@ -165,8 +173,7 @@ impl<'a> Sdp<'a> {
 
     /// Replaces every `c=`: at session level, and in sections that have their own.
     pub fn set_connection(&mut self, address: IpAddr) {
-        let value = NetAddress(address).to_string();
-        line::set(&mut self.session, Line::new(b'c', value.clone()));
+        line::set(&mut self.session, Line::new(b'c', net_address(address)));
         for media in &mut self.media {
             media.lines.retain(|l| l.kind != b'c');
         }
@@ -190,10 +197,13 @@ impl<'a> Sdp<'a> {
         }
         lines(out, &self.session);
         for media in &self.media {
-            // Writing to a String cannot fail.
-            let _ = write!(out, "m={} {}", media.kind, media.port);
+            out.push_str("m=");
+            out.push_str(&media.kind);
+            out.push(' ');
+            push_number(out, media.port);
             if let Some(count) = media.count {
-                let _ = write!(out, "/{count}");
+                out.push('/');
+                push_number(out, count);
             }
             out.push(' ');
             out.push_str(&media.proto);

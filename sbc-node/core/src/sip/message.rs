@@ -41,7 +41,9 @@ pub(super) struct Inner {
 }
 
 impl Inner {
-    /// `data[..head_end]` must be UTF-8: `head()` relies on it.
+    /// `data[..head_end]` must be UTF-8, checked with `from_utf8` (or the byte-wise equal of what
+    /// was, with ASCII blanks for ASCII line ends), and all offsets must lie beside ASCII bytes of
+    /// it: `slice` relies on both.
     pub(super) fn new(
         data: Bytes,
         head_end: usize,
@@ -97,17 +99,21 @@ impl HeaderError {
 
 impl Message {
     #[inline]
-    fn head(&self) -> &str {
-        let head = self.0.data.get(..self.0.head_end).unwrap_or_default();
-        debug_assert!(std::str::from_utf8(head).is_ok());
-        // SAFETY: `parse::index` is the only maker of `Inner` and has checked exactly these bytes
-        // (or their byte-wise equal with ASCII blanks for ASCII line ends) with `from_utf8`.
-        unsafe { std::str::from_utf8_unchecked(head) }
+    fn slice(&self, from: u32, to: u32) -> &str {
+        let text = self.0.data.get(from as usize..to as usize).unwrap_or_default();
+        debug_assert!(to as usize <= self.0.head_end && std::str::from_utf8(text).is_ok());
+        // SAFETY: every offset that `parse::index` keeps lies in the head, which is UTF-8 (see
+        // `Inner::new`), and beside an ASCII byte, so no character is cut.
+        unsafe { std::str::from_utf8_unchecked(text) }
     }
 
     #[inline]
-    fn slice(&self, from: u32, to: u32) -> &str {
-        self.head().get(from as usize..to as usize).unwrap_or("")
+    fn view(&self, line: &Line) -> Header<'_> {
+        Header {
+            id: line.id,
+            name: self.slice(line.name, line.name + u32::from(line.name_len)),
+            value: self.slice(line.value, line.end),
+        }
     }
 
     pub fn start_line(&self) -> StartLine<'_> {
@@ -168,11 +174,22 @@ impl Message {
 
     /// All header lines in order.
     pub fn headers(&self) -> impl Iterator<Item = Header<'_>> + Clone {
-        self.0.lines.iter().map(|line| Header {
-            id: line.id,
-            name: self.slice(line.name, line.name + u32::from(line.name_len)),
-            value: self.slice(line.value, line.end),
-        })
+        self.0.lines.iter().map(|line| self.view(line))
+    }
+
+    /// All lines of one header in order.
+    pub fn headers_named(&self, name: HeaderName) -> impl Iterator<Item = Header<'_>> + Clone {
+        let lines: &[Line] = if self.has(name) { &self.0.lines } else { &[] };
+        lines.iter().filter(move |l| l.id == name).map(|line| self.view(line))
+    }
+
+    /// The first header that stands more than once and must not (RFC 3261 §7.3.1).
+    pub(super) fn repeated_once(&self) -> Option<HeaderName> {
+        if self.0.repeated & HeaderName::ONCE == 0 {
+            return None;
+        }
+        let once = |id: HeaderName| id.bit() & self.0.repeated & HeaderName::ONCE != 0;
+        self.0.lines.iter().map(|line| line.id).find(|id| once(*id))
     }
 
     /// Whether a header is present. Not for `Other`.

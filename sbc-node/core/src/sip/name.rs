@@ -215,6 +215,20 @@ impl HeaderName {
         NAMES.get(self as usize).map_or(Repeat::Lines, |entry| entry.3)
     }
 
+    /// The bits of all headers that may stand once, but for Content-Length, whose repetition is
+    /// judged by its values.
+    pub(super) const ONCE: u128 = {
+        let (mut bits, mut i) = (0u128, 0);
+        while i < NAMES.len() {
+            let once = matches!(NAMES[i].3, Repeat::Once);
+            if once && !matches!(NAMES[i].0, HeaderName::ContentLength) {
+                bits |= 1 << i;
+            }
+            i += 1;
+        }
+        bits
+    };
+
     /// This name's bit in a presence set.
     #[inline]
     pub(super) fn bit(self) -> u128 {

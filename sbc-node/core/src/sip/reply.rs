@@ -31,7 +31,7 @@ pub fn response(
     source: Option<SocketAddr>,
 ) -> Builder {
     let mut out = Builder::response(status, reason);
-    for (i, line) in request.headers().filter(|h| h.id == HeaderName::Via).enumerate() {
+    for (i, line) in request.headers_named(HeaderName::Via).enumerate() {
         match source {
             Some(source) if i == 0 => {
                 out.header(HeaderName::Via, TopVia { line: line.value, source });

@@ -7,6 +7,8 @@ use std::borrow::Cow;
 const TOKEN: u8 = 1;
 const HOST: u8 = 2;
 const USER: u8 = 4;
+/// A user byte that begins an escape.
+const ESCAPE: u8 = 8;
 
 static CLASS: [u8; 256] = build_classes();
 
@@ -30,6 +32,9 @@ const fn build_classes() -> [u8; 256] {
         if mark || matches!(b, b'&' | b'=' | b'+' | b'$' | b',' | b';' | b'?' | b'/' | b'%' | b'#')
         {
             table[i] |= USER;
+        }
+        if b == b'%' {
+            table[i] |= ESCAPE;
         }
         if b == u8::MAX {
             return table;
@@ -60,6 +65,28 @@ pub(crate) fn is_host_name(text: &str) -> bool {
 #[inline]
 pub(crate) fn is_user_byte(b: u8) -> bool {
     CLASS[usize::from(b)] & USER != 0
+}
+
+/// How many bytes from the begin of `bytes` may stand in a user part as they are, non-ASCII ones
+/// among them, and whether an escape begins among them.
+#[inline]
+pub(crate) fn user_run(bytes: &[u8]) -> (usize, bool) {
+    let (mut len, mut seen) = (0, 0);
+    while let Some(b) = bytes.get(len) {
+        let class = CLASS[usize::from(*b)];
+        if class & USER == 0 && *b < 0x80 {
+            break;
+        }
+        seen |= class;
+        len += 1;
+    }
+    (len, seen & ESCAPE != 0)
+}
+
+/// How many bytes from the begin of `bytes` may stand in a host name.
+#[inline]
+pub(crate) fn host_run(bytes: &[u8]) -> usize {
+    bytes.iter().position(|b| CLASS[usize::from(*b)] & HOST == 0).unwrap_or(bytes.len())
 }
 
 /// Strips linear white space from both ends.
@@ -204,26 +231,43 @@ impl<'a> Iterator for ParamIter<'a> {
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            let skip = self.rest.bytes().take_while(|b| matches!(b, b';' | b' ' | b'\t')).count();
-            let text = self.rest.get(skip..).unwrap_or("");
-            if text.is_empty() {
-                return None;
+            let bytes = self.rest.as_bytes();
+            let mut begin = 0;
+            while let Some(b';' | b' ' | b'\t') = bytes.get(begin) {
+                begin += 1;
             }
-            let at = match text.bytes().position(|b| matches!(b, b';' | b'"')) {
-                None => text.len(),
-                Some(at) if text.as_bytes().get(at) == Some(&b';') => at,
-                Some(_) => find_outside(text, b';', b';', false),
-            };
-            self.rest = text.get(at + 1..).unwrap_or("");
-            let one = trim(text.get(..at).unwrap_or(""));
-            if !one.is_empty() {
-                return Some(match one.bytes().position(|b| b == b'=') {
-                    Some(at) => {
-                        let (name, value) = one.split_at_checked(at).unwrap_or((one, ""));
-                        (trim(name), Some(trim(value.get(1..).unwrap_or(""))))
+            // One pass for the end of the parameter and for what divides it.
+            let (mut end, mut equals) = (begin, None);
+            loop {
+                match bytes.get(end) {
+                    None if end == begin => return None,
+                    None | Some(b';') => break,
+                    Some(b'"') => {
+                        let text = self.rest.get(begin..).unwrap_or("");
+                        end = begin + find_outside(text, b';', b';', false);
+                        let one = bytes.get(begin..end).unwrap_or_default();
+                        equals = equals.or(memchr::memchr(b'=', one).map(|at| begin + at));
+                        break;
                     }
-                    None => (one, None),
-                });
+                    Some(b'=') if equals.is_none() => equals = Some(end),
+                    Some(_) => {}
+                }
+                end += 1;
+            }
+            let text = self.rest;
+            self.rest = text.get(end + 1..).unwrap_or("");
+            match equals {
+                Some(at) => {
+                    let name = trim(text.get(begin..at).unwrap_or(""));
+                    let value = trim(text.get(at + 1..end).unwrap_or(""));
+                    return Some((name, Some(value)));
+                }
+                None => {
+                    let one = trim(text.get(begin..end).unwrap_or(""));
+                    if !one.is_empty() {
+                        return Some((one, None));
+                    }
+                }
             }
         }
     }

@@ -7,7 +7,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::scan::{Params, hex, is_user_byte, percent_decode};
+use super::scan::{Params, hex, is_user_byte, percent_decode, user_run};
 use super::value::parse_ip;
 use super::value::{FromValue, Host, ValueError};
 use super::write::{Out, WriteValue};
@@ -38,7 +38,53 @@ pub struct UriRef<'a> {
 impl<'a> UriRef<'a> {
     /// # Errors
     /// [`ValueError`] when the text is no URI, or a sip, sips or tel URI not in its grammar.
+    #[inline]
     pub fn parse(raw: &'a str) -> Result<Self, ValueError> {
+        match Self::plain(raw) {
+            Some(uri) => Ok(uri),
+            None => Self::any(raw),
+        }
+    }
+
+    /// A sip or sips URI as most are, in one pass; `None` for what has to be looked at more closely,
+    /// right or wrong.
+    fn plain(raw: &'a str) -> Option<Self> {
+        let (scheme, begin) = match raw.as_bytes() {
+            [b's' | b'S', b'i' | b'I', b'p' | b'P', b':', ..] => (Scheme::Sip, 4),
+            [b's' | b'S', b'i' | b'I', b'p' | b'P', b's' | b'S', b':', ..] => (Scheme::Sips, 5),
+            _ => return None,
+        };
+        let bytes = raw.as_bytes();
+        let (run, escaped) = user_run(bytes.get(begin..)?);
+        let (user, host_at) = match bytes.get(begin + run) {
+            Some(b'@') if run > 0 && !escaped => {
+                (Some(raw.get(begin..begin + run)?), begin + run + 1)
+            }
+            // An empty user, or one whose escapes must be looked at.
+            Some(b'@') => return None,
+            None => (None, begin),
+            // A port, or a password with an `@` behind it.
+            Some(_) if memchr::memchr(b'@', bytes.get(begin + run..)?).is_some() => return None,
+            Some(_) => (None, begin),
+        };
+        let (Host { host, port }, end) = Host::plain(raw, host_at)?;
+        let mut uri = UriRef { scheme, user, host, port, ..Self::blank(raw) };
+        match bytes.get(end) {
+            None => {}
+            Some(b';') => {
+                uri.params = raw.get(end..)?;
+                // Headers, a second `@`, and what may not stand in a URI.
+                let odd = |b: u8| b <= b' ' || matches!(b, b'?' | b'@' | b'<' | b'>' | b'"' | 0x7f);
+                if uri.params.bytes().any(odd) {
+                    return None;
+                }
+            }
+            Some(_) => return None,
+        }
+        Some(uri)
+    }
+
+    fn any(raw: &'a str) -> Result<Self, ValueError> {
         let colon = memchr::memchr(b':', raw.as_bytes()).ok_or(ValueError::Uri)?;
         let (scheme, rest) = raw.split_at_checked(colon).ok_or(ValueError::Uri)?;
         let rest = rest.get(1..).unwrap_or("");

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::message::{HeaderError, Message};
 use super::method::reason_phrase;
-use super::name::{HeaderName, Repeat};
+use super::name::HeaderName;
 use super::uri::Scheme;
 use super::value::{Contact, NameAddr, ValueError, Via};
 
@@ -36,10 +36,17 @@ impl From<HeaderError> for Reject {
 /// # Errors
 /// [`Reject`] with 400, or 416 for a Request-URI of a scheme that cannot be routed.
 pub fn validate(message: &Message) -> Result<(), Reject> {
-    for via in message.all::<Via<'_>>(HeaderName::Via) {
+    if !message.has(HeaderName::Via) {
+        return Err(HeaderError::Missing(HeaderName::Via).into());
+    }
+    let mut vias = message.all::<Via<'_>>(HeaderName::Via).peekable();
+    if vias.peek().is_none() {
+        // A Via without an element.
+        message.via()?;
+    }
+    for via in vias {
         via?;
     }
-    message.via()?;
     no_repeats(message)?;
     address(HeaderName::From, &message.from()?)?;
     address(HeaderName::To, &message.to()?)?;
@@ -56,6 +63,9 @@ pub fn validate(message: &Message) -> Result<(), Reject> {
         return Err(Reject::new(400, "Bad Request: body shorter than Content-Length"));
     }
     for name in ADDRESSES {
+        if !message.has(name) {
+            continue;
+        }
         for value in message.all::<Contact<'_>>(name) {
             match value? {
                 Contact::Addr(value) => address(name, &value)?,
@@ -103,14 +113,8 @@ fn request_line(message: &Message) -> Result<(), Reject> {
 
 /// Headers that may stand only once: a second one is how values are smuggled past a check.
 fn no_repeats(message: &Message) -> Result<(), Reject> {
-    let repeated = message.headers().find(|h| {
-        h.id != HeaderName::Other
-            && h.id != HeaderName::ContentLength
-            && message.is_repeated(h.id)
-            && h.id.repeat() == Repeat::Once
-    });
-    match repeated {
-        Some(header) => Err(HeaderError::Repeated(header.id).into()),
+    match message.repeated_once() {
+        Some(id) => Err(HeaderError::Repeated(id).into()),
         None => Ok(()),
     }
 }

@@ -12,6 +12,7 @@ use super::message::{Header, Message};
 use super::method::{Method, reason_phrase};
 use super::name::HeaderName;
 use crate::net;
+use crate::text::{Decimal, Dotted};
 
 /// Where values are written to. What a value holds of CR, LF and NUL becomes spaces when it ends,
 /// so a value cannot break out of its line.
@@ -26,20 +27,8 @@ impl Out<'_> {
 
     /// Appends a decimal number.
     #[inline]
-    pub fn int(&mut self, mut n: u64) {
-        let mut digits = [0u8; 20];
-        let mut at = digits.len();
-        loop {
-            at -= 1;
-            if let Some(slot) = digits.get_mut(at) {
-                *slot = b'0' + u8::try_from(n % 10).unwrap_or(0);
-            }
-            n /= 10;
-            if n == 0 {
-                break;
-            }
-        }
-        self.0.extend_from_slice(digits.get(at..).unwrap_or_default());
+    pub fn int(&mut self, n: u64) {
+        self.0.extend_from_slice(Decimal::new(n).as_bytes());
     }
 }
 
@@ -99,13 +88,21 @@ impl WriteValue for Method {
 
 impl WriteValue for IpAddr {
     fn write_value(&self, out: &mut Out<'_>) {
-        format_args!("{self}").write_value(out);
+        match self {
+            IpAddr::V4(ip) => out.0.extend_from_slice(Dotted::new(*ip).as_bytes()),
+            IpAddr::V6(ip) => format_args!("{ip}").write_value(out),
+        }
     }
 }
 
 impl WriteValue for net::Host {
+    /// As its `Display`.
     fn write_value(&self, out: &mut Out<'_>) {
-        format_args!("{self}").write_value(out);
+        match self {
+            net::Host::Ip(ip @ IpAddr::V4(_)) => ip.write_value(out),
+            net::Host::Ip(ip @ IpAddr::V6(_)) => ("[", ip, "]").write_value(out),
+            net::Host::Name(name) => out.str(name),
+        }
     }
 }
 
@@ -231,10 +228,8 @@ impl Builder {
 
     /// All lines of one header of a message, in order, byte for byte.
     pub fn copy(&mut self, from: &Message, name: HeaderName) -> &mut Self {
-        if from.has(name) {
-            for line in from.headers().filter(|h| h.id == name) {
-                self.line(line);
-            }
+        for line in from.headers_named(name) {
+            self.line(line);
         }
         self
     }

@@ -5,9 +5,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use super::{FromValue, ValueError};
-use crate::sip::scan::{
-    Params, find_outside, is_token_byte, quoted_end, quotes_closed, trim, unquote,
-};
+use crate::sip::scan::{Params, find_outside, quoted_end, quotes_closed, trim, unquote};
 use crate::sip::uri::UriRef;
 use crate::sip::write::{Out, WriteValue};
 
@@ -63,19 +61,24 @@ impl<'a> FromValue<'a> for NameAddr<'a> {
             }
         };
         let display_raw = trim(text.get(..open).unwrap_or(""));
-        let plain = |b: u8| is_token_byte(b) || matches!(b, b' ' | b'\t') || b >= 0x80;
-        if !display_raw.starts_with('"') && !display_raw.bytes().all(plain) {
-            // Peers write unquoted names with other characters; only what could hide structure
-            // is refused (RFC 4475 §3.1.2.? quotes, §3.1.1.? tokens).
-            if display_raw.bytes().any(|b| matches!(b, b'"' | b';' | b',' | b'>' | b'\\')) {
-                return Err(ValueError::Syntax);
-            }
+        // Peers write unquoted names with other characters than those of tokens; only what could
+        // hide structure is refused (RFC 4475).
+        let odd = |b: u8| matches!(b, b'"' | b';' | b',' | b'>' | b'\\');
+        if !display_raw.starts_with('"') && display_raw.bytes().any(odd) {
+            return Err(ValueError::Syntax);
         }
         let inner = text.get(open + 1..).unwrap_or("");
         let close = memchr::memchr(b'>', inner.as_bytes()).ok_or(ValueError::Unclosed)?;
         let uri_str = trim(inner.get(..close).unwrap_or(""));
-        let params = inner.get(close + 1..).unwrap_or("").trim_ascii_start();
-        if uri_str.is_empty() || !(params.is_empty() || params.starts_with(';')) {
+        let params = inner.get(close + 1..).unwrap_or("");
+        if uri_str.is_empty() {
+            return Err(ValueError::Syntax);
+        }
+        if params.is_empty() {
+            return Ok(NameAddr { display_raw, uri_str, params: Params("") });
+        }
+        let params = params.trim_ascii_start();
+        if !(params.is_empty() || params.starts_with(';')) {
             return Err(ValueError::Syntax);
         }
         if !quotes_closed(params) {

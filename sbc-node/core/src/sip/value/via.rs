@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::{FromValue, ValueError};
-use crate::sip::scan::{Params, is_host_name, is_token, number, quotes_closed, trim};
+use crate::sip::scan::{Params, host_run, is_host_name, is_token, number, quotes_closed, trim};
 use crate::sip::write::{Out, WriteValue};
 
 /// The magic cookie of RFC 3261 §8.1.1.7.
@@ -87,6 +87,28 @@ pub(crate) struct Host<'a> {
 }
 
 impl<'a> Host<'a> {
+    /// A name or IPv4 address with or without port that begins at `begin`, and where it ends. `None`
+    /// for what has to be looked at more closely, right or wrong.
+    #[inline]
+    pub(crate) fn plain(text: &'a str, begin: usize) -> Option<(Self, usize)> {
+        let bytes = text.as_bytes();
+        let host_end = begin + host_run(bytes.get(begin..)?);
+        let host = text.get(begin..host_end).filter(|host| !host.is_empty())?;
+        if bytes.get(host_end) != Some(&b':') {
+            return Some((Host { host, port: None }, host_end));
+        }
+        let (mut port, mut end) = (0u32, host_end + 1);
+        while let Some(digit @ b'0'..=b'9') = bytes.get(end) {
+            port = port * 10 + u32::from(digit - b'0');
+            end += 1;
+            if end - host_end > 6 {
+                return None;
+            }
+        }
+        let port = u16::try_from(port).ok().filter(|port| *port != 0)?;
+        Some((Host { host, port: Some(port) }, end))
+    }
+
     /// Splits `host[:port]`. Blanks around the colon are legal in Via (RFC 3261 §25.1 COLON).
     #[inline]
     pub(crate) fn parse(text: &'a str) -> Result<Self, ValueError> {
@@ -131,9 +153,16 @@ impl<'a> FromValue<'a> for Via<'a> {
         if !is_token(transport) {
             return Err(ValueError::Syntax);
         }
-        let end = memchr::memchr(b';', rest.as_bytes()).unwrap_or(rest.len());
-        let (sent_by, params) = rest.split_at_checked(end).ok_or(ValueError::Syntax)?;
-        let Host { host, port } = Host::parse(trim(sent_by))?;
+        let plain = Host::plain(rest, 1)
+            .filter(|(_, end)| matches!(rest.as_bytes().get(*end), None | Some(b';')));
+        let (Host { host, port }, params) = match plain {
+            Some((host, end)) => (host, rest.get(end..).unwrap_or("")),
+            None => {
+                let end = memchr::memchr(b';', rest.as_bytes()).unwrap_or(rest.len());
+                let (sent_by, params) = rest.split_at_checked(end).ok_or(ValueError::Syntax)?;
+                (Host::parse(trim(sent_by))?, params)
+            }
+        };
         if !quotes_closed(params) {
             return Err(ValueError::Unclosed);
         }
