@@ -109,7 +109,7 @@ fn server(layer: &mut TransactionLayer, now: &mut Instant, round: usize) -> (u64
 
 /// Nanoseconds of one client transaction: INVITE out, 180 and 200 in, timers to the end.
 fn client(layer: &mut TransactionLayer, now: &mut Instant) -> (u64, usize) {
-    let target = Target { transport: Transport::Udp, addr: peer() };
+    let target = Target::new(Transport::Udp, peer());
     let requests: Vec<_> = (0..N)
         .map(|n| {
             let branch = layer.ids().branch(ShardHint(1));

@@ -88,11 +88,25 @@ pub struct Flow {
     pub conn: Option<ConnId>,
 }
 
+/// The domain that a target was resolved from, as the edge numbers them; what the certificate of a
+/// secured connection must show (RFC 5922 §7). 0 is none: the address itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct DomainId(pub u32);
+
 /// Where a new request shall go: one element of what RFC 3263 resolution yields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Target {
     pub transport: Transport,
     pub addr: SocketAddr,
+    /// Set by the edge for secured transports alone; carried along unread.
+    pub domain: DomainId,
+}
+
+impl Target {
+    /// A target that no name stands behind.
+    pub fn new(transport: Transport, addr: SocketAddr) -> Target {
+        Target { transport, addr, domain: DomainId::default() }
+    }
 }
 
 /// Host of an advertised address: what Via, Contact and SDP say about us.

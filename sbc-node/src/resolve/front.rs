@@ -163,7 +163,7 @@ fn literal_target(
         return Err(ResolveError::NotFound);
     }
     let port = query.port.unwrap_or(transport.default_port());
-    Ok(vec![Target { transport, addr: SocketAddr::new(ip, port) }])
+    Ok(vec![Target::new(transport, SocketAddr::new(ip, port))])
 }
 
 /// UDP, or TLS for sips; an interface without UDP uses what it has.
@@ -224,7 +224,7 @@ mod tests {
         for (host, addr) in
             [("192.0.2.1", "192.0.2.1:5060"), ("[2001:db8::1]", "[2001:db8::1]:5060")]
         {
-            let target = Target { transport: Transport::Udp, addr: addr.parse().unwrap() };
+            let target = Target::new(Transport::Udp, addr.parse().unwrap());
             let step = front.query(now, ResolveId(1), &query(host), usable);
             assert_eq!(step, Step::Ready(Ok(vec![target])));
         }

@@ -42,7 +42,7 @@ impl Plan {
                 let chosen = members.remove(pick(&members, rng));
                 for address in &chosen.addresses {
                     let addr = SocketAddr::new(*address, chosen.port);
-                    let target = Target { transport: chosen.transport, addr };
+                    let target = Target::new(chosen.transport, addr);
                     if !targets.contains(&target) {
                         targets.push(target);
                     }

@@ -269,7 +269,7 @@ impl Running {
         data: &str,
         token: u64,
     ) {
-        let target = Target { transport, addr };
+        let target = Target::new(transport, addr);
         let dest = Destination::Target { interface: InterfaceId(0), target };
         let data = Bytes::from(data.to_owned());
         let token = Some(SendToken(token));

@@ -315,7 +315,7 @@ fn stray_dialog(cx: &Cx<'_>, message: &Message, flow: Option<&Flow>) -> Option<(
                     && l.advertise_host.to_string() == via.host
             })?;
             let transport = listener.transport;
-            let unknown = Target { transport, addr: listener.local };
+            let unknown = Target::new(transport, listener.local);
             let hop = Hop { interface, target: unknown, flow: None };
             match wire::next_hop(&dialog, &hop) {
                 wire::NextHop::Address(target) => Hop { target, ..hop },

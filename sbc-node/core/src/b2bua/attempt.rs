@@ -74,7 +74,7 @@ impl Call {
                 Some(ip) => {
                     let transport = peer.transport.unwrap_or(Transport::Udp);
                     let port = peer.port.unwrap_or(transport.default_port());
-                    let target = Target { transport, addr: (ip, port).into() };
+                    let target = Target::new(transport, (ip, port).into());
                     self.resolved(cx, number, Ok(vec![target]));
                 }
                 None => {

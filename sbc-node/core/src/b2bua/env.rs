@@ -342,7 +342,7 @@ impl Cx<'_> {
     ) {
         let (local, remote, transport) = match *dest {
             Destination::Flow(flow) => (Some(flow.local), flow.remote, flow.transport),
-            Destination::Target { target: Target { transport, addr }, .. } => {
+            Destination::Target { target: Target { transport, addr, .. }, .. } => {
                 (None, addr, transport)
             }
         };

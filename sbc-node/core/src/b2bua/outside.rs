@@ -230,7 +230,7 @@ impl Relays {
                 Some(ip) => {
                     let transport = peer.transport.unwrap_or(Transport::Udp);
                     let port = peer.port.unwrap_or(transport.default_port());
-                    relay.addresses.push(Target { transport, addr: (ip, port).into() });
+                    relay.addresses.push(Target::new(transport, (ip, port).into()));
                 }
                 None => {
                     let index = u32::try_from(index).unwrap_or(u32::MAX);

@@ -190,7 +190,7 @@ fn restored_leg(cx: &Cx<'_>, record: &LegRecord) -> Option<Leg> {
     let interface = interface_by_name(cx, &record.interface)?;
     let transport = record.transport;
     let unknown = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), transport.default_port());
-    let target = Target { transport, addr: record.next_hop.unwrap_or(unknown) };
+    let target = Target::new(transport, record.next_hop.unwrap_or(unknown));
     let timer = record.session_timer.map(|t| SessionTimer {
         expires_s: t.expires_s,
         we_refresh: t.we_refresh,

@@ -107,7 +107,7 @@ pub(crate) enum Way {
 pub(crate) fn way(contact: &Reached) -> Way {
     let interface = match contact.reach {
         Reach::Flow(flow) => {
-            return Way::Address(Target { transport: flow.transport, addr: flow.remote });
+            return Way::Address(Target::new(flow.transport, flow.remote));
         }
         Reach::Uri(interface) => interface,
     };

@@ -194,7 +194,7 @@ pub(crate) fn next_hop_of(uri: &str, interface: InterfaceId, now: Transport) -> 
                 other => other,
             });
             let port = uri.port().unwrap_or(transport.default_port());
-            NextHop::Address(Target { transport, addr: SocketAddr::new(ip, port) })
+            NextHop::Address(Target::new(transport, SocketAddr::new(ip, port)))
         }
         None => NextHop::Name(ResolveQuery {
             host: uri.host().to_owned(),
@@ -246,7 +246,7 @@ fn transport_of(token: &str) -> Option<Transport> {
 pub(crate) fn hop_of_flow(flow: &Flow) -> Hop {
     Hop {
         interface: flow.interface,
-        target: Target { transport: flow.transport, addr: flow.remote },
+        target: Target::new(flow.transport, flow.remote),
         flow: Some(*flow),
     }
 }

@@ -36,7 +36,7 @@ fn routing(trunks: &[&str]) -> Arc<Table> {
 }
 
 fn target(last: u8) -> Target {
-    Target { transport: Transport::Udp, addr: ([192, 0, 2, last], 5070).into() }
+    Target::new(Transport::Udp, ([192, 0, 2, last], 5070).into())
 }
 
 struct Bench {

@@ -103,7 +103,7 @@ fn send_ping(cx: &mut Cx<'_>, ping: &Ping) {
         Some(_) => Destination::Flow(ping.flow),
         None => Destination::Target {
             interface: ping.flow.interface,
-            target: Target { transport: ping.flow.transport, addr: ping.flow.remote },
+            target: Target::new(ping.flow.transport, ping.flow.remote),
         },
     };
     match ping.kind {
@@ -118,7 +118,7 @@ fn send_ping(cx: &mut Cx<'_>, ping: &Ping) {
 
 fn send_options(cx: &mut Cx<'_>, ping: &Ping, dest: Destination) -> Option<()> {
     let interface = cx.env.config.interfaces.get(usize::from(ping.flow.interface.0))?;
-    let target = Target { transport: ping.flow.transport, addr: ping.flow.remote };
+    let target = Target::new(ping.flow.transport, ping.flow.remote);
     let listener = interface.listener_for(&target)?;
     let (host, port) = (listener.advertise_host.clone(), listener.advertise_port);
     let transport = target.transport.via_token();

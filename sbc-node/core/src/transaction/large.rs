@@ -52,7 +52,7 @@ mod tests {
 
     fn dest(transport: Transport) -> Destination {
         let addr = "192.0.2.9:5060".parse().expect("addr");
-        Destination::Target { interface: InterfaceId(0), target: Target { transport, addr } }
+        Destination::Target { interface: InterfaceId(0), target: Target::new(transport, addr) }
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub fn reply_route(flow: &Flow, via: &Via<'_>) -> ReplyRoute {
     let port = via.port.unwrap_or(flow.transport.default_port());
     if flow.transport.is_reliable() {
         let addr = SocketAddr::new(flow.remote.ip(), port);
-        let target = Target { transport: flow.transport, addr };
+        let target = Target::new(flow.transport, addr);
         // Nobody listens behind a browser's WebSocket (RFC 7118 §5).
         let listens = !matches!(flow.transport, Transport::Ws | Transport::Wss);
         let fallback = Destination::Target { interface: flow.interface, target };
@@ -96,7 +96,7 @@ mod tests {
         let route = reply_route(&flow(Transport::Tcp), &via);
         assert_eq!(route.dest, Destination::Flow(flow(Transport::Tcp)));
         let addr = "198.51.100.7:5070".parse().expect("addr");
-        let target = Target { transport: Transport::Tcp, addr };
+        let target = Target::new(Transport::Tcp, addr);
         let fallback = Destination::Target { interface: InterfaceId(3), target };
         assert_eq!(route.fallback, Some(fallback));
         assert_eq!(reply_route(&flow(Transport::Wss), &via).fallback, None);

@@ -140,7 +140,7 @@ impl Ua {
         let flow = self.who.flow();
         Destination::Target {
             interface: flow.interface,
-            target: Target { transport: Transport::Udp, addr: flow.local },
+            target: Target::new(Transport::Udp, flow.local),
         }
     }
 

@@ -308,7 +308,7 @@ fn a_trunk_given_by_name_is_resolved_and_its_addresses_tried() {
     w.nothing(Who::B);
     let (id, host) = w.resolves.pop_front().unwrap();
     assert_eq!(host, "sip.carrier.example");
-    let target = |who: Who| Target { transport: Transport::Udp, addr: who.addr() };
+    let target = |who: Who| Target::new(Transport::Udp, who.addr());
     w.input(Input::Resolved { id, result: Ok(vec![target(Who::B), target(Who::C)]) });
     let invite = w.expect(Who::B, "INVITE sip:+4930123@sip.carrier.example SIP/2.0");
     w.ms(6000);
@@ -336,7 +336,7 @@ fn a_contact_that_is_a_name_is_resolved_for_later_requests() {
     let call = set_up(&mut w, "", "Contact: <sip:bob@host.carrier.example>\n");
     let (id, host) = w.resolves.pop_front().unwrap();
     assert_eq!(host, "host.carrier.example");
-    let target = Target { transport: Transport::Udp, addr: Who::C.addr() };
+    let target = Target::new(Transport::Udp, Who::C.addr());
     w.input(Input::Resolved { id, result: Ok(vec![target]) });
     let bye = a_request(&mut w, &call.ok, "BYE", 102, "");
     w.says(Who::A, &bye);

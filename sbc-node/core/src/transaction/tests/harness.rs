@@ -102,7 +102,7 @@ impl Bench {
              Call-ID: c1\r\nCSeq: 5 {method}\r\nContent-Length: {body}\r\n\r\n{:body$}",
             ""
         );
-        let target = Target { transport: self.transport, addr: peer() };
+        let target = Target::new(self.transport, peer());
         let request = ClientRequest {
             owner: Owner(42),
             branch,

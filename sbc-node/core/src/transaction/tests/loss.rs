@@ -88,7 +88,7 @@ impl Ua {
         .header(HeaderName::CallId, call_id.as_str())
         .header(HeaderName::CSeq, format!("1 {method}"));
         self.outcomes.insert(owner, Outcome::default());
-        let target = Target { transport, addr: address(2) };
+        let target = Target::new(transport, address(2));
         let request = ClientRequest {
             owner,
             branch,
@@ -202,7 +202,7 @@ impl Ua {
             .copy(message, HeaderName::To)
             .copy(message, HeaderName::CallId)
             .header(HeaderName::CSeq, "1 ACK");
-            let target = Target { transport, addr: address(2) };
+            let target = Target::new(transport, address(2));
             self.layer
                 .transmit(Destination::Target { interface: InterfaceId(0), target }, ack.finish());
         }
