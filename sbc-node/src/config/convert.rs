@@ -19,7 +19,7 @@ use super::value::Span;
 use super::{
     AdminConfig, CdrConfig, ClusterConfig, Config, DnsConfig, FloatingConfig, JoinConfig,
     JoinToken, LogConfig, NodeConfig, Problem, Surroundings, TlsFiles, TransportConfig, diff,
-    guard, interface, place, raw, registrar, route, trunk,
+    guard, interface, place, raw, registrar, route, secure, trunk,
 };
 
 const MAX_SHARDS: usize = 64;
@@ -156,7 +156,9 @@ fn file_config(cx: &mut Context<'_>, file: &raw::File, document: toml::Table) ->
     let registrar = registrar::convert(cx, file, node.shards);
     let sip_limits = sip_limits(cx, &file.sip);
     let media = interface::media(cx, file, &doors, node.shards);
+    let rules = secure::doors(cx, file, &doors);
     let config = Config {
+        doors: rules,
         product: product(cx, &file.node),
         interfaces: doors.into_iter().map(|d| d.interface).collect(),
         calls: calls(cx, &file.calls, cluster.as_ref()),
@@ -265,6 +267,11 @@ fn transport(
         connect_timeout: seconds(t.connect_timeout, 4),
         idle_timeout: seconds(t.idle_timeout, 600),
         half_message_timeout: seconds(t.half_message_timeout, 5),
+        handshake_timeout: cx.span(t.handshake_timeout.as_ref(), Duration::from_secs(5)),
+        lifetime: t.lifetime.and_then(|s| s.0),
+        websocket_ping: t.websocket_ping.map_or(Some(Duration::from_secs(30)), |s| s.0),
+        tcp_keepalive: t.tcp_keepalive.map_or(Some(Duration::from_secs(60)), |s| s.0),
+        stun_per_second: t.stun_per_second.unwrap_or(1_000),
         max_connections: cx.bounded(t.max_connections.as_ref(), 20_000, 1..=1_000_000),
         max_connections_per_source: cx.bounded(
             t.max_connections_per_source.as_ref(),

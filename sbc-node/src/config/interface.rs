@@ -100,9 +100,6 @@ fn advertised(raw: &raw::Interface, local: IpAddr) -> Option<&Advertise> {
 
 fn listener(cx: &mut Context<'_>, listen: &Spanned<Listen>, raw: &raw::Interface) -> Listener {
     let Listen { transport, local } = *listen.get_ref();
-    if !matches!(transport, Transport::Udp | Transport::Tcp) {
-        cx.problem(listen.span(), format!("{transport} listeners are not served by this version"));
-    }
     let advertise = advertised(raw, local.ip());
     if advertise.is_none() && local.ip().is_unspecified() {
         cx.dependent(
@@ -251,9 +248,21 @@ struct Claim {
     tcp: bool,
     ip: IpAddr,
     ports: std::ops::RangeInclusive<u16>,
+    /// Of a listener: its interface and transport.
+    listener: Option<(String, Transport)>,
 }
 
 impl Claim {
+    /// SIP and WebSocket may share a port of one interface, both secured or neither.
+    fn shares(&self, other: &Claim) -> bool {
+        use Transport::{Tcp, Tls, Ws, Wss};
+        let (Some((a, one)), Some((b, two))) = (&self.listener, &other.listener) else {
+            return false;
+        };
+        let pair = matches!((one, two), (Tcp, Ws) | (Ws, Tcp) | (Tls, Wss) | (Wss, Tls));
+        a == b && pair && self.ip == other.ip
+    }
+
     fn clashes(&self, other: &Claim) -> bool {
         let same_ip = self.ip == other.ip
             || (self.ip.is_ipv4() == other.ip.is_ipv4()
@@ -278,6 +287,7 @@ pub(super) fn check_overlaps(cx: &mut Context<'_>, file: &raw::File) {
                 tcp: transport != Transport::Udp,
                 ip: local.ip(),
                 ports: local.port()..=local.port(),
+                listener: Some((name.clone(), transport)),
             });
         }
         let Some(media) = &interface.media else { continue };
@@ -297,6 +307,7 @@ pub(super) fn check_overlaps(cx: &mut Context<'_>, file: &raw::File) {
             tcp: false,
             ip,
             ports: ports.clone(),
+            listener: None,
         }));
     }
     let tcp = |what: &str, listen: &Spanned<SocketAddr>| Claim {
@@ -305,13 +316,15 @@ pub(super) fn check_overlaps(cx: &mut Context<'_>, file: &raw::File) {
         tcp: true,
         ip: listen.get_ref().ip(),
         ports: listen.get_ref().port()..=listen.get_ref().port(),
+        listener: None,
     };
     claims.extend(file.metrics.listen.iter().map(|l| tcp("metrics", l)));
     claims.extend(file.admin.listen.iter().map(|l| tcp("admin", l)));
     let cluster = file.cluster.iter().filter_map(|c| c.get_ref().listen.as_ref());
     claims.extend(cluster.map(|l| tcp("cluster", l)));
     for (index, claim) in claims.iter().enumerate() {
-        let clash = claims.iter().take(index).find(|other| claim.clashes(other));
+        let clash =
+            claims.iter().take(index).find(|other| claim.clashes(other) && !claim.shares(other));
         if let Some(other) = clash {
             cx.problem(claim.span.clone(), format!("{} overlaps {}", claim.what, other.what));
         }

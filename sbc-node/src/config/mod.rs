@@ -16,6 +16,7 @@ mod place;
 mod raw;
 mod registrar;
 mod route;
+mod secure;
 mod trunk;
 mod value;
 
@@ -40,6 +41,9 @@ pub struct Config {
     pub product: Arc<str>,
     /// Signalling interfaces, by name; ids are those of the running node where it has the name.
     pub interfaces: Vec<sbc_core::net::Interface>,
+    /// TLS, load balancers and web origins of the interfaces; built anew by each load, so that
+    /// renewed certificates are taken.
+    pub doors: hashbrown::HashMap<sbc_core::net::InterfaceId, Arc<crate::transport::door::Door>>,
     pub calls: sbc_core::b2bua::CallPolicy,
     /// Trunks, groups, routes, admission; already known to build.
     pub routing: sbc_core::routing::RoutingConfig,
@@ -141,6 +145,16 @@ pub struct TransportConfig {
     pub idle_timeout: Duration,
     /// A message that began must be whole within this time.
     pub half_message_timeout: Duration,
+    /// For a TLS or WebSocket handshake to be done.
+    pub handshake_timeout: Duration,
+    /// Greatest age of a connection; `None` for any.
+    pub lifetime: Option<Duration>,
+    /// Silence after which a WebSocket is asked whether it is there.
+    pub websocket_ping: Option<Duration>,
+    /// The same for the kernel and TCP.
+    pub tcp_keepalive: Option<Duration>,
+    /// STUN answers of one shard.
+    pub stun_per_second: u32,
     pub max_connections: usize,
     pub max_connections_per_source: usize,
     pub write_queue_bytes: usize,

@@ -17,10 +17,12 @@ use super::value::{
 };
 
 /// Where one value stands for a list of one.
-pub(super) const LISTS: [&str; 18] = [
+pub(super) const LISTS: [&str; 20] = [
     "interface.listen",
     "interface.advertise",
     "interface.media.address",
+    "interface.proxy-protocol",
+    "trunk.tls-names",
     "interface.media.advertise",
     "trunk.peers",
     "trunk.sources",
@@ -83,6 +85,10 @@ pub(super) struct Interface {
     pub(super) media: Option<Spanned<InterfaceMedia>>,
     #[serde(default)]
     pub(super) large_requests: LargeRequests,
+    pub(super) tls: Option<Spanned<super::secure::Tls>>,
+    pub(super) websocket: Option<Spanned<super::secure::WebSocket>>,
+    #[serde(default)]
+    pub(super) proxy_protocol: OneOrMany<Net>,
 }
 
 /// How requests above the UDP limit leave (RFC 3261 §18.1.1).
@@ -184,6 +190,11 @@ pub(super) struct Transport {
     pub(super) connect_timeout: Option<Span>,
     pub(super) idle_timeout: Option<Span>,
     pub(super) half_message_timeout: Option<Span>,
+    pub(super) handshake_timeout: Option<Spanned<Span>>,
+    pub(super) lifetime: Option<SpanOrOff>,
+    pub(super) websocket_ping: Option<SpanOrOff>,
+    pub(super) tcp_keepalive: Option<SpanOrOff>,
+    pub(super) stun_per_second: Option<u32>,
     pub(super) max_connections: Option<Spanned<usize>>,
     pub(super) max_connections_per_source: Option<Spanned<usize>>,
     pub(super) write_queue_bytes: Option<Spanned<usize>>,
@@ -207,6 +218,8 @@ pub(super) struct Trunk {
     #[serde(default)]
     pub(super) sources: OneOrMany<Spanned<SourceText>>,
     pub(super) transport: Option<Transport_>,
+    #[serde(default)]
+    pub(super) tls_names: OneOrMany<Spanned<String>>,
     #[serde(default = "yes")]
     pub(super) enabled: bool,
     #[serde(default)]

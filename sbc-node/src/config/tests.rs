@@ -167,7 +167,6 @@ failover = { codes = [200] }
         "line 8: media ports 5000-5999 of interface \"inside\" overlaps listener udp://10.0.0.10:5060 of interface \"inside\"",
         "line 10: the name \"out side\" is not 1 to 64 letters, digits, \"-\", \"_\" or \".\"",
         "line 11: \"udp://192.0.2.10:70000\" is not a listener such as \"udp://192.0.2.1:5060\"",
-        "line 11: tls listeners are not served by this version",
         "line 15: \"10.0.0.20:x\" is not a peer such as \"192.0.2.7\", \"sip.example.net:5060\" or \"tcp://192.0.2.7\"",
         "line 16: \"10.0.0.1/8\": host bits are set: write 10.0.0.0/8",
         "line 17: max-cps is not a rate of calls per second",
@@ -423,6 +422,8 @@ fn every_key_is_documented_and_every_documented_key_exists() {
         ("[node]", "[node]\n~"),
         ("[[interface]]", "[[interface]]\n~"),
         ("[interface.media]", "[[interface]]\nname=\"i\"\nlisten=[]\n[interface.media]\n~"),
+        ("[interface.tls]", "[[interface]]\nname=\"i\"\nlisten=[]\n[interface.tls]\n~"),
+        ("[interface.websocket]", "[[interface]]\nname=\"i\"\nlisten=[]\n[interface.websocket]\n~"),
         ("[media]", "[media]\n~"),
         ("[sip]", "[sip]\n~"),
         ("[calls]", "[calls]\n~"),
@@ -520,4 +521,37 @@ fn a_registrar_tells_what_is_wrong_with_its_line() {
         format!("line {end}: \"x@elsewhere\" is not of a domain served"),
     ];
     assert_eq!(problems, expected);
+}
+
+#[test]
+fn secured_listeners_tell_what_they_miss_with_its_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::default().self_signed(&key).unwrap();
+    std::fs::write(path("a.pem"), certificate.pem()).unwrap();
+    std::fs::write(path("a.key"), key.serialize_pem()).unwrap();
+    let with = |rest: &str| {
+        format!(
+            "{MINIMAL}\n[[interface]]\nname = \"web\"\n\
+             listen = [\"tls://192.0.2.77:5061\", \"wss://192.0.2.77:5061\"]\n{rest}"
+        )
+    };
+    let both = |chain: &str, key: &str| {
+        let (chain, key) = (path(chain), path(key));
+        format!("tls = {{ certificates = [{{ chain = \"{chain}\", key = \"{key}\" }}] }}\n")
+    };
+    let config = good(&with(&both("a.pem", "a.key")));
+    let web = config.interfaces.iter().find(|i| &*i.name == "web").unwrap();
+    assert!(config.doors[&web.id].tls.is_some());
+    let end = with("x").lines().count();
+    let needs = "this listener needs [interface.tls] with certificates";
+    assert_eq!(told(&with("")), [format!("line {}: {needs}", end - 1)]);
+    let swapped = told(&with(&both("a.key", "a.key")));
+    assert_eq!(swapped, [format!("line {end}: {}: no certificate", path("a.key"))]);
+    let missing = told(&with(&both("b.pem", "a.key")));
+    assert!(missing[0].starts_with(&format!("line {end}: {}", path("b.pem"))), "{missing:?}");
+    let origins = format!("{}websocket = {{ origins = [\"phone\"] }}\n", both("a.pem", "a.key"));
+    let wrong = "an origin looks like \"https://phone.example.com\"";
+    assert_eq!(told(&with(&origins)), [format!("line {}: {wrong}", end + 1)]);
 }

@@ -24,6 +24,7 @@ use crate::telemetry::metrics::{
 };
 use crate::telemetry::time::unix_ms;
 use crate::telemetry::trace::TraceHub;
+use crate::transport::door::Doors;
 
 /// How long a shard may take to answer a query.
 const ANSWER_TIME: Duration = Duration::from_secs(2);
@@ -60,6 +61,7 @@ pub(super) struct Made {
     pub(super) traces: TraceHub,
     pub(super) cdrs: CdrSink,
     pub(super) log: LogControl,
+    pub(super) doors: Arc<Doors>,
     pub(super) running: Running,
     pub(super) cluster: Option<Replication>,
 }
@@ -79,6 +81,8 @@ pub struct Context {
     pub cluster: Option<Replication>,
     pub started_ms: u64,
     pub(super) reloading: Mutex<()>,
+    /// What connections to come are judged by.
+    pub(super) doors: Arc<Doors>,
     state: AtomicU8,
     metrics: Metrics,
     fetched: Fetched,
@@ -105,6 +109,7 @@ impl Context {
             traces: made.traces,
             cdrs: made.cdrs,
             log: made.log,
+            doors: made.doors,
             running: ArcSwap::from_pointee(made.running),
             cluster: made.cluster,
             started_ms,

@@ -89,15 +89,27 @@ pub(super) fn open_new(
     settings: &transport::Settings,
 ) -> anyhow::Result<Vec<Vec<Opened>>> {
     let open_now = |l: &Listener| before.iter().flat_map(|i| &i.listeners).any(|b| same(b, l));
+    // SIP and WebSocket may share a port: what is ours already is not asked for again.
+    let ours = |l: &Listener| {
+        let streams = l.transport != Transport::Udp;
+        let same = |b: &Listener| b.local == l.local && b.transport != Transport::Udp;
+        streams && before.iter().flat_map(|i| &i.listeners).any(same)
+    };
+    let named = |interface: &Interface, listener: &Listener| {
+        let (transport, local) = (listener.transport, listener.local);
+        format!("interface {}: cannot listen on {transport}://{local}", interface.name)
+    };
+    for interface in after {
+        for listener in interface.listeners.iter().filter(|l| !open_now(l) && !ours(l)) {
+            let datagram = listener.transport == Transport::Udp;
+            let free = sockopt::probe(listener.local, datagram, settings);
+            free.with_context(|| named(interface, listener))?;
+        }
+    }
     let mut opened: Vec<Vec<Opened>> = (0..shards).map(|_| Vec::new()).collect();
     for interface in after {
         for listener in interface.listeners.iter().filter(|l| !open_now(l)) {
-            let named = || {
-                let (transport, local) = (listener.transport, listener.local);
-                format!("interface {}: cannot listen on {transport}://{local}", interface.name)
-            };
-            let datagram = listener.transport == Transport::Udp;
-            sockopt::probe(listener.local, datagram, settings).with_context(named)?;
+            let named = || named(interface, listener);
             for shard in &mut opened {
                 shard.push(listen::open(interface.id, listener, settings).with_context(named)?);
             }

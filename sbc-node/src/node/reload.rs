@@ -108,6 +108,8 @@ impl Context {
         if let Err(error) = self.anchor.update(&anchor_config(&new)) {
             return Outcome::refused(error.to_string());
         }
+        // Renewed certificates too: their files were read again whether or not the text changed.
+        self.doors.replace(new.doors.clone());
         self.give(&core, opened).await;
         let retiring = retiring(&core.interfaces, &running);
         self.running.store(Arc::new(Running {

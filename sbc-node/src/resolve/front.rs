@@ -11,7 +11,7 @@ use hashbrown::HashMap;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use sbc_core::core::{ResolveError, ResolveId, ResolveQuery};
-use sbc_core::net::{Target, Transport};
+use sbc_core::net::{DomainId, Target, Transport};
 
 use super::plan::Plan;
 use super::{Answer, Key, Usable};
@@ -50,6 +50,39 @@ pub struct Front {
     pending: HashMap<Key, Vec<ResolveId>>,
     waiters: usize,
     rng: StdRng,
+    domains: Domains,
+}
+
+/// Domains that secured targets were resolved from, by number (RFC 5922 §7).
+#[derive(Default)]
+struct Domains {
+    by_name: HashMap<Arc<str>, DomainId>,
+    names: Vec<Arc<str>>,
+}
+
+impl Domains {
+    /// Marks the secured targets of a name. A full table marks none: such connections must then be
+    /// vouched for by the address itself.
+    fn mark(&mut self, host: &Arc<str>, targets: &mut [Target]) {
+        for target in targets {
+            if target.transport == Transport::Tls {
+                target.domain = self.number(host);
+            }
+        }
+    }
+
+    fn number(&mut self, host: &Arc<str>) -> DomainId {
+        if let Some(id) = self.by_name.get(host) {
+            return *id;
+        }
+        if self.names.len() >= ENTRIES_MAX {
+            return DomainId::default();
+        }
+        self.names.push(host.clone());
+        let id = DomainId(u32::try_from(self.names.len()).unwrap_or(0));
+        self.by_name.insert(host.clone(), id);
+        id
+    }
 }
 
 impl Front {
@@ -59,6 +92,7 @@ impl Front {
             pending: HashMap::new(),
             waiters: 0,
             rng: StdRng::seed_from_u64(seed),
+            domains: Domains::default(),
         }
     }
 
@@ -83,7 +117,11 @@ impl Front {
         if let Some(entry) = self.entries.get(&key)
             && entry.until > now
         {
-            let targets = entry.result.as_ref().map(|plan| plan.targets(&mut self.rng));
+            let targets = entry.result.as_ref().map(|plan| {
+                let mut targets = plan.targets(&mut self.rng);
+                self.domains.mark(&key.host, &mut targets);
+                targets
+            });
             return Step::Ready(targets.map_err(|e| *e));
         }
         if self.waiters >= WAITERS_MAX {
@@ -113,7 +151,11 @@ impl Front {
         let results = waiting
             .into_iter()
             .map(|id| {
-                let targets = answer.result.as_ref().map(|plan| plan.targets(&mut self.rng));
+                let targets = answer.result.as_ref().map(|plan| {
+                    let mut targets = plan.targets(&mut self.rng);
+                    self.domains.mark(&answer.key.host, &mut targets);
+                    targets
+                });
                 (id, targets.map_err(|e| *e))
             })
             .collect();
@@ -130,6 +172,12 @@ impl Front {
         let waiting = self.pending.remove(key).unwrap_or_default();
         self.waiters = self.waiters.saturating_sub(waiting.len());
         waiting
+    }
+
+    /// The domain of a target.
+    pub fn domain(&self, id: DomainId) -> Option<Arc<str>> {
+        let index = usize::try_from(id.0).ok()?.checked_sub(1)?;
+        self.domains.names.get(index).cloned()
     }
 
     /// Forgets every name.

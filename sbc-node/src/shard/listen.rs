@@ -24,13 +24,13 @@ pub struct Opened {
 
 enum OpenedSocket {
     Udp(Box<UdpListener>),
-    Tcp(Socket),
+    Stream(Transport, Socket),
 }
 
 /// Opens one listener.
 ///
 /// # Errors
-/// When the address cannot be bound, or nothing here serves the transport.
+/// When the address cannot be bound.
 pub fn open(
     interface: InterfaceId,
     listener: &Listener,
@@ -41,20 +41,17 @@ pub fn open(
         Transport::Udp => {
             OpenedSocket::Udp(Box::new(UdpListener::bind(interface, local, settings)?))
         }
-        Transport::Tcp => OpenedSocket::Tcp(sockopt::tcp_listener(local, settings)?),
-        Transport::Tls | Transport::Ws | Transport::Wss => {
-            return Err(io::Error::new(
-                io::ErrorKind::Unsupported,
-                format!("no listener for {} yet", listener.transport),
-            ));
+        transport @ (Transport::Tcp | Transport::Tls | Transport::Ws | Transport::Wss) => {
+            OpenedSocket::Stream(transport, sockopt::tcp_listener(local, settings)?)
         }
     };
     Ok(Opened { interface, socket })
 }
 
-/// A TCP listener of a shard; its socket is with the connections.
-pub(super) struct TcpDoor {
+/// A listener of connections of a shard; its socket is with them.
+pub(super) struct StreamDoor {
     pub(super) interface: InterfaceId,
+    pub(super) transport: Transport,
     pub(super) local: SocketAddr,
     number: usize,
     watched: bool,
@@ -65,7 +62,7 @@ impl<M: Machine> Shard<M> {
     pub fn locals(&self) -> Vec<(InterfaceId, Transport, SocketAddr)> {
         let udp = self.udp.iter().flatten();
         let udp = udp.map(|u| (u.interface(), Transport::Udp, u.local()));
-        let tcp = self.tcp_listeners.iter().map(|t| (t.interface, Transport::Tcp, t.local));
+        let tcp = self.tcp_listeners.iter().map(|t| (t.interface, t.transport, t.local));
         udp.chain(tcp).collect()
     }
 
@@ -91,13 +88,16 @@ impl<M: Machine> Shard<M> {
                     Some(free) => self.udp[free] = Some(*socket),
                     None => self.udp.push(Some(*socket)),
                 },
-                OpenedSocket::Tcp(socket) => match self.tcp.add_listener(interface, socket) {
-                    Ok((local, number)) => {
-                        let door = TcpDoor { interface, local, number, watched: false };
-                        self.tcp_listeners.push(door);
+                OpenedSocket::Stream(transport, socket) => {
+                    match self.tcp.add_listener(interface, transport, socket) {
+                        Ok((local, number)) => {
+                            let watched = false;
+                            let door = StreamDoor { interface, transport, local, number, watched };
+                            self.tcp_listeners.push(door);
+                        }
+                        Err(error) => tracing::error!(%error, "a listener has no address"),
                     }
-                    Err(error) => tracing::error!(%error, "a listener has no address"),
-                },
+                }
             }
         }
         for slot in &mut self.udp {
@@ -109,7 +109,7 @@ impl<M: Machine> Shard<M> {
         }
         let tcp = &mut self.tcp;
         self.tcp_listeners.retain_mut(|door| {
-            match owner(&interfaces, Transport::Tcp, door.local, door.interface) {
+            match owner(&interfaces, door.transport, door.local, door.interface) {
                 Some(id) => {
                     door.interface = id;
                     tcp.set_listener_interface(door.number, id);

@@ -18,7 +18,7 @@ use sbc_core::media::Anchor;
 use sbc_core::net::{Flow, Interface};
 
 use super::command::Command;
-use super::listen::{TcpDoor, watch_udp};
+use super::listen::{StreamDoor, watch_udp};
 use super::pace::Pace;
 use super::queue::{Handle, Mailbox, Parcel};
 use super::stats::ShardStats;
@@ -28,6 +28,7 @@ use crate::resolve::front::Front;
 use crate::transport;
 use crate::transport::mmsg::{RecvBatch, SendBatch};
 use crate::transport::poller::{Interest, Poller, Ready};
+use crate::transport::stun;
 use crate::transport::tcp::{self, Tcp, TcpEvent};
 use crate::transport::udp::{Failure, UdpListener};
 
@@ -86,11 +87,14 @@ pub struct Shard<M: Machine> {
     pub(super) poller: Poller,
     pub(super) udp: Vec<Option<UdpListener>>,
     pub(super) tcp: Tcp,
-    /// The TCP listeners that are open.
-    pub(super) tcp_listeners: Vec<TcpDoor>,
+    /// The listeners of connections that are open.
+    pub(super) tcp_listeners: Vec<StreamDoor>,
     pub(super) front: Front,
     pub(super) recv: RecvBatch,
     pub(super) send: SendBatch,
+    stun_rate: stun::Rate,
+    /// STUN answers of one batch.
+    stun_asked: Vec<(std::net::SocketAddr, Bytes)>,
     pub(super) failures: Vec<Failure>,
     /// Received in this wake-up and not yet handled.
     pub(super) inbox: Vec<(Flow, Bytes)>,
@@ -108,6 +112,7 @@ impl<M: Machine> Shard<M> {
     pub fn new(parts: Parts<M>) -> io::Result<Shard<M>> {
         let poller = Poller::new()?;
         poller.add(&parts.mailbox, WAKE_TOKEN, Interest::READ)?;
+        let stun_per_second = parts.transport.stun_per_second;
         let mut shard = Shard {
             index: parts.index,
             machine: parts.machine,
@@ -127,6 +132,8 @@ impl<M: Machine> Shard<M> {
             front: Front::new(parts.seed),
             recv: RecvBatch::default(),
             send: SendBatch::default(),
+            stun_rate: stun::Rate::new(stun_per_second),
+            stun_asked: Vec::new(),
             failures: Vec::new(),
             inbox: Vec::new(),
             to_wake: 0,
@@ -203,16 +210,28 @@ impl<M: Machine> Shard<M> {
             socket.blocked = false;
             watch_udp(&self.poller, socket, index);
         }
-        let (stats, inbox) = (&self.stats, &mut self.inbox);
+        let (stats, inbox, asked) = (&self.stats, &mut self.inbox, &mut self.stun_asked);
+        let rate = &mut self.stun_rate;
         for _ in 0..BATCHES_MAX {
             let taken = socket.receive(&mut self.recv, |flow, data| {
                 stats.udp_in_bytes.add(u64::try_from(data.len()).unwrap_or(0));
                 if is_keepalive(data) {
                     stats.keepalives.add(1);
+                } else if stun::is_stun(data) {
+                    match stun::answer(data, flow.remote).filter(|_| rate.take(now)) {
+                        Some(answer) => asked.push((flow.remote, Bytes::from(answer))),
+                        None => stats.stun_dropped.add(1),
+                    }
                 } else {
                     inbox.push((flow, Bytes::copy_from_slice(data)));
                 }
             });
+            for (to, answer) in asked.drain(..) {
+                match socket.send(to, answer, None) {
+                    true => stats.stun_answered.add(1),
+                    false => stats.udp_queue_full.add(1),
+                }
+            }
             match taken {
                 Ok((count, dropped)) => {
                     stats.udp_in.add(u64::try_from(count).unwrap_or(0));

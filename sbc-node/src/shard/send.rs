@@ -10,10 +10,10 @@ use sbc_core::net::{ConnId, Flow, InterfaceId, Target, Transport};
 
 use super::Machine;
 use super::command::Command;
-use super::listen::{same, watch_udp};
+use super::listen::{StreamDoor, same, watch_udp};
 use super::queue::Parcel;
 use super::run::Shard;
-use crate::transport::tcp;
+use crate::transport::tcp::{self, Opening};
 use crate::transport::udp::UdpListener;
 
 impl<M: Machine> Shard<M> {
@@ -102,28 +102,15 @@ impl<M: Machine> Shard<M> {
                 let local = local.ok_or(SendError::Unreachable)?;
                 self.send_udp(local, remote, data, token)
             }
-            Transport::Tcp => {
-                let conn = match self.tcp.find(interface, remote) {
+            Transport::Tcp | Transport::Tls => {
+                let domain = self.front.domain(target.domain);
+                let conn = match self.tcp.find(interface, target, domain.as_deref()) {
                     Some(conn) => conn,
-                    None => {
-                        let bound = || self.tcp_listeners.iter().map(|t| t.local);
-                        let local = self.local_for(interface, &target, bound);
-                        let local = local.ok_or(SendError::Unreachable)?;
-                        let conn = self.tcp.open(
-                            interface,
-                            local,
-                            remote,
-                            now,
-                            &self.poller,
-                            &self.stats,
-                        )?;
-                        self.stats.opened.add(1);
-                        conn
-                    }
+                    None => self.open_conn(interface, target, domain.as_deref(), now)?,
                 };
                 self.tcp.send(conn, data, token, self.index)
             }
-            Transport::Tls | Transport::Ws | Transport::Wss => Err(SendError::Unreachable),
+            Transport::Ws | Transport::Wss => Err(SendError::Unreachable),
         }
     }
 
@@ -138,6 +125,22 @@ impl<M: Machine> Shard<M> {
         let interface = self.interfaces.iter().find(|i| i.id == interface)?;
         let listener = interface.listener_for(target)?;
         bound().find(|local| same(listener.local, *local))
+    }
+
+    fn open_conn(
+        &mut self,
+        interface: InterfaceId,
+        target: Target,
+        domain: Option<&str>,
+        now: Instant,
+    ) -> Result<ConnId, SendError> {
+        let of = |door: &&StreamDoor| door.transport == target.transport;
+        let bound = || self.tcp_listeners.iter().filter(of).map(|t| t.local);
+        let local = self.local_for(interface, &target, bound).ok_or(SendError::Unreachable)?;
+        let to = Opening { interface, local, target, domain };
+        let conn = self.tcp.open(to, now, &self.poller, &self.stats)?;
+        self.stats.opened.add(1);
+        Ok(conn)
     }
 
     /// Another shard sends on a connection of ours.

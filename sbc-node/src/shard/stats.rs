@@ -82,6 +82,26 @@ cells! {
     Counter half_messages = "sbc_stream_half_message_timeouts";
     /// Connections closed because they were idle.
     Counter idle_closed = "sbc_stream_idle_closed_connections";
+    /// TLS handshakes completed, both ways.
+    Counter tls_handshakes = "sbc_tls_handshakes";
+    /// Connections ended because of TLS: bad records, no common version, a certificate refused by either side.
+    Counter tls_failures = "sbc_tls_failures";
+    /// Connections closed because the client's certificate is not one of its trunk.
+    Counter tls_identity_refused = "sbc_tls_identity_refused_connections";
+    /// Connections closed because a TLS or WebSocket handshake took too long.
+    Counter handshake_timeouts = "sbc_stream_handshake_timeouts";
+    /// Connections closed because they reached their greatest age.
+    Counter lifetime_closed = "sbc_stream_lifetime_closed_connections";
+    /// WebSockets refused or ended because of a bad handshake, origin or frame.
+    Counter web_errors = "sbc_websocket_errors";
+    /// WebSockets closed because a ping was not answered.
+    Counter web_dead = "sbc_websocket_dead_connections";
+    /// Connections of a load balancer that did not begin with a PROXY protocol v2 header.
+    Counter proxy_errors = "sbc_proxy_protocol_errors";
+    /// STUN binding requests answered.
+    Counter stun_answered = "sbc_stun_answered_requests";
+    /// STUN datagrams not answered: over the rate, or no binding request.
+    Counter stun_dropped = "sbc_stun_dropped_datagrams";
     /// Connection attempts that failed.
     Counter connect_failures = "sbc_stream_connect_failures";
     /// Messages handed to the shard of their call.

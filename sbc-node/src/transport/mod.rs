@@ -1,21 +1,30 @@
-//! Sockets of a signalling shard: UDP in batches, TCP connections, the poller that watches them.
+//! Sockets of a signalling shard: UDP in batches, connections (TCP, TLS, WS, WSS), the poller that
+//! watches them.
 //!
 //! Nothing here parses SIP beyond cutting frames out of a stream, and nothing here blocks. A shard
 //! owns its sockets alone; `SO_REUSEPORT` lets every shard listen on the same address.
 
+mod conn;
+pub mod door;
+pub mod identity;
 pub mod mmsg;
 pub mod poller;
+pub mod proxy;
 pub mod sockopt;
+pub mod stun;
 pub mod tcp;
+pub mod tls;
 pub mod udp;
+pub mod ws;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sbc_core::core::SendError;
 use sbc_core::sip::Limits;
 
 /// Limits and options of the sockets of one shard.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// `SO_RCVBUF` and `SO_SNDBUF` of a UDP socket in bytes, forced past `net.core.*mem_max`
     /// where the process may.
@@ -31,6 +40,19 @@ pub struct Settings {
     pub idle_timeout: Duration,
     /// A message that began must be whole within this time.
     pub half_message_timeout: Duration,
+    /// TLS and WebSocket handshakes must be done within this time.
+    pub handshake_timeout: Duration,
+    /// A connection older than this is closed when nothing waits on it; `None` for never.
+    pub lifetime: Option<Duration>,
+    /// A WebSocket that was silent for this long is asked whether it is there, and closed when it
+    /// does not answer; `None` never asks.
+    pub websocket_ping: Option<Duration>,
+    /// Silence after which the kernel asks a TCP peer whether it is there; `None` for never.
+    pub tcp_keepalive: Option<Duration>,
+    /// STUN binding requests answered per second; 0 answers none.
+    pub stun_per_second: u32,
+    /// TLS, balancers and web origins of the interfaces.
+    pub doors: Arc<door::Doors>,
     /// Connections of one shard, accepted and opened together.
     pub connections_max: usize,
     /// Accepted connections of one remote address on one shard.
@@ -52,6 +74,12 @@ impl Default for Settings {
             connect_timeout: Duration::from_secs(4),
             idle_timeout: Duration::from_secs(600),
             half_message_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(5),
+            lifetime: None,
+            websocket_ping: Some(Duration::from_secs(30)),
+            tcp_keepalive: Some(Duration::from_secs(60)),
+            stun_per_second: 1_000,
+            doors: Arc::default(),
             connections_max: 20_000,
             connections_per_source_max: 256,
             write_queue_bytes_max: 1 << 20,

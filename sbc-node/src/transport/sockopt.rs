@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
 use super::Settings;
 
@@ -88,6 +88,7 @@ pub fn tcp_connect(
     socket.set_nonblocking(true)?;
     dscp(&socket, local, settings.dscp)?;
     socket.set_tcp_nodelay(true)?;
+    keepalive(&socket, settings)?;
     set(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
     let mut from = local;
     from.set_port(0);
@@ -101,9 +102,18 @@ pub fn tcp_connect(
 }
 
 /// Options of an accepted connection, which inherits DSCP from its listener.
-pub fn tcp_accepted(socket: &Socket) -> io::Result<()> {
+pub fn tcp_accepted(socket: &Socket, settings: &Settings) -> io::Result<()> {
     socket.set_nonblocking(true)?;
-    socket.set_tcp_nodelay(true)
+    socket.set_tcp_nodelay(true)?;
+    keepalive(socket, settings)
+}
+
+/// Lets the kernel find peers that are gone without a word.
+fn keepalive(socket: &Socket, settings: &Settings) -> io::Result<()> {
+    let Some(silence) = settings.tcp_keepalive else { return Ok(()) };
+    let probe = (silence / 4).max(std::time::Duration::from_secs(1));
+    let keepalive = TcpKeepalive::new().with_time(silence).with_interval(probe).with_retries(4);
+    socket.set_tcp_keepalive(&keepalive)
 }
 
 fn common(socket: &Socket, local: SocketAddr, settings: &Settings) -> io::Result<()> {

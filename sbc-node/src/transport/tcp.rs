@@ -1,34 +1,34 @@
-//! TCP of one shard: listeners, connections accepted and opened, reuse, limits, time-outs.
+//! Connections of one shard (TCP, TLS, WS, WSS): listeners, accepted and opened ones, reuse, limits,
+//! time-outs.
 //!
 //! A connection belongs to the shard that accepted or opened it; its id says which. What is
-//! written gathers and leaves with one `writev` at the end of a wake-up. A TLS or WebSocket
-//! connection will be one more kind of stream below [`Conn`]; the table stays as it is.
+//! written gathers and leaves with one `writev` at the end of a wake-up. What lies between a
+//! socket and SIP is `conn.rs`.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, Read};
 use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hashbrown::HashMap;
 use sbc_core::core::{SendError, SendToken};
-use sbc_core::net::{ConnId, Flow, InterfaceId, Transport};
-
-use sbc_core::sip::{self, Frame, Framer, Limits, Message};
+use sbc_core::net::{ConnId, DomainId, Flow, InterfaceId, Target, Transport};
+use sbc_core::sip::{self, Limits, Message};
 use socket2::Socket;
 
+use super::conn::{Beginning, Conn, Fault, Got, PONG, Serves};
+use super::door::Door;
+use super::identity::Identities;
 use super::poller::{Interest, Poller};
 use super::{Settings, send_error, sockopt};
 use crate::shard::stats::ShardStats;
 
-/// The answer to a double CRLF (RFC 5626 §3.5.1).
-const PONG: Bytes = Bytes::from_static(b"\r\n");
 /// Connections accepted per listener and wake-up.
 const ACCEPT_BATCH: usize = 64;
 /// Bytes read from one connection per wake-up, so that one peer cannot starve the others.
 const READ_BUDGET: usize = 256 * 1024;
-/// Buffers per `writev`.
-const WRITE_SLICES: usize = 64;
 /// Time-outs are looked for this often.
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
 /// The bits of a connection id below the shard's index.
@@ -60,31 +60,12 @@ pub enum TcpEvent {
 struct Listener {
     socket: Socket,
     interface: InterfaceId,
+    transport: Transport,
     local: SocketAddr,
 }
 
-enum State {
-    Connecting { since: Instant },
-    Open,
-}
-
-struct Conn {
-    socket: Socket,
-    flow: Flow,
-    state: State,
-    framer: Framer,
-    queue: VecDeque<(Bytes, Option<SendToken>)>,
-    /// Bytes of the first queued buffer that have left.
-    written: usize,
-    queued_bytes: usize,
-    accepted: bool,
-    last_used: Instant,
-    /// Since when a message has been incomplete.
-    half_since: Option<Instant>,
-    want_write: bool,
-    dirty: bool,
-    users: u64,
-}
+/// What a connection is found by: where it leads, as what, and for which domain it was opened.
+type Key = (InterfaceId, Transport, SocketAddr, DomainId);
 
 /// Every TCP socket of one shard.
 pub struct Tcp {
@@ -92,14 +73,28 @@ pub struct Tcp {
     settings: Settings,
     listeners: Vec<Option<Listener>>,
     conns: HashMap<ConnId, Conn>,
-    /// The newest usable connection to a remote address by an interface.
-    by_remote: HashMap<(InterfaceId, SocketAddr), ConnId>,
+    /// The newest usable connection to a remote address.
+    by_remote: HashMap<Key, ConnId>,
+    /// Accepted connections that requests may go back on (RFC 5923), by the address that their
+    /// peers listen on.
+    aliases: HashMap<(InterfaceId, SocketAddr), ConnId>,
     per_source: HashMap<IpAddr, usize>,
     next: u64,
     dirty: Vec<ConnId>,
     sweep_at: Option<Instant>,
     buffer: Box<[u8]>,
     events: VecDeque<TcpEvent>,
+    got: Vec<Got>,
+}
+
+/// Where a connection is to be opened to, and for whom.
+#[derive(Clone, Copy, Debug)]
+pub struct Opening<'a> {
+    pub interface: InterfaceId,
+    pub local: SocketAddr,
+    pub target: Target,
+    /// The domain behind the target, where it has one.
+    pub domain: Option<&'a str>,
 }
 
 impl Tcp {
@@ -110,12 +105,14 @@ impl Tcp {
             listeners: Vec::new(),
             conns: HashMap::new(),
             by_remote: HashMap::new(),
+            aliases: HashMap::new(),
             per_source: HashMap::new(),
             next: 1,
             dirty: Vec::new(),
             sweep_at: None,
             buffer: vec![0; 64 * 1024].into_boxed_slice(),
             events: VecDeque::new(),
+            got: Vec::new(),
         }
     }
 
@@ -126,11 +123,12 @@ impl Tcp {
     pub fn add_listener(
         &mut self,
         interface: InterfaceId,
+        transport: Transport,
         socket: Socket,
     ) -> io::Result<(SocketAddr, usize)> {
         let local = socket.local_addr()?.as_socket();
         let local = local.ok_or(io::ErrorKind::AddrNotAvailable)?;
-        let new = Some(Listener { socket, interface, local });
+        let new = Some(Listener { socket, interface, transport, local });
         match self.listeners.iter().position(Option::is_none) {
             Some(free) => {
                 self.listeners[free] = new;
@@ -148,6 +146,17 @@ impl Tcp {
         if let Some(listener) = self.listeners.get_mut(listener).and_then(Option::as_mut) {
             listener.interface = interface;
         }
+    }
+
+    /// What is spoken on a port: its own transport, and that of a listener on the same address which
+    /// is secured or not as it is. Such two share the connections as the kernel deals them out.
+    fn serves(&self, of: &Listener) -> Serves {
+        let own = Serves::default().with(of.transport);
+        let same = |l: &&Listener| {
+            l.local == of.local
+                && Serves::default().with(l.transport).is_secure() == own.is_secure()
+        };
+        self.listeners.iter().flatten().filter(same).fold(own, |all, l| all.with(l.transport))
     }
 
     /// Watches a listener under `token`.
@@ -180,19 +189,39 @@ impl Tcp {
 
     /// Whether anything still waits to be written.
     pub fn idle(&self) -> bool {
-        self.conns.values().all(|c| c.queue.is_empty())
+        self.conns.values().all(Conn::is_idle)
     }
 
-    /// The connection to send to `remote` on: one that is there, in either direction.
-    pub fn find(&self, interface: InterfaceId, remote: SocketAddr) -> Option<ConnId> {
-        self.by_remote.get(&(interface, remote)).copied()
+    /// The connection to send to a target on: one that is there, in either direction. A secured
+    /// one carries requests for a domain only if it was opened for that domain, or its peer has
+    /// offered it and shown a certificate of that domain (RFC 5923 §5).
+    pub fn find(
+        &self,
+        interface: InterfaceId,
+        target: Target,
+        domain: Option<&str>,
+    ) -> Option<ConnId> {
+        let key = (interface, target.transport, target.addr, target.domain);
+        if let Some(conn) = self.by_remote.get(&key) {
+            return Some(*conn);
+        }
+        if target.transport != Transport::Tls {
+            return None;
+        }
+        let alias = *self.aliases.get(&(interface, target.addr))?;
+        let shown = self.conns.get(&alias)?.shown.as_ref()?;
+        let fits = match domain {
+            Some(domain) => shown.domain(domain),
+            None => shown.address(target.addr.ip()),
+        };
+        fits.then_some(alias)
     }
 
     /// Accepts what waits on a listener.
     pub fn accept(&mut self, listener: usize, now: Instant, poller: &Poller, stats: &ShardStats) {
         for _ in 0..ACCEPT_BATCH {
             let Some(l) = self.listeners.get(listener).and_then(Option::as_ref) else { return };
-            let (interface, local) = (l.interface, l.local);
+            let (interface, local, serves) = (l.interface, l.local, self.serves(l));
             let (socket, remote) = match l.socket.accept() {
                 Ok((socket, remote)) => (socket, remote.as_socket()),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
@@ -212,26 +241,39 @@ impl Tcp {
                 stats.refused.add(1);
                 continue;
             }
-            if let Err(error) = sockopt::tcp_accepted(&socket) {
+            if let Err(error) = sockopt::tcp_accepted(&socket, &self.settings) {
                 tracing::warn!(%local, %error, "cannot set up a connection");
                 continue;
             }
-            let flow = self.flow(interface, local, remote);
+            let door = self.settings.doors.of(interface);
+            let Ok(tls) = accepting(serves, door.as_deref(), stats) else { continue };
+            let beginning = Beginning {
+                serves,
+                tls,
+                proxied: door.as_ref().is_some_and(|d| d.is_proxy(remote.ip())),
+                rules: door.map_or_else(Arc::default, |d| d.web.clone()),
+                limits: self.settings.limits,
+            };
+            let transport = serves.sip.or(serves.web).unwrap_or(Transport::Tcp);
+            let flow = self.flow(interface, transport, local, remote);
             *self.per_source.entry(remote.ip()).or_insert(0) += 1;
             stats.accepted.add(1);
-            self.insert(socket, flow, State::Open, true, now, poller, stats);
+            let conn = Conn::new(socket, flow, true, now, beginning);
+            let shared = serves.sip.is_some() && serves.web.is_some();
+            let id = self.insert(conn, now, poller, stats);
+            if let (Some(id), false) = (id, shared) {
+                self.by_remote.insert((interface, transport, remote, DomainId::default()), id);
+            }
         }
     }
 
     /// Opens a connection; what is sent on it waits until it stands.
     ///
     /// # Errors
-    /// When the table is full or the system refuses at once.
+    /// When the table is full, the system refuses at once or the interface has no TLS.
     pub fn open(
         &mut self,
-        interface: InterfaceId,
-        local: SocketAddr,
-        remote: SocketAddr,
+        to: Opening<'_>,
         now: Instant,
         poller: &Poller,
         stats: &ShardStats,
@@ -240,56 +282,67 @@ impl Tcp {
             stats.refused.add(1);
             return Err(SendError::Full);
         }
-        let socket = sockopt::tcp_connect(local, remote, &self.settings).map_err(|e| {
+        let remote = to.target.addr;
+        let tls = match to.target.transport {
+            Transport::Tcp => None,
+            Transport::Tls => {
+                let door = self.settings.doors.of(to.interface).ok_or(SendError::Unreachable)?;
+                let profile = door.tls.as_ref().ok_or(SendError::Unreachable)?;
+                let name = profile.server_name(to.domain, remote.ip());
+                let client = rustls::ClientConnection::new(profile.client.clone(), name);
+                Some(client.map_err(|_| SendError::Unreachable)?.into())
+            }
+            // Browsers come to us; nobody listens behind theirs (RFC 7118 §5).
+            Transport::Udp | Transport::Ws | Transport::Wss => return Err(SendError::Unreachable),
+        };
+        let socket = sockopt::tcp_connect(to.local, remote, &self.settings).map_err(|e| {
             stats.connect_failures.add(1);
             send_error(e.raw_os_error().unwrap_or(0))
         })?;
-        let flow = self.flow(interface, local, remote);
-        let state = State::Connecting { since: now };
-        self.insert(socket, flow, state, false, now, poller, stats).ok_or(SendError::Full)
+        let transport = to.target.transport;
+        let flow = self.flow(to.interface, transport, to.local, remote);
+        let beginning = Beginning {
+            serves: Serves::default().with(transport),
+            tls,
+            proxied: false,
+            rules: Arc::default(),
+            limits: self.settings.limits,
+        };
+        let mut conn = Conn::new(socket, flow, false, now, beginning);
+        (conn.connecting, conn.want_write) = (Some(now), true);
+        let id = self.insert(conn, now, poller, stats).ok_or(SendError::Full)?;
+        for domain in [to.target.domain, DomainId::default()] {
+            self.by_remote.insert((to.interface, transport, remote, domain), id);
+        }
+        Ok(id)
     }
 
-    fn flow(&mut self, interface: InterfaceId, local: SocketAddr, remote: SocketAddr) -> Flow {
+    fn flow(
+        &mut self,
+        interface: InterfaceId,
+        transport: Transport,
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) -> Flow {
         let conn = ConnId(self.shard << SEQUENCE_BITS | self.next);
         self.next += 1;
-        Flow { interface, transport: Transport::Tcp, local, remote, conn: Some(conn) }
+        Flow { interface, transport, local, remote, conn: Some(conn) }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one call site per way a connection begins")]
     fn insert(
         &mut self,
-        socket: Socket,
-        flow: Flow,
-        state: State,
-        accepted: bool,
+        conn: Conn,
         now: Instant,
         poller: &Poller,
         stats: &ShardStats,
     ) -> Option<ConnId> {
-        let id = flow.conn?;
-        let connecting = matches!(state, State::Connecting { .. });
-        let interest = Interest { read: true, write: connecting };
-        if let Err(error) = poller.add(&socket, conn_token(id), interest) {
+        let id = conn.flow.conn?;
+        let interest = Interest { read: true, write: conn.want_write };
+        if let Err(error) = poller.add(&conn.socket, conn_token(id), interest) {
             tracing::error!(%error, "cannot watch a connection");
             return None;
         }
-        let conn = Conn {
-            socket,
-            flow,
-            state,
-            framer: Framer::new(self.settings.limits),
-            queue: VecDeque::new(),
-            written: 0,
-            queued_bytes: 0,
-            accepted,
-            last_used: now,
-            half_since: None,
-            want_write: connecting,
-            dirty: false,
-            users: 0,
-        };
         self.conns.insert(id, conn);
-        self.by_remote.insert((flow.interface, flow.remote), id);
         stats.connections.set(u64::try_from(self.conns.len()).unwrap_or(u64::MAX));
         self.sweep_at.get_or_insert(now + SWEEP_EVERY);
         Some(id)
@@ -311,8 +364,7 @@ impl Tcp {
         if conn.queued_bytes + data.len() > self.settings.write_queue_bytes_max {
             return Err(SendError::Full);
         }
-        conn.queued_bytes += data.len();
-        conn.queue.push_back((data, token));
+        conn.push(data, token)?;
         conn.users |= user_bit(user);
         if !conn.dirty {
             conn.dirty = true;
@@ -345,9 +397,14 @@ impl Tcp {
         stats: &ShardStats,
     ) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
-        if matches!(conn.state, State::Connecting { .. }) && (write || error) {
+        let mut write = write;
+        if conn.connecting.is_some() && (write || error) {
             match conn.socket.take_error() {
-                Ok(None) if !error => conn.state = State::Open,
+                Ok(None) if !error => {
+                    conn.connecting = None;
+                    // A handshake has its own time from here.
+                    conn.half_since = conn.beginning().then_some(now);
+                }
                 failed => {
                     let errno = failed.ok().flatten().and_then(|e| e.raw_os_error());
                     stats.connect_failures.add(1);
@@ -355,6 +412,7 @@ impl Tcp {
                     return;
                 }
             }
+            write = true;
         }
         if write {
             self.write(id, now, poller, stats);
@@ -367,12 +425,12 @@ impl Tcp {
     fn write(&mut self, id: ConnId, now: Instant, poller: &Poller, stats: &ShardStats) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
         conn.dirty = false;
-        if matches!(conn.state, State::Connecting { .. }) {
+        if conn.connecting.is_some() {
             return;
         }
         match conn.drain(now, stats) {
             Ok(()) => {
-                let want = !conn.queue.is_empty();
+                let want = conn.wants_write();
                 if want != conn.want_write {
                     let interest = Interest { read: true, write: want };
                     conn.want_write = want;
@@ -386,56 +444,135 @@ impl Tcp {
     }
 
     fn read(&mut self, id: ConnId, now: Instant, stats: &ShardStats) {
-        let Some(conn) = self.conns.get_mut(&id) else { return };
         let mut budget = READ_BUDGET;
         while budget > 0 {
+            let Some(conn) = self.conns.get_mut(&id) else { return };
             let count = match conn.socket.read(&mut self.buffer) {
-                Ok(0) => return self.close(id, SendError::Closed, stats),
+                Ok(0) => return self.end(id, &Fault::Closed, stats),
                 Ok(count) => count,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(_) => return self.close(id, SendError::Closed, stats),
+                Err(_) => return self.end(id, &Fault::Closed, stats),
             };
             budget = budget.saturating_sub(count);
-            conn.last_used = now;
-            conn.framer.push(self.buffer.get(..count).unwrap_or_default());
-            let mut pongs = 0;
-            loop {
-                match conn.framer.poll() {
-                    Ok(Some(Frame::Message(data))) => {
-                        stats.stream_in.add(1);
-                        conn.half_since = None;
-                        self.events.push_back(TcpEvent::Message { flow: conn.flow, data });
-                    }
-                    Ok(Some(Frame::Ping)) => pongs += 1,
-                    Ok(Some(Frame::Pong)) => {}
-                    Ok(None) => break,
-                    Err(error) => {
-                        tracing::debug!(remote = %conn.flow.remote, %error, "bad framing");
-                        stats.framing_errors.add(1);
-                        if let Some(answer) = refusal(conn, &self.settings.limits) {
-                            // The last word on this connection, if the peer still listens.
-                            let _ = conn.socket.write(&answer);
+            (conn.last_used, conn.last_heard, conn.pinged) = (now, now, false);
+            let data = self.buffer.get(..count).unwrap_or_default();
+            let mut got = std::mem::take(&mut self.got);
+            let result = conn.receive(data, &mut |g| got.push(g));
+            let mut pings = 0;
+            for got in got.drain(..) {
+                match got {
+                    Got::Ping => pings += 1,
+                    other => {
+                        if !self.take(id, other, stats) {
+                            break;
                         }
-                        return self.close(id, SendError::Closed, stats);
                     }
                 }
             }
-            let partial = conn.framer.pending() > 0;
+            self.got = got;
+            if let Err(fault) = result {
+                return self.end(id, &fault, stats);
+            }
+            let Some(conn) = self.conns.get_mut(&id) else { return };
+            let partial = conn.partial();
             conn.half_since = if partial { conn.half_since.or(Some(now)) } else { None };
             // Many pings at once are answered once: nothing that a peer sends is amplified.
-            if pongs > 0 {
-                stats.keepalives.add(pongs);
+            if pings > 0 {
+                stats.keepalives.add(pings);
                 if conn.queued_bytes < self.settings.write_queue_bytes_max {
-                    conn.queued_bytes += PONG.len();
-                    conn.queue.push_back((PONG, None));
-                    if !conn.dirty {
-                        conn.dirty = true;
-                        self.dirty.push(id);
-                    }
+                    // A WebSocket that is closing needs no answer.
+                    let _ = conn.push(PONG, None);
                 }
             }
+            if conn.wants_write() && !conn.dirty {
+                conn.dirty = true;
+                self.dirty.push(id);
+            }
         }
+    }
+
+    /// Something that a connection brought; false when it is over with that.
+    fn take(&mut self, id: ConnId, got: Got, stats: &ShardStats) -> bool {
+        let Some(conn) = self.conns.get_mut(&id) else { return false };
+        match got {
+            Got::Ping => {}
+            Got::Message(data) => {
+                stats.stream_in.add(1);
+                conn.half_since = None;
+                if let Some(shown) = conn.shown.as_ref().filter(|_| !conn.alias_seen) {
+                    conn.alias_seen = true;
+                    let flow = conn.flow;
+                    let alias =
+                        conn.accepted.then(|| alias(&data, &flow, shown, &self.settings.limits));
+                    if let Some(address) = alias.flatten() {
+                        self.aliases.insert((flow.interface, address), id);
+                    }
+                }
+                let flow = self.conns.get(&id).map(|c| c.flow);
+                self.events.extend(flow.map(|flow| TcpEvent::Message { flow, data }));
+            }
+            Got::Source(source, balancer) => {
+                // The client is counted, no longer the balancer.
+                let flow = conn.flow;
+                self.forget(id, &Flow { remote: balancer, ..flow });
+                self.uncount(balancer.ip());
+                let count = self.per_source.entry(source.ip()).or_insert(0);
+                *count += 1;
+                if *count > self.settings.connections_per_source_max {
+                    stats.refused.add(1);
+                    self.close(id, SendError::Closed, stats);
+                    return false;
+                }
+                self.by_remote
+                    .insert((flow.interface, flow.transport, source, DomainId::default()), id);
+            }
+            Got::Secured => {
+                stats.tls_handshakes.add(1);
+                let none = Identities::default();
+                let door = self.settings.doors.of(conn.flow.interface);
+                let profile = door.as_ref().and_then(|d| d.tls.as_ref());
+                let shown = conn.shown.as_deref().unwrap_or(&none);
+                let admitted = !conn.accepted
+                    || profile.is_some_and(|p| p.admits(conn.flow.remote.ip(), shown));
+                if !admitted {
+                    tracing::debug!(remote = %conn.flow.remote, "not the certificate of this trunk");
+                    stats.tls_identity_refused.add(1);
+                    self.close(id, SendError::Closed, stats);
+                    return false;
+                }
+            }
+            Got::Speaks(transport) => {
+                let flow = conn.flow;
+                self.by_remote
+                    .insert((flow.interface, transport, flow.remote, DomainId::default()), id);
+            }
+        }
+        true
+    }
+
+    /// Ends a connection for a reason, with a last word to the peer.
+    fn end(&mut self, id: ConnId, fault: &Fault, stats: &ShardStats) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let remote = conn.flow.remote;
+        match fault {
+            Fault::Closed => {}
+            Fault::Proxy(_) => stats.proxy_errors.add(1),
+            Fault::Tls(_) => stats.tls_failures.add(1),
+            Fault::Web(super::ws::WsError::Closed) => {}
+            Fault::Web(_) => stats.web_errors.add(1),
+            Fault::Framing(_) => stats.framing_errors.add(1),
+        }
+        if !matches!(fault, Fault::Closed) {
+            tracing::debug!(%remote, reason = %fault, "connection ended");
+        }
+        conn.farewell(Some(fault), stats);
+        let error = if conn.accepted || !matches!(fault, Fault::Tls(_)) {
+            SendError::Closed
+        } else {
+            SendError::Unreachable
+        };
+        self.close(id, error, stats);
     }
 
     /// Closes what has waited too long.
@@ -445,22 +582,52 @@ impl Tcp {
         }
         let settings = &self.settings;
         let mut overdue = Vec::new();
+        let mut ping = Vec::new();
         for (id, conn) in &self.conns {
             let since = |at: Instant| now.saturating_duration_since(at);
-            if let State::Connecting { since: at } = conn.state {
+            let half = |limit: Duration| conn.half_since.is_some_and(|at| since(at) >= limit);
+            let over = |limit: Option<Duration>, at| limit.is_some_and(|l| since(at) >= l);
+            if let Some(at) = conn.connecting {
                 if since(at) >= settings.connect_timeout {
                     stats.connect_failures.add(1);
                     overdue.push((*id, SendError::Timeout));
                 }
-            } else if conn.half_since.is_some_and(|at| since(at) >= settings.half_message_timeout) {
+            } else if conn.beginning() {
+                if half(settings.handshake_timeout) {
+                    stats.handshake_timeouts.add(1);
+                    overdue.push((*id, SendError::Timeout));
+                }
+            } else if half(settings.half_message_timeout) {
                 stats.half_messages.add(1);
                 overdue.push((*id, SendError::Closed));
             } else if since(conn.last_used) >= settings.idle_timeout {
                 stats.idle_closed.add(1);
                 overdue.push((*id, SendError::Closed));
+            } else if over(settings.lifetime, conn.opened) && conn.is_idle() {
+                stats.lifetime_closed.add(1);
+                overdue.push((*id, SendError::Closed));
+            } else if conn.is_web() && over(settings.websocket_ping, conn.last_heard) {
+                // Half an interval is left for the answer.
+                let late = settings.websocket_ping.map(|every| every + every / 2);
+                if !conn.pinged {
+                    ping.push(*id);
+                } else if over(late, conn.last_heard) {
+                    stats.web_dead.add(1);
+                    overdue.push((*id, SendError::Closed));
+                }
+            }
+        }
+        for id in ping {
+            if let Some(conn) = self.conns.get_mut(&id) {
+                conn.ping();
+                conn.dirty = true;
+                self.dirty.push(id);
             }
         }
         for (id, error) in overdue {
+            if let Some(conn) = self.conns.get_mut(&id) {
+                conn.farewell(None, stats);
+            }
             self.close(id, error, stats);
         }
         self.sweep_at = (!self.conns.is_empty()).then_some(now + SWEEP_EVERY);
@@ -469,83 +636,79 @@ impl Tcp {
     /// Ends every connection: the shard stops.
     pub fn close_all(&mut self, stats: &ShardStats) {
         for id in self.conns.keys().copied().collect::<Vec<_>>() {
+            if let Some(conn) = self.conns.get_mut(&id) {
+                conn.farewell(None, stats);
+            }
             self.close(id, SendError::Closed, stats);
         }
     }
 
     fn close(&mut self, id: ConnId, error: SendError, stats: &ShardStats) {
-        let Some(conn) = self.conns.remove(&id) else { return };
+        let Some(mut conn) = self.conns.remove(&id) else { return };
         let (flow, users) = (conn.flow, conn.users);
-        if self.by_remote.get(&(flow.interface, flow.remote)) == Some(&id) {
-            self.by_remote.remove(&(flow.interface, flow.remote));
+        self.forget(id, &flow);
+        if conn.accepted {
+            self.uncount(flow.remote.ip());
         }
-        if conn.accepted
-            && let Some(count) = self.per_source.get_mut(&flow.remote.ip())
-        {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                self.per_source.remove(&flow.remote.ip());
-            }
-        }
-        for (_, token) in conn.queue {
-            if let Some(token) = token {
-                self.events.push_back(TcpEvent::SendFailed { token, error });
-            }
-        }
+        let lost = conn.unsent().map(|token| TcpEvent::SendFailed { token, error });
+        self.events.extend(lost);
         // The socket closes with the descriptor; a peer that is gone already is no news.
         let _ = conn.socket.shutdown(Shutdown::Both);
         self.events.push_back(TcpEvent::Closed { flow, users });
         stats.connections.set(u64::try_from(self.conns.len()).unwrap_or(u64::MAX));
     }
-}
 
-impl Conn {
-    /// Writes until the queue is empty or the socket full.
-    fn drain(&mut self, now: Instant, stats: &ShardStats) -> io::Result<()> {
-        while !self.queue.is_empty() {
-            let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
-            let mut filled = 0;
-            let mut skip = self.written;
-            for (slot, (data, _)) in slices.iter_mut().zip(&self.queue) {
-                *slot = IoSlice::new(data.get(skip..).unwrap_or_default());
-                skip = 0;
-                filled += 1;
-            }
-            match self.socket.write_vectored(slices.get(..filled).unwrap_or_default()) {
-                Ok(count) => self.advance(count, stats),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-            self.last_used = now;
+    /// Takes a connection out of what connections are found by.
+    fn forget(&mut self, id: ConnId, flow: &Flow) {
+        let plain = (flow.interface, flow.transport, flow.remote, DomainId::default());
+        if self.by_remote.get(&plain) == Some(&id) {
+            self.by_remote.remove(&plain);
         }
-        Ok(())
+        if flow.transport == Transport::Tls {
+            // Few lead to named domains and few are aliases: both are looked through.
+            self.by_remote.retain(|key, at| *at != id || key.3 == DomainId::default());
+            self.aliases.retain(|_, at| *at != id);
+        }
     }
 
-    fn advance(&mut self, mut count: usize, stats: &ShardStats) {
-        self.queued_bytes = self.queued_bytes.saturating_sub(count);
-        while let Some((data, _)) = self.queue.front() {
-            let left = data.len().saturating_sub(self.written);
-            if count < left {
-                self.written += count;
-                return;
+    fn uncount(&mut self, source: IpAddr) {
+        if let Some(count) = self.per_source.get_mut(&source) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.per_source.remove(&source);
             }
-            count -= left;
-            self.written = 0;
-            self.queue.pop_front();
-            stats.stream_out.add(1);
         }
     }
 }
 
-/// What a peer hears before its connection is closed for bad framing: 400 or 513, when what came
-/// has enough of a Via to answer.
-fn refusal(conn: &mut Conn, limits: &Limits) -> Option<Bytes> {
-    let rest = conn.framer.rest();
-    let large = rest.len() > limits.head_bytes_max;
-    let request = sip::salvage(rest, limits).filter(Message::is_request)?;
-    let (status, reason) = if large { (513, "") } else { (400, "Bad Content-Length or framing") };
-    Some(sip::response(&request, status, reason, Some("framing"), Some(conn.flow.remote)).finish())
+/// The server's side of TLS for a new connection, where the port has any.
+fn accepting(
+    serves: Serves,
+    door: Option<&Door>,
+    stats: &ShardStats,
+) -> Result<Option<rustls::Connection>, ()> {
+    if !serves.is_secure() {
+        return Ok(None);
+    }
+    let profile = door.and_then(|d| d.tls.as_ref());
+    let server = profile.and_then(|p| rustls::ServerConnection::new(p.server.clone()).ok());
+    match server {
+        Some(server) => Ok(Some(server.into())),
+        None => {
+            stats.tls_failures.add(1);
+            Err(())
+        }
+    }
+}
+
+/// The address that a peer asks to be reached at on this connection (RFC 5923 §5): the sent-by of
+/// its Via, where the certificate that it has shown speaks for the host there.
+fn alias(data: &Bytes, flow: &Flow, shown: &Identities, limits: &Limits) -> Option<SocketAddr> {
+    let request = sip::salvage(data.clone(), limits).filter(Message::is_request)?;
+    let via = request.via().ok()?;
+    let port = via.port.unwrap_or(flow.transport.default_port());
+    (via.params.has("alias") && shown.host(via.host))
+        .then_some(SocketAddr::new(flow.remote.ip(), port))
 }
 
 fn user_bit(shard: usize) -> u64 {

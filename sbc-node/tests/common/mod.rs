@@ -1,6 +1,6 @@
 //! What the tests of the edge share: an echo machine on shards of its own, sockets that speak SIP.
 
-#![expect(dead_code, reason = "each test binary uses a part of this")]
+#![allow(dead_code, reason = "each test binary uses a part of this, one of them all")]
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use sbc_core::core::{
 use sbc_core::media::{
     Anchor, Local, MediaError, MediaId, Remote, Side, SideSpec, StreamKind, StreamStats, Taken,
 };
-use sbc_core::net::{Host, Interface, InterfaceId, Listener, Target, Transport};
+use sbc_core::net::{Flow, Host, Interface, InterfaceId, Listener, Target, Transport};
 use sbc_node::resolve::Request;
 use sbc_node::shard::command::Command;
 use sbc_node::shard::queue::{Handle, mailbox_with};
@@ -38,6 +38,7 @@ pub(crate) struct Echo {
     pub closed: usize,
     pub resolved: Vec<(ResolveId, Result<Vec<Target>, sbc_core::core::ResolveError>)>,
     pub messages: Vec<Bytes>,
+    pub flows: Vec<Flow>,
 }
 
 impl Machine for Echo {
@@ -55,6 +56,7 @@ impl Machine for Echo {
                     });
                 }
                 self.messages.push(data);
+                self.flows.push(flow);
             }
             Input::SendFailed { token, error } => self.failed.push((token, error)),
             Input::ConnClosed { .. } => self.closed += 1,
@@ -160,6 +162,8 @@ pub(crate) struct Bench {
     pub listen: Vec<(Transport, &'static str)>,
     pub transport: transport::Settings,
     pub messages_max: usize,
+    /// All listeners on one port.
+    pub share: bool,
     pub resolver: Option<mpsc::Sender<Request>>,
 }
 
@@ -170,6 +174,7 @@ impl Default for Bench {
             listen: vec![(Transport::Udp, "127.0.0.1")],
             transport: transport::Settings::default(),
             messages_max: 1_024,
+            share: false,
             resolver: None,
         }
     }
@@ -186,11 +191,14 @@ pub(crate) struct Running {
 impl Bench {
     /// Binds free ports (the same for every shard) and starts the threads.
     pub(crate) fn start(self) -> Running {
+        let mut shared_port = None;
         let listeners: Vec<Listener> = self
             .listen
             .iter()
             .map(|(transport, ip)| {
-                let local = SocketAddr::new(ip.parse().unwrap(), free_port(*transport, ip));
+                let shared = shared_port.get_or_insert_with(|| free_port(*transport, ip));
+                let port = if self.share { *shared } else { free_port(*transport, ip) };
+                let local = SocketAddr::new(ip.parse().unwrap(), port);
                 let advertise_host = Host::Ip(local.ip());
                 let advertise_port = local.port();
                 Listener {
@@ -269,7 +277,10 @@ impl Running {
         data: &str,
         token: u64,
     ) {
-        let target = Target::new(transport, addr);
+        self.send_to(shard, Target::new(transport, addr), data, token);
+    }
+
+    pub(crate) fn send_to(&self, shard: usize, target: Target, data: &str, token: u64) {
         let dest = Destination::Target { interface: InterfaceId(0), target };
         let data = Bytes::from(data.to_owned());
         let token = Some(SendToken(token));
