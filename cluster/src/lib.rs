@@ -38,8 +38,8 @@ pub use core::{Committed, CoreStatus, Counters, ProposeError};
 pub use event::Event;
 pub use handle::{Events, Handle, JoinTokenError, Status};
 pub use state::{
-    Address, Ban, BanKey, Binding, BindingKey, Dialog, FORMAT_VERSION, Next, Node, NodeState,
-    SnapshotError, Tables,
+    Address, Ban, BanKey, Binding, BindingKey, Dialog, DialogPlace, FORMAT_VERSION, Next, Node,
+    NodeState, SnapshotError, Tables,
 };
 pub use store::StoreError;
 pub use types::{AorKey, BindingChange, DialogKey, NodeId, Outcome, Rejection, Table};

@@ -15,6 +15,7 @@ use crate::handle::Handle;
 use crate::plan_types::Offload;
 use crate::ports::PortCounts;
 use crate::relay::{Letter, Mailbox, Relay, ThreadTotals};
+use crate::standby::Standby;
 use crate::types::{DropReason, InterfaceId, SessionId};
 
 /// Why the anchor did not start.
@@ -77,6 +78,7 @@ pub struct MediaAnchor {
     totals: Vec<Arc<ThreadTotals>>,
     threads: Vec<JoinHandle<()>>,
     kernel: Option<&'static str>,
+    standby: Option<Standby>,
 }
 
 impl MediaAnchor {
@@ -100,7 +102,14 @@ impl MediaAnchor {
             early: quarantine.saturating_sub(config.quarantine_min.max(MIN_QUARANTINE)),
             relays: relays.clone(),
         });
-        let mut anchor = MediaAnchor { shared, totals: Vec::new(), threads: Vec::new(), kernel };
+        let (standby, book) = Standby::new(addresses.clone(), config.offload);
+        let mut anchor = MediaAnchor {
+            shared,
+            totals: Vec::new(),
+            threads: Vec::new(),
+            kernel,
+            standby: kernel.map(|_| standby),
+        };
         for (index, mailbox) in relays.iter().enumerate() {
             let totals = Arc::new(ThreadTotals::default());
             anchor.totals.push(totals.clone());
@@ -112,7 +121,8 @@ impl MediaAnchor {
         }
         drop(changes);
         if let Some(offload) = offload {
-            let driver = Driver::new(offload, from_relays, relays, config.offload.counters_every);
+            let driver =
+                Driver::new(offload, from_relays, relays, config.offload.counters_every, book);
             anchor.spawn("media-kernel".to_owned(), move || driver.run())?;
         }
         Ok(anchor)
@@ -139,6 +149,12 @@ impl MediaAnchor {
     /// The kernel way in use: `nftables`, `ebpf`, or none.
     pub fn kernel(&self) -> Option<&'static str> {
         self.kernel
+    }
+
+    /// Where calls of other nodes are told, so that their media is in this node's kernel already
+    /// when they come here; to be taken once. `None` without a kernel way.
+    pub fn take_standby(&mut self) -> Option<Standby> {
+        self.standby.take()
     }
 
     /// Totals over all sessions.

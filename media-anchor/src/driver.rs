@@ -9,12 +9,16 @@ use hashbrown::HashMap;
 
 use crate::plan_types::{FlowChange, FlowCounters, FlowId, FlowOutcome, Offload};
 use crate::relay::{Letter, Mailbox};
+use crate::standby::Book;
 use crate::types::SessionId;
 
 /// Changes of one transaction.
 const BATCH: usize = 2048;
 
 const TICK: Duration = Duration::from_millis(100);
+
+/// Flows that stand by are looked at once in this time: only to find those that are missing.
+const STANDBY_EVERY: Duration = Duration::from_secs(60);
 
 /// The kernel driver.
 pub(crate) struct Driver {
@@ -23,6 +27,8 @@ pub(crate) struct Driver {
     relays: Vec<Arc<Mailbox>>,
     installed: Installed,
     counters_every: Duration,
+    book: Book,
+    standing_by: Installed,
 }
 
 /// The flows in the kernel, in a list that counters are read along.
@@ -39,8 +45,10 @@ impl Driver {
         changes: Receiver<Vec<FlowChange>>,
         relays: Vec<Arc<Mailbox>>,
         counters_every: Duration,
+        book: Book,
     ) -> Driver {
-        Driver { offload, changes, relays, installed: Installed::default(), counters_every }
+        let (installed, standing_by) = (Installed::default(), Installed::default());
+        Driver { offload, changes, relays, installed, counters_every, book, standing_by }
     }
 
     /// Runs until every relay thread is gone; dropping the offload then clears the kernel.
@@ -63,7 +71,17 @@ impl Driver {
                 self.offload.poll(&mut outcomes);
                 self.read_counters();
             }
+            self.stand_by(&mut outcomes);
             self.hand_back(&mut outcomes);
+        }
+    }
+
+    /// Changes of other nodes' calls: after those of our own, as many as fit a batch.
+    fn stand_by(&mut self, outcomes: &mut Vec<FlowOutcome>) {
+        let mut changes = Vec::new();
+        self.book.poll(Instant::now(), BATCH, &mut changes);
+        if !changes.is_empty() {
+            self.offload.apply(&changes, outcomes);
         }
     }
 
@@ -80,13 +98,18 @@ impl Driver {
 
     fn hand_back(&mut self, outcomes: &mut Vec<FlowOutcome>) {
         let mut by_relay: Vec<Vec<FlowOutcome>> = vec![Vec::new(); self.relays.len()];
+        let now = Instant::now();
         for outcome in outcomes.drain(..) {
+            let standby = outcome.id().is_standby();
+            let list = if standby { &mut self.standing_by } else { &mut self.installed };
             match outcome {
-                FlowOutcome::Installed(id) => self.installed.insert(id),
-                FlowOutcome::Removed(id, _) | FlowOutcome::Evicted(id, _, _) => {
-                    self.installed.remove(id);
-                }
+                FlowOutcome::Installed(id) => list.insert(id),
+                FlowOutcome::Removed(id, _) | FlowOutcome::Evicted(id, _, _) => list.remove(id),
                 FlowOutcome::Refused(..) => {}
+            }
+            if standby {
+                self.book.outcome(now, &outcome);
+                continue;
             }
             let relay = relay_of(outcome.id().session, self.relays.len());
             by_relay[relay].push(outcome);
@@ -100,13 +123,16 @@ impl Driver {
 
     /// Reads one part of the flows, so that each is read once per `counters_every`.
     fn read_counters(&mut self) {
-        let ticks = (self.counters_every.as_millis() / TICK.as_millis()).max(1);
-        let part = self.installed.list.len().div_ceil(usize::try_from(ticks).unwrap_or(1));
-        let ids = self.installed.next(part);
+        let standing_by = self.standing_by.part(STANDBY_EVERY);
+        let ids = self.installed.part(self.counters_every);
+        let mut counters = Vec::with_capacity(ids.len().max(standing_by.len()));
+        if !standing_by.is_empty() {
+            self.offload.counters(&standing_by, &mut counters);
+            counters.clear();
+        }
         if ids.is_empty() {
             return;
         }
-        let mut counters = Vec::with_capacity(ids.len());
         self.offload.counters(&ids, &mut counters);
         let mut by_relay: Vec<Vec<(FlowId, FlowCounters)>> = vec![Vec::new(); self.relays.len()];
         for (id, counters) in counters {
@@ -144,6 +170,13 @@ impl Installed {
         if let Some(moved) = self.list.get(place) {
             self.places.insert(*moved, place);
         }
+    }
+
+    /// The flows of one tick, so that each has its turn once per `every`.
+    fn part(&mut self, every: Duration) -> Vec<FlowId> {
+        let ticks = (every.as_millis() / TICK.as_millis()).max(1);
+        let part = self.list.len().div_ceil(usize::try_from(ticks).unwrap_or(1));
+        self.next(part)
     }
 
     /// The next `count` flows, round and round.

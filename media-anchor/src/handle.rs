@@ -238,6 +238,27 @@ impl Handle {
         Ok(())
     }
 
+    /// Takes over the source that another node had latched, for a call carried on here: to be said
+    /// after `bind_at` and before `remote`, which keeps it unless told to relearn.
+    ///
+    /// # Errors
+    /// `Unknown`; `Forbidden` for an address that media may not be sent to; `Overloaded`.
+    pub fn restore(
+        &mut self,
+        id: SessionId,
+        index: usize,
+        side: Side,
+        latched: SocketAddr,
+    ) -> Result<(), MediaError> {
+        let entry = self.sessions.get(&id).ok_or(MediaError::Unknown)?;
+        entry.side(index, side).ok_or(MediaError::Unknown)?;
+        let stream = u8::try_from(index).map_err(|_| MediaError::Unknown)?;
+        if !self.shared.addresses.usable(latched) {
+            return Err(MediaError::Forbidden(latched));
+        }
+        self.try_post(id, Letter::Command(Command::Restore { id, stream, side, latched }))
+    }
+
     /// Ends one stream (`m=` port 0) and frees its ports.
     pub fn drop_stream(&mut self, id: SessionId, index: usize) {
         let stream = self

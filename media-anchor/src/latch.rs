@@ -38,6 +38,8 @@ pub(crate) type Ident = Option<(u32, u16)>;
 pub(crate) struct SideLatch {
     state: State,
     signalled: Option<SocketAddr>,
+    /// Latched by another node: what SDP says next was known there already.
+    restored: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -90,7 +92,8 @@ pub(crate) enum Judgement {
 impl SideLatch {
     /// Takes what SDP says. Learning starts anew if `relearn` or when the address is another one.
     pub(crate) fn signal(&mut self, rtp: Option<SocketAddr>, mode: Latch, relearn: bool) {
-        let moved = rtp != self.signalled;
+        let restored = std::mem::take(&mut self.restored) && rtp.is_some() && mode != Latch::Off;
+        let moved = rtp != self.signalled && !(restored && !relearn);
         let previous = self.learnt().filter(|_| !moved);
         self.signalled = rtp;
         let learning = |force| {
@@ -118,6 +121,13 @@ impl SideLatch {
                 Latch::Force,
             ) => learning(true),
         };
+    }
+
+    /// Takes over what another node had latched; the next [`SideLatch::signal`] keeps it unless it
+    /// is to learn anew.
+    pub(crate) fn restore(&mut self, addr: SocketAddr) {
+        self.state = State::Latched { addr };
+        self.restored = true;
     }
 
     /// Judges a packet that looked right by its header. `usable` tells whether an address may be

@@ -10,6 +10,7 @@
 //! engine/        one relay thread's sessions, sans-IO: latching, verdicts, flows, silence
 //! relay/         the thread itself: epoll, sockets, clock
 //! driver.rs      the thread that talks to the kernel
+//! standby.rs     calls of other nodes, in the kernel before they are ours
 //! plan_types.rs  the seam to the kernel: flows and the Offload trait
 //! kernel/        appliers of that trait (nftables, TC eBPF)
 //! ```
@@ -32,6 +33,7 @@ mod ports;
 mod relay;
 mod rfc3550;
 mod rtp;
+mod standby;
 mod types;
 
 pub use address::TooManyDoors;
@@ -39,6 +41,7 @@ pub use anchor::{MediaAnchor, StartError, Totals};
 pub use events::EventSink;
 pub use handle::{Handle, SideView, StreamView};
 pub use ports::PortCounts;
+pub use standby::{Behind, Standby, StandbySide, StandbyStream};
 pub use types::{
     Component, DropReason, Event, InterfaceId, Latch, Local, MediaError, Remote, SessionId, Side,
     SideSpec, SideStats, StreamKind, StreamStats,

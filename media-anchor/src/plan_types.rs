@@ -21,6 +21,22 @@ pub struct FlowId {
     pub component: Component,
 }
 
+/// Marks the flows of another node's calls, which are in the kernel before they are ours. Streams
+/// are numbered far below it.
+const STANDBY: u8 = 0x80;
+
+impl FlowId {
+    /// The id under which the flow stands by while another node carries its call.
+    pub fn standby(self) -> FlowId {
+        FlowId { stream: self.stream | STANDBY, ..self }
+    }
+
+    /// Whether it stands by for a call of another node.
+    pub fn is_standby(self) -> bool {
+        self.stream & STANDBY != 0
+    }
+}
+
 /// Source and destination of a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tuple {

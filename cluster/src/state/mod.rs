@@ -4,9 +4,10 @@
 //!
 //! `tables.rs` holds the rows and keeps the digest, `apply.rs` the commands of dialogs, bindings
 //! and settings, `ownership.rs` who holds what (nodes, addresses, hand-over), `snapshot.rs` the
-//! file form, `cow.rs` the map under it all.
+//! file form, `changes.rs` what changed lately, `cow.rs` the map under it all.
 
 mod apply;
+mod changes;
 mod cow;
 mod digest;
 mod ownership;
@@ -20,6 +21,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use sbc_proto::cluster::v1 as pb;
 
+pub use changes::DialogPlace;
 #[cfg(test)]
 pub(crate) use digest::spread;
 pub(crate) use record::node_id;

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use super::changes::{Changes, DialogPlace};
 use super::cow::CowMap;
 use super::digest::Hasher;
 use super::record::{Address, Ban, BanKey, Binding, BindingKey, Dialog, Node, Token};
@@ -15,6 +16,7 @@ pub struct Tables {
     /// What a snapshot holds. Cloning it costs a few thousand references.
     pub(super) rows: Rows,
     by_lookup: HashMap<u64, DialogKey>,
+    changes: Changes,
 }
 
 #[derive(Clone)]
@@ -57,6 +59,7 @@ impl Tables {
                 digest: 0,
             },
             by_lookup: HashMap::new(),
+            changes: Changes::new(),
         }
     }
 
@@ -87,6 +90,12 @@ impl Tables {
     /// Visits every dialog: for take-over and display, not for a packet's way.
     pub fn dialogs_of(&self, owner: NodeId) -> impl Iterator<Item = (&DialogKey, &Dialog)> {
         self.rows.dialogs.iter().filter(move |(_, dialog)| dialog.owner == owner)
+    }
+
+    /// Keys of dialogs that were written, moved or removed since `place`, oldest first and at most
+    /// `max`; `None` when a reader must look at all of them. Moves `place` on.
+    pub fn dialogs_since(&self, place: &mut DialogPlace, max: usize) -> Option<Vec<DialogKey>> {
+        self.changes.since(place, max)
     }
 
     /// The contacts of an AOR that have not expired.
@@ -223,15 +232,24 @@ impl Tables {
     }
 
     pub(super) fn put_dialog(&mut self, key: DialogKey, dialog: Dialog) {
-        self.remove_dialog(&key);
+        self.take_dialog(&key);
         for lookup in &dialog.lookups {
             self.by_lookup.insert(*lookup, key);
         }
         self.rows.digest = self.rows.digest.wrapping_add(dialog.fingerprint(&key));
         self.rows.dialogs.insert(key, dialog);
+        self.changes.note(key);
     }
 
     pub(super) fn remove_dialog(&mut self, key: &DialogKey) -> bool {
+        let removed = self.take_dialog(key);
+        if removed {
+            self.changes.note(*key);
+        }
+        removed
+    }
+
+    fn take_dialog(&mut self, key: &DialogKey) -> bool {
         let Some(old) = self.rows.dialogs.remove(key) else {
             return false;
         };

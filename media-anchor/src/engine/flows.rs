@@ -305,7 +305,12 @@ impl Engine {
 }
 
 /// The flow of a direction if it needs nothing but new addresses, else why it stays.
-fn wanted(now: Instant, stream: &Stream, id: FlowId, config: &OffloadConfig) -> Result<Flow, Stay> {
+pub(super) fn wanted(
+    now: Instant,
+    stream: &Stream,
+    id: FlowId,
+    config: &OffloadConfig,
+) -> Result<Flow, Stay> {
     let (from, to) = (stream.side(id.from), stream.side(id.from.other()));
     let bound = from.bound.ok_or(Stay::NoPeer)?;
     let src = match id.component {

@@ -14,6 +14,7 @@ mod flows;
 mod model_tests;
 mod packet;
 mod session;
+mod standby;
 #[cfg(test)]
 mod tests;
 
@@ -33,6 +34,7 @@ use crate::types::{Component, Event, InterfaceId, Remote, SessionId, Side, Strea
 
 pub(crate) use packet::Verdict;
 use session::{Session, Stream};
+pub(crate) use standby::standby_flows;
 
 /// How often `tick` wants to be called.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
@@ -85,6 +87,13 @@ pub(crate) enum Command {
         side: Side,
         remote: Remote,
         relearn: bool,
+    },
+    /// Another node had latched this source; `Remote` follows.
+    Restore {
+        id: SessionId,
+        stream: u8,
+        side: Side,
+        latched: SocketAddr,
     },
     DropStream {
         id: SessionId,
@@ -164,6 +173,11 @@ impl Engine {
             }
             Command::Remote { id, stream, side, remote, relearn } => {
                 self.remote(now, id, stream, side, &remote, relearn);
+            }
+            Command::Restore { id, stream, side, latched } => {
+                if let Some(stream) = self.session_mut(id).and_then(|s| s.stream_mut(stream)) {
+                    stream.side_mut(side).restore(latched);
+                }
             }
             Command::DropStream { id, stream } => self.drop_stream(id, stream),
             Command::Close { id } => self.close(id),

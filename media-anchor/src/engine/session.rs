@@ -199,6 +199,12 @@ impl SideState {
         self.remote = Some(*remote);
     }
 
+    /// Takes over what another node had latched; to be followed by what SDP said.
+    pub(super) fn restore(&mut self, latched: SocketAddr) {
+        self.latch.restore(latched);
+        self.rtcp_learnt = None;
+    }
+
     pub(super) fn is_signalled(&self) -> bool {
         self.remote.is_some_and(|remote| remote.rtp.is_some())
     }

@@ -121,8 +121,7 @@ impl Relay {
 
     /// Forgets a flow whose element is out of the kernel and tells so.
     fn evict(&mut self, id: FlowId, reason: Reason) {
-        let Some(gone) = self.flows.remove(&id) else { return };
-        self.by_key.remove(&gone.element.key);
+        let Some(gone) = self.forget(id) else { return };
         self.totals.evicted += 1;
         self.refused[reason.index()] += 1;
         tracing::debug!(?id, %reason, "flow went back to userspace");

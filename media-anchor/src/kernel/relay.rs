@@ -65,6 +65,8 @@ pub(crate) struct Relay {
     pub(super) settings: Settings,
     pub(super) flows: HashMap<FlowId, Installed>,
     pub(super) by_key: HashMap<Key, FlowId>,
+    /// How many of the flows stand by.
+    pub(super) standing_by: u64,
     /// Devices that are looked at, by name, as they were attached.
     pub(super) attached: HashMap<String, Device>,
     pub(super) wanted: HashSet<String>,
@@ -109,6 +111,7 @@ impl Relay {
             settings,
             flows: HashMap::new(),
             by_key: HashMap::new(),
+            standing_by: 0,
             attached: HashMap::new(),
             wanted,
             backlog: Vec::new(),
@@ -169,11 +172,56 @@ impl Relay {
         match change {
             FlowChange::Remove(id) if self.flows.contains_key(id) => Ok(Step::Remove(*id)),
             FlowChange::Remove(id) => Err(FlowOutcome::Removed(*id, FlowCounters::default())),
-            FlowChange::Install(flow) => match self.plan_new(flow, staged) {
-                Ok(element) => Ok(Step::Install(Box::new(*flow), element)),
-                Err(reason) => Err(self.refuse(flow.id, reason)),
-            },
+            FlowChange::Install(flow) => {
+                if let Some(outcome) = self.promote(flow, staged) {
+                    return Err(outcome);
+                }
+                match self.plan_new(flow, staged) {
+                    Ok(element) => Ok(Step::Install(Box::new(*flow), element)),
+                    Err(reason) => Err(self.refuse(flow.id, reason)),
+                }
+            }
         }
+    }
+
+    /// A flow of our own takes over the one that stood by for it, as it is in the kernel; what
+    /// stood by otherwise, or in its place, leaves the kernel.
+    fn promote(&mut self, flow: &Flow, staged: &Staged) -> Option<FlowOutcome> {
+        if flow.id.is_standby() || self.standing_by == 0 {
+            return None;
+        }
+        let planned = self.plan(flow).ok();
+        let of_key = planned.and_then(|e| self.by_key.get(&e.key)).filter(|id| id.is_standby());
+        let suspects = [Some(flow.id.standby()), of_key.copied()];
+        for id in suspects.into_iter().flatten().filter(|id| !staged.touches(*id)) {
+            let Some(stood) = self.flows.get(&id) else { continue };
+            if Some(stood.element) != planned || self.flows.contains_key(&flow.id) {
+                let counted = self.delete_alone(stood.element.key);
+                if let Some(mut gone) = self.forget(id) {
+                    gone.settle(counted);
+                    self.backlog.push(FlowOutcome::Removed(id, gone.counters()));
+                }
+                continue;
+            }
+            let mut ours = self.forget(id)?;
+            ours.flow = *flow;
+            self.by_key.insert(ours.element.key, flow.id);
+            self.flows.insert(flow.id, ours);
+            self.totals.promoted += 1;
+            self.backlog.push(FlowOutcome::Removed(id, FlowCounters::default()));
+            return Some(FlowOutcome::Installed(flow.id));
+        }
+        None
+    }
+
+    /// Takes a flow off the books.
+    pub(super) fn forget(&mut self, id: FlowId) -> Option<Installed> {
+        let gone = self.flows.remove(&id)?;
+        if self.by_key.get(&gone.element.key) == Some(&id) {
+            self.by_key.remove(&gone.element.key);
+        }
+        self.standing_by -= u64::from(id.is_standby());
+        Some(gone)
     }
 
     fn plan_new(&mut self, flow: &Flow, staged: &Staged) -> Result<Element, Reason> {
@@ -241,17 +289,15 @@ impl Relay {
             Installed { flow, element, carried: Counters::default(), last: Counters::default() };
         self.by_key.insert(element.key, id);
         self.flows.insert(id, installed);
+        self.standing_by += u64::from(id.is_standby());
         self.totals.installed += 1;
         FlowOutcome::Installed(id)
     }
 
     fn removed(&mut self, id: FlowId, op: usize, result: &Result<TxDone, Fault>) -> FlowOutcome {
-        let Some(mut gone) = self.flows.remove(&id) else {
+        let Some(mut gone) = self.forget(id) else {
             return FlowOutcome::Removed(id, FlowCounters::default());
         };
-        if self.by_key.get(&gone.element.key) == Some(&id) {
-            self.by_key.remove(&gone.element.key);
-        }
         let counted = match result {
             Ok(done) => done.get(op).copied().flatten(),
             // The rest of its transaction was refused: a deletion must not depend on that.
@@ -279,6 +325,7 @@ impl Relay {
         self.report.update(|status| {
             status.devices = devices;
             status.flows = flows;
+            status.standby = self.standing_by;
             status.totals = self.totals;
             status.totals.missing += missing;
             status.totals.leaked += self.applier.mended.stale;
@@ -304,6 +351,11 @@ impl Staged {
             FlowChange::Remove(id) => self.installing.contains(id) || self.removing.contains(id),
             FlowChange::Install(flow) => self.installing.contains(&flow.id),
         }
+    }
+
+    /// Whether something is staged that concerns the flow.
+    fn touches(&self, id: FlowId) -> bool {
+        self.installing.contains(&id) || self.removing.contains(&id)
     }
 
     fn push(&mut self, slot: usize, step: Step, op: Op, joins: bool) {
@@ -396,6 +448,7 @@ impl Drop for Relay {
         self.report.update(|status| {
             status.devices.clear();
             status.flows = 0;
+            status.standby = 0;
         });
     }
 }

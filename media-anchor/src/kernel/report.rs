@@ -17,6 +17,8 @@ pub struct KernelStatus {
     pub devices: Vec<String>,
     /// Flows in the kernel now (a direction of one component each).
     pub flows: u64,
+    /// Part of `flows` that stands by for calls of other nodes.
+    pub standby: u64,
     pub totals: Totals,
     /// Flows refused or evicted since the start, in the order of [`Reason::ALL`].
     pub refused: [u64; Reason::ALL.len()],
@@ -29,6 +31,8 @@ pub struct Totals {
     pub removed: u64,
     /// Flows whose next hop changed and that were moved in place.
     pub replanned: u64,
+    /// Flows that stood by and became ours, without a change in the kernel.
+    pub promoted: u64,
     pub evicted: u64,
     /// Elements that should have been in the kernel and were not; put back.
     pub missing: u64,

@@ -552,3 +552,54 @@ fn the_plan_names_what_it_cannot_do() {
     assert_eq!((element.action.oif, element.action.mtu, element.action.dscp), (7, 1400, 0));
     assert_eq!(element.action.via, IpAddr::from([10, 9, 9, 9]));
 }
+
+#[test]
+fn a_flow_that_stood_by_becomes_ours_without_a_commit() {
+    let (mut relay, fake, report) = relay(1000);
+    let standby = |n: u16| Flow { id: flow(n).id.standby(), ..flow(n) };
+    let changes = [0, 1].map(|n| FlowChange::Install(standby(n)));
+    let mut outcomes = Vec::new();
+    relay.apply(&changes, &mut outcomes);
+    assert_eq!(outcomes, [0, 1].map(|n| FlowOutcome::Installed(standby(n).id)));
+    poll(&mut relay);
+    assert_eq!(report.status().standby, 2);
+    fake.world().table.get_mut(&key(0)).expect("there").1 = packets(4);
+    let commits = fake.world().commits.len();
+    assert_eq!(install(&mut relay, 0..2), installed(0..2));
+    assert_eq!(fake.world().commits.len(), commits, "nothing is changed in the kernel");
+    let told = poll(&mut relay);
+    let gone = [0, 1].map(|n| FlowOutcome::Removed(standby(n).id, counted(0)));
+    assert_eq!(told, gone, "nothing stands by any more");
+    let status = report.status();
+    assert_eq!((status.standby, status.flows, status.totals.promoted), (0, 2, 2));
+    let mut read = Vec::new();
+    relay.counters(&[flow(0).id], &mut read);
+    assert_eq!(read, [(flow(0).id, counted(4))], "what it has relayed here counts");
+    let mut outcomes = Vec::new();
+    relay.apply(&[FlowChange::Remove(standby(0).id)], &mut outcomes);
+    assert_eq!(fake.world().table.len(), 2, "a late removal of what stood by removes nothing");
+    assert_eq!(remove(&mut relay, 0..2).len(), 2);
+    assert_eq!(fake.world().table.len(), 0);
+}
+
+#[test]
+fn what_stood_by_otherwise_gives_way_to_the_session() {
+    let (mut relay, fake, _) = relay(1000);
+    let old = Flow {
+        id: flow(0).id.standby(),
+        arrives: Tuple { src: ([10, 0, 0, 9], 9).into(), ..flow(0).arrives },
+        ..flow(0)
+    };
+    let elsewhere = Flow { id: flow(8).id.standby(), arrives: flow(1).arrives, ..flow(8) };
+    let changes = [old, elsewhere].map(FlowChange::Install);
+    relay.apply(&changes, &mut Vec::new());
+    assert_eq!(fake.world().table.len(), 2);
+    assert_eq!(install(&mut relay, 0..2), installed(0..2));
+    let keys: Vec<Key> = fake.world().table.keys().copied().collect();
+    assert!(keys.len() == 2 && keys.contains(&key(0)) && keys.contains(&key(1)), "{keys:?}");
+    // A flow of another node's call never takes the place of one of ours.
+    let mut outcomes = Vec::new();
+    relay
+        .apply(&[FlowChange::Install(Flow { id: flow(0).id.standby(), ..flow(0) })], &mut outcomes);
+    assert_eq!(outcomes, [FlowOutcome::Refused(flow(0).id.standby(), Stay::Refused)]);
+}

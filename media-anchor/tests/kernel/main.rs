@@ -8,3 +8,4 @@ mod frame;
 mod moves;
 mod netns;
 mod rewrite;
+mod takeover;
