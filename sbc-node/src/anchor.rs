@@ -2,7 +2,6 @@
 //!
 //! The two sides name the same things with types of their own; only the translation lives here.
 
-use std::net::SocketAddr;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
@@ -108,18 +107,7 @@ impl Anchor for ShardAnchor {
         remote: &Remote,
         relearn: bool,
     ) -> Result<(), MediaError> {
-        let remote = relay::Remote {
-            rtp: remote.rtp,
-            rtcp: remote.rtcp,
-            rtcp_mux: remote.rtcp_mux,
-            sends: remote.sends,
-            receives: remote.receives,
-            latch: match remote.latch {
-                Latch::Off => relay::Latch::Off,
-                Latch::Auto => relay::Latch::Auto,
-                Latch::Force => relay::Latch::Force,
-            },
-        };
+        let remote = remote_of(remote);
         match self.handle.remote(session(id), index, side_of(side), &remote, relearn) {
             Err(relay::MediaError::Unknown) => {
                 self.take_early(id, index, side);
@@ -143,17 +131,10 @@ impl Anchor for ShardAnchor {
         self.handle
             .bind_at(session(id), index, kind_of(kind), side_of(side), spec, port)
             .map_err(error)?;
-        // Known endpoints may send at once: the source that was latched is the one to expect.
-        let Some(rtp) = taken.latched else { return Ok(()) };
-        let remote = relay::Remote {
-            rtp: Some(rtp),
-            rtcp: Some(SocketAddr::new(rtp.ip(), rtp.port().wrapping_add(1))),
-            rtcp_mux: false,
-            sends: true,
-            receives: true,
-            latch: relay::Latch::Auto,
-        };
-        self.handle.remote(session(id), index, side_of(side), &remote, false).map_err(error)
+        // What was latched stays latched: it may be in the kernel here already, where no packet of
+        // it is seen. What SDP said of the side is told next.
+        let Some(latched) = taken.latched else { return Ok(()) };
+        self.handle.restore(session(id), index, side_of(side), latched).map_err(error)
     }
 
     fn drop_stream(&mut self, id: MediaId, index: usize) {
@@ -184,12 +165,28 @@ fn side_of(side: Side) -> relay::Side {
     }
 }
 
-fn kind_of(kind: StreamKind) -> relay::StreamKind {
+pub(crate) fn kind_of(kind: StreamKind) -> relay::StreamKind {
     match kind {
         StreamKind::Audio => relay::StreamKind::Audio,
         StreamKind::Video => relay::StreamKind::Video,
         StreamKind::Image => relay::StreamKind::Image,
         StreamKind::Application => relay::StreamKind::Application,
+    }
+}
+
+/// What SDP said of a side.
+pub(crate) fn remote_of(remote: &Remote) -> relay::Remote {
+    relay::Remote {
+        rtp: remote.rtp,
+        rtcp: remote.rtcp,
+        rtcp_mux: remote.rtcp_mux,
+        sends: remote.sends,
+        receives: remote.receives,
+        latch: match remote.latch {
+            Latch::Off => relay::Latch::Off,
+            Latch::Auto => relay::Latch::Auto,
+            Latch::Force => relay::Latch::Force,
+        },
     }
 }
 

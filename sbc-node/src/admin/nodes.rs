@@ -69,6 +69,8 @@ impl Node for NodeService {
             kernel_way: kernel.way.to_owned(),
             kernel_reason: kernel.reason,
             kernel_flows: kernel.flows,
+            kernel_standby_flows: kernel.standby,
+            kernel_devices: kernel.devices,
         }))
     }
 

@@ -47,9 +47,12 @@ pub(super) fn status(status: &pb::StatusReply) {
     println!("  transactions  {}", status.transactions);
     println!("  media         {} sessions", status.media_sessions);
     println!(
-        "  kernel        {}: {} ({} flows)",
-        status.kernel_way, status.kernel_reason, status.kernel_flows
+        "  kernel        {}: {} ({} flows, {} of them standing by)",
+        status.kernel_way, status.kernel_reason, status.kernel_flows, status.kernel_standby_flows
     );
+    if !status.kernel_devices.is_empty() {
+        println!("  devices       {}", status.kernel_devices.join(", "));
+    }
     println!("  connections   {}", status.connections);
     println!("  shards        {}", status.shards);
     println!("  configuration {} of {}", status.config_path, Utc(status.config_loaded_ms));

@@ -172,6 +172,12 @@ fn file_config(cx: &mut Context<'_>, file: &raw::File, document: toml::Table) ->
         sip_limits,
         media,
         kernel: file.media.kernel,
+        kernel_devices: kernel_devices(cx, &file.media),
+        kernel_flows_max: cx.bounded(
+            file.media.kernel_flows_max.as_ref(),
+            262_144,
+            1_000..=4_000_000,
+        ),
         dns: dns(cx, &file.dns),
         cdr: cdr(cx, &file.cdr),
         log: log(cx, &file.log),
@@ -183,6 +189,20 @@ fn file_config(cx: &mut Context<'_>, file: &raw::File, document: toml::Table) ->
     };
     interface::check_overlaps(cx, file);
     config
+}
+
+/// Names as the kernel takes them: 1 to 15 bytes, no slash and no white space.
+fn kernel_devices(cx: &mut Context<'_>, media: &raw::Media) -> Vec<String> {
+    for device in &media.kernel_devices {
+        let name = device.get_ref();
+        let good = (1..=15).contains(&name.len())
+            && !matches!(name.as_str(), "." | "..")
+            && name.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b':');
+        if !good {
+            cx.problem(device.span(), format!("{name:?} is no name of a network device"));
+        }
+    }
+    media.kernel_devices.iter().map(|d| d.get_ref().clone()).collect()
 }
 
 fn node(cx: &mut Context<'_>, node: &raw::Node) -> NodeConfig {

@@ -15,12 +15,14 @@ use super::Config;
 const SECRET_KEYS: [&str; 4] = ["password", "token", "ha1-md5", "ha1-sha256"];
 
 /// Places that only a restart changes; everything below them counts.
-const NEEDS_RESTART: [&str; 20] = [
+const NEEDS_RESTART: [&str; 22] = [
     "node.name",
     "node.shards",
     "media.relay-threads",
     "media.max-sessions",
     "media.kernel",
+    "media.kernel-devices",
+    "media.kernel-flows-max",
     "media.coalesce",
     "media.quarantine",
     "media.learning-packets",

@@ -59,6 +59,10 @@ pub struct Config {
     pub sip_limits: sbc_core::sip::Limits,
     pub media: media_anchor::config::Config,
     pub kernel: Kernel,
+    /// Devices that the kernel way looks at besides those that the media addresses are on.
+    pub kernel_devices: Vec<String>,
+    /// Flows in the kernel at most: one direction of one stream component each.
+    pub kernel_flows_max: u32,
     pub transport: TransportConfig,
     pub dns: DnsConfig,
     pub cdr: Option<CdrConfig>,

@@ -120,6 +120,8 @@ pub(super) struct Media {
     pub(super) quarantine: Option<Span>,
     pub(super) coalesce: Option<Spanned<Span>>,
     pub(super) kernel: Kernel,
+    pub(super) kernel_devices: Vec<Spanned<String>>,
+    pub(super) kernel_flows_max: Option<Spanned<u32>>,
     pub(super) allow_local: bool,
     pub(super) deny: Vec<Net>,
     pub(super) dscp_audio: Option<Spanned<u8>>,

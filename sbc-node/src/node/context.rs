@@ -293,12 +293,15 @@ impl Context {
         let (c, g) = (Kind::Counter, Kind::Gauge);
         let way = vec![("way", status.way.to_owned())];
         push("sbc_kernel_flows", "Flows in the kernel, by the way in use", g, way, status.flows);
+        let (name, help) = ("sbc_kernel_standby_flows", "Flows of other nodes' calls");
+        push(name, help, g, vec![], status.standby);
         let totals = status.totals;
         for (what, value) in [
             ("installed", totals.installed),
             ("removed", totals.removed),
             ("replanned", totals.replanned),
             ("evicted", totals.evicted),
+            ("promoted", totals.promoted),
         ] {
             let labels = vec![("change", what.to_owned())];
             push("sbc_kernel_flow_changes", "Changes of flows in the kernel", c, labels, value);

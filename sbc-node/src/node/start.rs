@@ -66,7 +66,9 @@ pub(super) fn start(
     let shards = shards(&config);
     let media = anchor_config(&config);
     let kernel = kernel_relay(&config)?;
-    let anchor = Arc::new(MediaAnchor::start(media, kernel.offload).context("media relay")?);
+    let mut anchor = MediaAnchor::start(media, kernel.offload).context("media relay")?;
+    let standby = anchor.take_standby();
+    let anchor = Arc::new(anchor);
     let calls = Arc::new(CallMetrics::default());
     let traces = TraceHub::default();
     let stats: Vec<_> = (0..shards).map(|_| Arc::new(ShardStats::default())).collect();
@@ -151,6 +153,10 @@ pub(super) fn start(
         cluster,
     });
     serve(&context, runtime)?;
+    {
+        let _inside = runtime.enter();
+        crate::store::standby::spawn(&context, standby);
+    }
     runtime.spawn(Arc::clone(&context).close_retired());
     let (threads, ends) = spawn(built)?;
     tracing::info!(
@@ -182,12 +188,24 @@ fn kernel_relay(config: &Config) -> anyhow::Result<kernel::Opened> {
     let opened = kernel::open(&kernel::KernelConfig {
         way,
         table: format!("sbc_media_{node}"),
+        flows_max: config.kernel_flows_max,
+        devices: kernel_devices(config),
         ..kernel::KernelConfig::default()
     });
     if config.kernel == Kernel::Required && opened.offload.is_none() {
         anyhow::bail!("media.kernel is required: {}", opened.report.status().reason);
     }
     Ok(opened)
+}
+
+/// Devices to look at from the start: those named, and those where floating addresses will be.
+fn kernel_devices(config: &Config) -> Vec<String> {
+    let floating = config.cluster.iter().flat_map(|c| &c.addresses).map(|a| a.device.clone());
+    let mut devices: Vec<String> =
+        config.kernel_devices.iter().cloned().chain(floating.filter(|_| floats(config))).collect();
+    devices.sort();
+    devices.dedup();
+    devices
 }
 
 /// A thread per shard, which tells when it ends by itself.

@@ -5,5 +5,6 @@ pub mod bans;
 pub mod cluster;
 pub mod follow;
 pub mod record;
+pub mod standby;
 pub mod takeover;
 pub mod tell;
