@@ -1,3 +1,5 @@
+//! What stands by of which records, and what becomes of it.
+
 use std::net::IpAddr;
 
 use super::*;
