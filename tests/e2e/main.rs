@@ -5,6 +5,7 @@ mod basic;
 mod bed;
 mod cluster;
 mod features;
+mod kernel;
 mod phones;
 mod soak;
 mod subscribe;

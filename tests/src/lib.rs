@@ -3,6 +3,7 @@
 //! Traffic stays inside the namespaces that a test made; they go away with the test. Nothing here
 //! knows how the SBC works inside: it is driven by its configuration file, its sockets and `sbcctl`.
 
+pub mod agent;
 pub mod baresip;
 pub mod capture;
 pub mod load;
