@@ -16,24 +16,32 @@ use sbc_core::media::{
 /// Events of one shard's sessions that may wait for it.
 const EVENTS_MAX: usize = 8_192;
 
+/// Something that the relay threads tell.
+#[derive(Debug)]
+pub enum MediaEvent {
+    /// For the core.
+    Input(Input),
+    /// The last counters of a session that was closed while the kernel had streams of it.
+    Final(MediaId, Vec<StreamStats>),
+}
+
 /// What the relay threads tell one shard.
 pub struct MediaEvents(Receiver<relay::Event>);
 
 impl MediaEvents {
-    /// The next event that the core wants to hear of.
-    pub fn next_input(&self) -> Option<Input> {
-        loop {
-            return Some(match self.0.try_recv().ok()? {
-                relay::Event::Timeout { session, .. } => {
-                    Input::MediaTimeout { session: MediaId(session.0) }
-                }
-                relay::Event::Latched { session, .. } => {
-                    Input::MediaLatched { session: MediaId(session.0) }
-                }
-                // The call is gone with its CDR; the totals have these packets.
-                relay::Event::Final { .. } => continue,
-            });
-        }
+    /// The next event.
+    pub fn next_event(&self) -> Option<MediaEvent> {
+        Some(match self.0.try_recv().ok()? {
+            relay::Event::Timeout { session, .. } => {
+                MediaEvent::Input(Input::MediaTimeout { session: MediaId(session.0) })
+            }
+            relay::Event::Latched { session, .. } => {
+                MediaEvent::Input(Input::MediaLatched { session: MediaId(session.0) })
+            }
+            relay::Event::Final { session, streams } => {
+                MediaEvent::Final(MediaId(session.0), streams.iter().map(stats).collect())
+            }
+        })
     }
 }
 

@@ -59,6 +59,13 @@ fn call_with_audio(plan: Plan, transport: &str) {
     assert!(sent_outside >= 50, "the caller sent only {sent_outside} packets");
     assert!(sent_outside.abs_diff(heard_inside) <= 2, "{sent_outside} became {heard_inside}");
     assert!(sent_inside.abs_diff(heard_outside) <= 2, "{sent_inside} became {heard_outside}");
+    // The CDR has them all, those that the kernel relayed until the end included.
+    let told = |side: &str| {
+        let packets = cdrs[0]["media"][0][side]["packets"].as_u64().expect("packets");
+        usize::try_from(packets).expect("a count")
+    };
+    assert!(told("a").abs_diff(heard_inside) <= 2, "{} of {heard_inside} in the CDR", told("a"));
+    assert!(told("b").abs_diff(heard_outside) <= 2, "{} of {heard_outside} in the CDR", told("b"));
     assert_eq!(inside.count("udp.checksum.status == \"Bad\" && udp.srcport >= 30000"), 0);
 
     hidden(&bed, &outside, &inside);

@@ -31,7 +31,7 @@ use crate::telemetry::cdr::{self, CdrWriter};
 use crate::telemetry::http;
 use crate::telemetry::log::LogControl;
 use crate::telemetry::metrics::CallMetrics;
-use crate::telemetry::outside::ShardOutside;
+use crate::telemetry::outside::{Held, ShardOutside};
 use crate::telemetry::time::unix_ms;
 use crate::telemetry::trace::TraceHub;
 use crate::transport;
@@ -108,6 +108,7 @@ pub(super) fn start(
             resolver: lookups.clone(),
             store: Arc::clone(&store),
             media,
+            held: Held::default(),
         };
         let seed = rand::rng().next_u64();
         let mut machine = Core::new(Arc::clone(&core), rand::random(), clock);

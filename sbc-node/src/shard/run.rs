@@ -53,6 +53,14 @@ pub trait Outside: Send {
     fn resolve(&mut self, request: Request) -> bool;
     /// What other threads have for the machine (media events), after they woke the shard.
     fn next_input(&mut self) -> Option<Input>;
+    /// When [`Outside::tick`] wants to be called.
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+    /// Something here was to wait no longer than until `now`.
+    fn tick(&mut self, now: Instant) {
+        let _ = now;
+    }
 }
 
 /// What a shard is made of.
@@ -172,7 +180,10 @@ impl<M: Machine> Shard<M> {
 
     fn timeout(&self, now: Instant) -> Option<Duration> {
         let stop = self.stopping.map(|_| now + Duration::from_millis(10));
-        let next = [self.machine.deadline(), self.tcp.deadline(), stop].into_iter().flatten().min();
+        let next = [self.machine.deadline(), self.tcp.deadline(), self.outside.deadline(), stop]
+            .into_iter()
+            .flatten()
+            .min();
         next.map(|at| at.saturating_duration_since(now))
     }
 
@@ -386,6 +397,9 @@ impl<M: Machine> Shard<M> {
     /// Timers, time-outs and everything queued: the end of a wake-up.
     fn settle(&mut self, now: Instant) {
         self.tcp.sweep(now, &self.stats);
+        if self.outside.deadline().is_some_and(|at| at <= now) {
+            self.outside.tick(now);
+        }
         if self.machine.deadline().is_some_and(|at| at <= now) {
             self.feed(Input::Tick, now);
         }

@@ -69,6 +69,8 @@ pub struct CdrStats {
     /// The queue was full: the record is lost, but for its log line.
     pub lost: AtomicU64,
     pub errors: AtomicU64,
+    /// Written without the kernel's last counters, which did not come in time.
+    pub incomplete: AtomicU64,
     pub queued: AtomicU64,
     /// The last write failed.
     pub failing: AtomicBool,
@@ -403,14 +405,14 @@ fn side(stats: &SideStats) -> Value {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Arc;
 
     use sbc_core::b2bua::{CallId, CdrAttempt, EndCause};
 
     use super::*;
 
-    fn cdr(call: u64) -> Box<Cdr> {
+    pub(in crate::telemetry) fn cdr(call: u64) -> Box<Cdr> {
         Box::new(Cdr {
             call: CallId(call),
             started_ms: 1_000,

@@ -201,6 +201,9 @@ impl Source for CdrSource {
         push("sbc_cdr_written", "CDRs written", Kind::Counter, stats.written.load(Relaxed));
         push("sbc_cdr_lost", "CDRs lost: queue full", Kind::Counter, stats.lost.load(Relaxed));
         push("sbc_cdr_errors", "Failed CDR writes", Kind::Counter, stats.errors.load(Relaxed));
+        let incomplete = stats.incomplete.load(Relaxed);
+        let help = "CDRs written without the kernel's last counters";
+        push("sbc_cdr_incomplete", help, Kind::Counter, incomplete);
         push("sbc_cdr_queued", "CDRs waiting", Kind::Gauge, stats.queued.load(Relaxed));
     }
 }
