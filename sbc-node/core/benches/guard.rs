@@ -34,7 +34,7 @@ fn run(what: &str, config: &GuardConfig, source: impl Fn(u32) -> u32) {
     let mut rounds: Vec<(Duration, (usize, usize))> = (0..ROUNDS)
         .map(|_| {
             let t0 = Instant::now();
-            let mut guard = Guard::new(config.clone(), t0);
+            let guard = Guard::new(config.clone(), t0);
             let start = cpu_time();
             for n in 0..PACKETS {
                 let now = t0 + Duration::from_micros(u64::from(n) * 5);

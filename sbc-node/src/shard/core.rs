@@ -5,6 +5,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use sbc_core::core::{Core, Input, Output};
 use sbc_core::media::Anchor;
+use sbc_core::net::Flow;
 use sbc_core::sip::{self, HeaderName, Limits, Method};
 
 use super::Machine;
@@ -28,6 +29,10 @@ impl Machine for Core {
     fn owner(&self, data: &[u8], shards: usize) -> Option<usize> {
         let shard = self.hint(data).shard(u32::try_from(shards).unwrap_or(u32::MAX));
         usize::try_from(shard).ok()
+    }
+
+    fn lets_in(&self, now: Instant, flow: &Flow) -> bool {
+        Core::lets_in(self, now, flow)
     }
 
     fn overloaded(data: &[u8]) -> Option<Bytes> {

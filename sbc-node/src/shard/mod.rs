@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use sbc_core::core::{Input, Output};
 use sbc_core::media::Anchor;
+use sbc_core::net::Flow;
 
 /// What a shard runs: the SIP core, or a small stand-in in tests of the transports.
 pub trait Machine: 'static {
@@ -30,6 +31,11 @@ pub trait Machine: 'static {
     fn deadline(&self) -> Option<Instant>;
     /// The shard that a raw message belongs to among `shards`; `None` where it does not matter.
     fn owner(&self, data: &[u8], shards: usize) -> Option<usize>;
+    /// Whether what comes by a flow is looked at at all: asked for each datagram, connection and
+    /// message of a stream before anything else.
+    fn lets_in(&self, _now: Instant, _flow: &Flow) -> bool {
+        true
+    }
     /// An answer to a request that its shard had no room for (503); `None` says drop it.
     fn overloaded(data: &[u8]) -> Option<bytes::Bytes>;
 }

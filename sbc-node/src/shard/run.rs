@@ -204,7 +204,9 @@ impl<M: Machine> Shard<M> {
                 self.take_udp(index, *event, now);
             } else if event.token & TCP_TOKEN != 0 {
                 let index = usize::try_from(event.token & !TCP_TOKEN).unwrap_or(usize::MAX);
-                self.tcp.accept(index, now, &self.poller, &self.stats);
+                let machine = &self.machine;
+                let lets_in = |flow: &Flow| machine.lets_in(now, flow);
+                self.tcp.accept(index, now, &self.poller, &self.stats, &lets_in);
             } else {
                 self.take_queues(now);
             }
@@ -221,12 +223,15 @@ impl<M: Machine> Shard<M> {
             socket.blocked = false;
             watch_udp(&self.poller, socket, index);
         }
-        let (stats, inbox, asked) = (&self.stats, &mut self.inbox, &mut self.stun_asked);
+        let (stats, inbox, machine) = (&self.stats, &mut self.inbox, &self.machine);
+        let asked = &mut self.stun_asked;
         let rate = &mut self.stun_rate;
         for _ in 0..BATCHES_MAX {
             let taken = socket.receive(&mut self.recv, |flow, data| {
                 stats.udp_in_bytes.add(u64::try_from(data.len()).unwrap_or(0));
-                if is_keepalive(data) {
+                if !machine.lets_in(now, &flow) {
+                    // Not worth a copy.
+                } else if is_keepalive(data) {
                     stats.keepalives.add(1);
                 } else if stun::is_stun(data) {
                     match stun::answer(data, flow.remote).filter(|_| rate.take(now)) {
@@ -268,7 +273,13 @@ impl<M: Machine> Shard<M> {
     fn take_tcp(&mut self, now: Instant) {
         while let Some(event) = self.tcp.next_event() {
             match event {
-                TcpEvent::Message { flow, data } => self.received(flow, data, now),
+                TcpEvent::Message { flow, data } => {
+                    if self.machine.lets_in(now, &flow) {
+                        self.received(flow, data, now);
+                    } else if let Some(conn) = flow.conn {
+                        self.tcp.refuse(conn, &self.stats);
+                    }
+                }
                 TcpEvent::SendFailed { token, error } => self.send_failed(token, error, now),
                 TcpEvent::Closed { flow, users } => self.conn_closed(flow, users, now),
             }

@@ -217,8 +217,15 @@ impl Tcp {
         fits.then_some(alias)
     }
 
-    /// Accepts what waits on a listener.
-    pub fn accept(&mut self, listener: usize, now: Instant, poller: &Poller, stats: &ShardStats) {
+    /// Accepts what waits on a listener, unless `lets_in` is against it.
+    pub fn accept(
+        &mut self,
+        listener: usize,
+        now: Instant,
+        poller: &Poller,
+        stats: &ShardStats,
+        lets_in: &dyn Fn(&Flow) -> bool,
+    ) {
         for _ in 0..ACCEPT_BATCH {
             let Some(l) = self.listeners.get(listener).and_then(Option::as_ref) else { return };
             let (interface, local, serves) = (l.interface, l.local, self.serves(l));
@@ -233,8 +240,14 @@ impl Tcp {
             };
             let Some(remote) = remote else { continue };
             let source = self.per_source.get(&remote.ip()).copied().unwrap_or(0);
+            let door = self.settings.doors.of(interface);
+            let proxied = door.as_ref().is_some_and(|d| d.is_proxy(remote.ip()));
+            let transport = serves.sip.or(serves.web).unwrap_or(Transport::Tcp);
+            let flow = self.flow(interface, transport, local, remote);
+            // Whom a proxy speaks for is known, and asked for, with the first message.
             if self.conns.len() >= self.settings.connections_max
                 || source >= self.settings.connections_per_source_max
+                || !(proxied || lets_in(&flow))
             {
                 // Closing with a reset: nothing lingers for a peer that is over its limit.
                 let _ = socket.set_linger(Some(Duration::ZERO));
@@ -245,17 +258,14 @@ impl Tcp {
                 tracing::warn!(%local, %error, "cannot set up a connection");
                 continue;
             }
-            let door = self.settings.doors.of(interface);
             let Ok(tls) = accepting(serves, door.as_deref(), stats) else { continue };
             let beginning = Beginning {
                 serves,
                 tls,
-                proxied: door.as_ref().is_some_and(|d| d.is_proxy(remote.ip())),
+                proxied,
                 rules: door.map_or_else(Arc::default, |d| d.web.clone()),
                 limits: self.settings.limits,
             };
-            let transport = serves.sip.or(serves.web).unwrap_or(Transport::Tcp);
-            let flow = self.flow(interface, transport, local, remote);
             *self.per_source.entry(remote.ip()).or_insert(0) += 1;
             stats.accepted.add(1);
             let conn = Conn::new(socket, flow, true, now, beginning);
@@ -631,6 +641,16 @@ impl Tcp {
             self.close(id, error, stats);
         }
         self.sweep_at = (!self.conns.is_empty()).then_some(now + SWEEP_EVERY);
+    }
+
+    /// Ends a connection whose peer is not to be listened to any more.
+    pub fn refuse(&mut self, id: ConnId, stats: &ShardStats) {
+        if let Some(conn) = self.conns.get(&id) {
+            // With a reset: nothing lingers for it.
+            let _ = conn.socket.set_linger(Some(Duration::ZERO));
+            stats.refused.add(1);
+            self.close(id, SendError::Closed, stats);
+        }
     }
 
     /// Ends every connection: the shard stops.

@@ -125,6 +125,7 @@ fn config(now: Instant) -> Config {
         transactions: Default::default(),
         limits: Limits::default(),
         guard: None,
+        overload: None,
         hint_key: Default::default(),
         registrar: None,
     }

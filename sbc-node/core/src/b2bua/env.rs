@@ -16,7 +16,7 @@ use super::subscription::SubKey;
 use crate::core::{
     Config, Destination, Direction, Event, Output, Record, ResolveId, ResolveQuery, StoreId, Trace,
 };
-use crate::guard::Guard;
+use crate::guard::{Guard, Overload};
 use crate::ids::{Branch, Ids};
 use crate::media::{Anchor, Side};
 use crate::net::{ConnId, Flow, Listener, Target, Transport};
@@ -151,7 +151,8 @@ pub(crate) struct Env {
     pub(crate) config: Arc<Config>,
     pub(crate) routing: Routing,
     pub(crate) registrar: Option<Registrar>,
-    pub(crate) guard: Option<Guard>,
+    pub(crate) guard: Option<Arc<Guard>>,
+    pub(crate) overload: Option<Arc<Overload>>,
     /// Which shard of how many this is.
     pub(crate) place: (u32, u32),
     pub(crate) txn: TransactionLayer,

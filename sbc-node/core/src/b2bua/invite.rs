@@ -161,11 +161,17 @@ pub(crate) fn route(cx: &mut Cx<'_>, message: &Message, trunk: &Trunk) -> Result
         to_user: to.user().unwrap_or(""),
         to_host: to.host(),
         pai_user: pai.and_then(|p| p.user()),
-        emergency: message
-            .values(HeaderName::ResourcePriority)
-            .any(|v| v.get(..6).is_some_and(|p| p.eq_ignore_ascii_case("esnet."))),
+        emergency: is_emergency(message),
     };
     Ok(cx.env.routing.route(cx.now, trunk, &query)?)
+}
+
+/// Whether the request itself says that it is an emergency (RFC 4412, RFC 7135). Anyone can say so: it
+/// counts from trunks and from users that proved who they are.
+pub(crate) fn is_emergency(message: &Message) -> bool {
+    message
+        .values(HeaderName::ResourcePriority)
+        .any(|v| v.get(..6).is_some_and(|p| p.eq_ignore_ascii_case("esnet.")))
 }
 
 /// Makes the call. The caller puts it into the table under `key` and starts the first attempt.

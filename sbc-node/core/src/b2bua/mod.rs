@@ -45,5 +45,5 @@ pub use stats::Stats;
 pub use summary::*;
 
 pub(crate) use env::{Cx, Env, Purpose};
-pub(crate) use invite::Incoming;
+pub(crate) use invite::{Incoming, is_emergency};
 pub(crate) use table::Calls;

@@ -36,9 +36,6 @@ pub struct Stats {
     /// Requests that could not be read (400 and the like), and messages dropped for it.
     pub malformed: u64,
     pub dropped: u64,
-    /// Messages that the guard dropped, and requests that it answered.
-    pub guard_dropped: u64,
-    pub guard_refused: u64,
     /// Responses of ours for transactions that were gone.
     pub late_responses: u64,
     /// Calls taken over from other nodes.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::b2bua::CallPolicy;
-use crate::guard::GuardConfig;
+use crate::guard::{Guard, Overload};
 use crate::ids::HintKey;
 use crate::net::Interface;
 use crate::registrar::{RegistrarPolicy, Replays, Users};
@@ -27,8 +27,11 @@ pub struct Config {
     pub limits: sip::Limits,
     /// The same on all nodes of a cluster; taken when the shard starts, a later one is not.
     pub hint_key: HintKey,
-    /// `None`: nothing is guarded (tests of calls).
-    pub guard: Option<GuardConfig>,
+    /// The node's one guard, handed on from configuration to configuration. `None`: nothing is
+    /// guarded (tests of calls).
+    pub guard: Option<Arc<Guard>>,
+    /// The node's load, measured by the edge. `None`: nothing is shed.
+    pub overload: Option<Arc<Overload>>,
     /// `None`: nobody registers here.
     pub registrar: Option<RegistrarConfig>,
 }

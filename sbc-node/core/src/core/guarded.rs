@@ -6,91 +6,94 @@
 
 use std::time::Instant;
 
-use super::Event;
 use super::shard::answer_alone;
-use crate::b2bua::Cx;
-use crate::guard::{BanEvent, Fingerprint, RequestFacts, Verdict};
+use crate::b2bua::{Cx, Env, is_emergency};
+use crate::guard::{Fingerprint, Guard, RequestFacts, Verdict, Work};
 use crate::net::Flow;
 use crate::sip::{HeaderName, Message, Method, NameAddr};
 
 /// Before parsing; false drops.
-pub(super) fn lets_in(cx: &mut Cx<'_>, flow: &Flow) -> bool {
-    let env = &mut *cx.env;
-    let Some(guard) = &mut env.guard else { return true };
-    if env.routing.identify(flow).is_some_and(|trunk| !trunk.config.users) {
-        return true;
-    }
-    match guard.datagram(cx.now, flow) {
+pub(super) fn lets_in(env: &Env, now: Instant, flow: &Flow) -> bool {
+    let Some(guard) = &env.guard else { return true };
+    let trunk = || env.routing.identify(flow).is_some_and(|trunk| !trunk.config.users);
+    match guard.datagram_unless(now, flow, trunk) {
         Verdict::Pass | Verdict::Reject { .. } => true,
-        Verdict::Drop(_) => {
-            env.stats.guard_dropped += 1;
-            false
-        }
+        Verdict::Drop(_) => false,
     }
 }
 
 /// After parsing; false when the message was dropped or answered. Responses pass: they find their
-/// transaction or nothing.
+/// transaction or nothing. So do retransmissions: their transaction answers them.
 pub(super) fn lets_through(cx: &mut Cx<'_>, flow: &Flow, message: &Message) -> bool {
     let env = &mut *cx.env;
-    let (Some(guard), Some(method)) = (&mut env.guard, message.method()) else { return true };
-    let known = env.routing.identify(flow).filter(|trunk| !trunk.config.users);
-    if known.is_some() && !guard.has_rules() {
+    let Some(method) = message.method() else { return true };
+    let in_dialog = message.to_tag().is_some() || matches!(method, Method::Ack | Method::Cancel);
+    let loaded = env.overload.as_ref().filter(|o| !in_dialog && o.load() > 0.0).cloned();
+    let trunk = env.routing.identify(flow).filter(|t| !t.config.users).map(|t| t.id.0);
+    let guard = env.guard.clone().filter(|g| trunk.is_none() || g.has_rules());
+    if (loaded.is_none() && guard.is_none()) || env.txn.is_retransmission(message) {
         return true;
     }
-    let user = |name: Option<NameAddr<'_>>| {
-        let uri = name.map(|n| n.uri_str).unwrap_or_default();
-        crate::sip::UriRef::parse(uri).ok().and_then(|u| u.user().map(str::to_owned))
-    };
-    let from = message.from().ok();
-    let (from_user, to_user) = (user(from).unwrap_or_default(), user(message.to().ok()));
-    let to_user = to_user.unwrap_or_default();
-    let ruri = crate::sip::UriRef::parse(message.request_uri_str()).ok();
-    let ruri_user = ruri.and_then(|u| u.user().map(str::to_owned)).unwrap_or_default();
-    let aor = message.from().ok().map_or("", |f| f.uri_str);
-    let aor = aor.split_once(':').map_or("", |(_, rest)| rest);
-    let facts = RequestFacts {
-        flow,
-        method: method.as_str(),
-        trunk: known.map(|trunk| trunk.id.0),
-        aor: aor.split(';').next().unwrap_or(""),
-        ruri_user: &ruri_user,
-        fingerprint: Fingerprint {
-            user_agent: message.header(HeaderName::UserAgent).unwrap_or("").as_bytes(),
-            from_user: from_user.as_bytes(),
-            to_user: to_user.as_bytes(),
-            call_id: message.call_id().unwrap_or("").as_bytes(),
-        },
-        in_dialog: message.to_tag().is_some() || matches!(method, Method::Ack | Method::Cancel),
-    };
-    match guard.request(cx.now, &facts) {
+    if let Some(overload) = loaded
+        && let Err(seconds) = overload.admit(work(cx, trunk, message), cx.ids().rng())
+    {
+        // RFC 3261 §21.5.4: the caller may come back after that time.
+        answer_alone(cx, flow, message, 503, "", Some(seconds));
+        return false;
+    }
+    match guard.map_or(Verdict::Pass, |g| judge(cx.now, &g, flow, trunk, in_dialog, message)) {
         Verdict::Pass => true,
-        Verdict::Drop(_) => {
-            env.stats.guard_dropped += 1;
-            false
-        }
+        Verdict::Drop(_) => false,
         Verdict::Reject { status, retry_after_s, .. } => {
-            env.stats.guard_refused += 1;
             answer_alone(cx, flow, message, status, "", retry_after_s);
             false
         }
     }
 }
 
-/// Bans run out, and what changed is told.
-pub(super) fn tick(cx: &mut Cx<'_>, now: Instant) {
-    let Some(guard) = &mut cx.env.guard else { return };
-    guard.tick(now);
-    let mut told = Vec::new();
-    while let Some(event) = guard.poll() {
-        told.push(event);
+/// What kind of work a request outside dialogs is.
+fn work(cx: &Cx<'_>, trunk: Option<u32>, message: &Message) -> Work {
+    if message.method() != Some(&Method::Invite) {
+        return Work::Register;
     }
-    for event in told {
-        cx.event(match event {
-            BanEvent::Added(ban) => {
-                Event::Banned { net: ban.net.to_string(), reason: ban.reason.as_str(), by: ban.by }
-            }
-            BanEvent::Removed { net, .. } => Event::Unbanned { net: net.to_string() },
-        });
-    }
+    let user = message.request_uri().ok().and_then(|uri| uri.user()).unwrap_or("");
+    // A stranger may claim anything in a header.
+    let emergency =
+        (trunk.is_some() && is_emergency(message)) || cx.env.routing.table().is_emergency(user);
+    if emergency { Work::Emergency } else { Work::NewCall }
+}
+
+fn judge(
+    now: Instant,
+    guard: &Guard,
+    flow: &Flow,
+    trunk: Option<u32>,
+    in_dialog: bool,
+    message: &Message,
+) -> Verdict {
+    let user = |name: Option<NameAddr<'_>>| {
+        let uri = name.map(|n| n.uri_str).unwrap_or_default();
+        crate::sip::UriRef::parse(uri).ok().and_then(|u| u.user().map(str::to_owned))
+    };
+    let from = message.from().ok();
+    let aor = from.as_ref().and_then(|f| f.uri_str.split_once(':')).map_or("", |(_, rest)| rest);
+    let aor = aor.split([';', '?']).next().unwrap_or("").to_ascii_lowercase();
+    let to_user = user(message.to().ok()).unwrap_or_default();
+    let from_user = user(from).unwrap_or_default();
+    let ruri = message.request_uri().ok();
+    let facts = RequestFacts {
+        flow,
+        method: message.method().map_or("", Method::as_str),
+        trunk,
+        aor: &aor,
+        ruri_user: ruri.and_then(|u| u.user()).unwrap_or(""),
+        fingerprint: Fingerprint {
+            user_agent: message.header(HeaderName::UserAgent).unwrap_or("").as_bytes(),
+            from_user: from_user.as_bytes(),
+            to_user: to_user.as_bytes(),
+            call_id: message.call_id().unwrap_or("").as_bytes(),
+        },
+        in_dialog,
+    };
+    guard.request(now, &facts)
 }

@@ -222,10 +222,6 @@ pub enum Event {
     Trace(Box<Trace>),
     /// Draining and no call is left.
     Drained,
-    /// The guard banned a source.
-    Banned { net: String, reason: &'static str, by: Arc<str> },
-    /// A ban ran out or was lifted.
-    Unbanned { net: String },
     /// A peer of a trunk went up or down, by its probes.
     Peer { trunk: Arc<str>, host: Arc<str>, up: bool },
 }

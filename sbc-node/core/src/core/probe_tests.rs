@@ -337,6 +337,7 @@ fn a_shard_probes_by_itself_once_told_to() {
         transactions: transaction::Config::default(),
         limits: Limits::default(),
         guard: None,
+        overload: None,
         hint_key: crate::ids::HintKey::default(),
         registrar: None,
     };

@@ -14,7 +14,6 @@ use rand::Rng;
 use super::guarded;
 use super::{Config, Event, Input, Output, ProbeCx, Prober};
 use crate::b2bua::{CallId, CallSummary, Calls, Cx, Env, Incoming, Purpose, Stats, WallClock};
-use crate::guard::Guard;
 use crate::ids::{Ids, ShardHint};
 use crate::media::Anchor;
 use crate::net::{Flow, InterfaceId};
@@ -43,7 +42,8 @@ impl Core {
         let env = Env {
             routing: Routing::new(config.routing.clone(), routes),
             registrar: super::users::build(&config, &clock, now),
-            guard: config.guard.clone().map(|guard| Guard::new(guard, now)),
+            guard: config.guard.clone(),
+            overload: config.overload.clone(),
             place: (0, 1),
             config,
             txn,
@@ -197,11 +197,14 @@ impl Core {
         &mut self.env.routing
     }
 
+    /// Whether what came by a flow may be looked at: to be asked for every datagram, connection and
+    /// message of a stream where it is received, before it is parsed or given to its shard.
+    pub fn lets_in(&self, now: Instant, flow: &Flow) -> bool {
+        guarded::lets_in(&self.env, now, flow)
+    }
+
     /// A whole message from the wire.
     fn message(cx: &mut Cx<'_>, flow: Flow, data: Bytes) {
-        if !guarded::lets_in(cx, &flow) {
-            return;
-        }
         let limits = cx.env.config.limits;
         match sip::parse(data.clone(), &limits) {
             Ok(message) => match sip::validate(&message) {
@@ -235,7 +238,6 @@ impl Core {
             prober.handle_tick(&mut probe_cx(cx.env, now));
         }
         super::users::tick(&mut cx);
-        guarded::tick(&mut cx, now);
         while let Some(event) = cx.env.txn.poll_event() {
             super::users::ping_event(&mut cx, &event);
             let probe = self
@@ -384,13 +386,7 @@ fn configure(cx: &mut Cx<'_>, config: Arc<Config>) {
     cx.env.routing.reload(config.routing.clone());
     cx.env.txn.set_config(config.transactions);
     super::users::configure(cx, &config);
-    cx.env.guard = match (cx.env.guard.take(), config.guard.clone()) {
-        (Some(mut guard), Some(wanted)) => {
-            guard.configure(wanted, cx.now);
-            Some(guard)
-        }
-        (None, wanted) => wanted.map(|wanted| Guard::new(wanted, cx.now)),
-        (Some(_), None) => None,
-    };
+    cx.env.guard = config.guard.clone();
+    cx.env.overload = config.overload.clone();
     cx.env.config = config;
 }

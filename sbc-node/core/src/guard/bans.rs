@@ -52,7 +52,12 @@ pub struct Ban {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BanEvent {
     Added(Ban),
-    Removed { net: Cidr, expired: bool },
+    Removed {
+        net: Cidr,
+        expired: bool,
+    },
+    /// More changed than waits to be told: what follows starts from the whole list.
+    Lost,
 }
 
 /// Why a ban was not taken.
@@ -162,6 +167,11 @@ impl Bans {
         self.ends.first().map(|(until, _)| *until)
     }
 
+    /// Whether [`Bans::poll`] has something.
+    pub fn has_event(&self) -> bool {
+        !self.events.is_empty()
+    }
+
     /// The next change for the outside.
     pub fn poll(&mut self) -> Option<BanEvent> {
         self.events.pop_front()
@@ -191,9 +201,13 @@ impl Bans {
         self.allow.iter().map(|(a, ())| *a).find(|a| a.covers(net) || net.covers(a))
     }
 
-    /// Events are bounded by what one input can cause, because the edge drains after each; a full
-    /// flush is as long as the table.
+    /// Nobody may take the events: past twice the table they are worth less than the list.
     fn event(&mut self, event: BanEvent) {
+        if self.events.len() >= self.max.saturating_mul(2).max(16) {
+            self.events.clear();
+            self.events.push_back(BanEvent::Lost);
+            return;
+        }
         self.events.push_back(event);
     }
 }

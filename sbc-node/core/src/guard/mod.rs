@@ -2,11 +2,16 @@
 //!
 //! [`Guard::datagram`] decides before parsing (bans, access lists, pike), [`Guard::request`] after
 //! it (access lists by method, scanners, rate limits). What they find out becomes bans, and bans
-//! become events for the kernel's set and the cluster. One guard per shard, sans-IO; sockets,
-//! kernel and SIP syntax never live here.
+//! become events for the kernel's set and the cluster. Sans-IO; sockets, kernel and SIP syntax
+//! never live here.
+//!
+//! One guard per node, shared by its shards: what counts, counts node-wide. State per source lies
+//! in stripes by a keyed hash of the source, each behind a lock that is held for one look-up; two
+//! shards meet there only when they handle the same stripe in the same tenth of a microsecond.
 
 mod access;
 mod bans;
+mod counts;
 mod dictionary;
 mod fraud;
 mod nets;
@@ -14,21 +19,29 @@ mod overload;
 mod pike;
 mod rate;
 mod scanner;
+mod stripe;
 
+use std::hash::BuildHasher;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
+
+use hashbrown::DefaultHashBuilder;
 
 use crate::cidr::Cidr;
 use crate::net::Flow;
 
+use stripe::Stripe;
+
 pub use access::{Access, AccessList, AccessRule};
 pub use bans::{Ban, BanError, BanEvent, BanReason, Bans};
+pub use counts::Counts;
 pub use dictionary::{Dictionary, DictionaryConfig};
 pub use fraud::{Finding, Fraud, FraudKind, FraudProfile, Severity, Threshold};
 pub use overload::{Overload, OverloadConfig, Work};
 pub use pike::{Hit, Pike, PikeConfig};
-pub use rate::{Exceeded, OverLimit, RateFacts, RateKey, RateLimit, Rates};
+pub use rate::{Algorithm, Exceeded, OverLimit, RateFacts, RateKey, RateLimit, Rates};
 pub use scanner::{BUILT_IN, Fingerprint, ScannerError, Scanners};
 
 /// When pike counts.
@@ -59,6 +72,8 @@ pub struct GuardConfig {
     /// `None` does not look for scanners.
     pub scanners: Option<Arc<Scanners>>,
     pub dictionary: DictionaryConfig,
+    /// Messages per second of one registered user's flow that pike does not count.
+    pub user_allowance: u16,
 }
 
 impl Default for GuardConfig {
@@ -74,6 +89,7 @@ impl Default for GuardConfig {
             ban_for: Some(Duration::from_secs(300)),
             scanners: None,
             dictionary: DictionaryConfig::default(),
+            user_allowance: 20,
         }
     }
 }
@@ -100,6 +116,7 @@ pub enum Reason {
     Flood,
     Scanner,
     RateLimit,
+    Overload,
 }
 
 /// What the guard needs to know of a request.
@@ -117,167 +134,343 @@ pub struct RequestFacts<'a> {
     pub in_dialog: bool,
 }
 
-/// See the module's header.
+/// What every packet looks into and few things change.
 #[derive(Debug)]
-pub struct Guard {
+struct Front {
     config: GuardConfig,
-    pike: Pike,
-    bans: Bans,
-    rates: Rates,
-    dictionary: Dictionary,
     trusted: nets::Nets<()>,
+    bans: Bans,
 }
+
+/// Called after something was put where [`Guard::poll`] finds it.
+type Notify = Box<dyn Fn() + Send + Sync>;
+
+/// See the module's header.
+pub struct Guard {
+    front: RwLock<Front>,
+    /// Bans in force; spares the look-up when there is none.
+    banned: AtomicUsize,
+    stripes: Box<[Mutex<Stripe>]>,
+    /// IPv6 sources are counted by this prefix: they lie together.
+    ipv6_prefix: AtomicU8,
+    hasher: DefaultHashBuilder,
+    rates: RwLock<Rates>,
+    counts: Counts,
+    notify: OnceLock<Notify>,
+}
+
+impl std::fmt::Debug for Guard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guard").field("banned", &self.banned).finish_non_exhaustive()
+    }
+}
+
+/// Stripes of a node; fewer when the table of pike is so small that it would fall to crumbs.
+const STRIPES: usize = 64;
+const NODES_PER_STRIPE: usize = 256;
+/// Bans changed under one hold of the lock.
+const CHUNK: usize = 256;
 
 impl Guard {
     pub fn new(config: GuardConfig, now: Instant) -> Guard {
-        let mut guard = Guard {
-            pike: Pike::new(config.pike, now),
-            bans: Bans::new(config.max_bans),
-            rates: Rates::new(config.limits.clone(), config.max_buckets, now),
-            dictionary: Dictionary::new(config.dictionary),
-            trusted: nets::Nets::default(),
+        let count = (config.pike.max_nodes / NODES_PER_STRIPE).clamp(1, STRIPES);
+        let stripe = |_| Mutex::new(Stripe::new(&config, count, now));
+        let mut front = Front {
             config: GuardConfig::default(),
+            trusted: nets::Nets::default(),
+            bans: Bans::new(config.max_bans),
         };
-        guard.trust(config.trusted.clone());
-        guard.config = config;
-        guard
+        let stripes = (0..count).map(stripe).collect();
+        let rates = Rates::new(config.limits.clone(), config.max_buckets, now);
+        let ipv6_prefix = AtomicU8::new(config.pike.ipv6_prefix);
+        front.configure(config);
+        Guard {
+            front: RwLock::new(front),
+            banned: AtomicUsize::new(0),
+            stripes,
+            ipv6_prefix,
+            hasher: DefaultHashBuilder::default(),
+            rates: RwLock::new(rates),
+            counts: Counts::default(),
+            notify: OnceLock::new(),
+        }
     }
 
     /// Takes a new configuration; bans stay, except those that the new trusted networks lift.
-    pub fn configure(&mut self, config: GuardConfig, now: Instant) {
-        if config.pike != self.config.pike {
-            self.pike = Pike::new(config.pike, now);
+    /// The number of stripes stays, so that their bounds may be a little off a new `max-nodes`.
+    pub fn configure(&self, config: GuardConfig, now: Instant) {
+        for stripe in &self.stripes {
+            lock(stripe).configure(&config, self.stripes.len(), now);
         }
-        if config.limits != self.config.limits || config.max_buckets != self.config.max_buckets {
-            self.rates = Rates::new(config.limits.clone(), config.max_buckets, now);
+        {
+            let old = self.front();
+            if config.limits != old.config.limits || config.max_buckets != old.config.max_buckets {
+                let rates = Rates::new(config.limits.clone(), config.max_buckets, now);
+                *self.rates.write().unwrap_or_else(PoisonError::into_inner) = rates;
+            }
         }
-        if config.dictionary != self.config.dictionary {
-            self.dictionary = Dictionary::new(config.dictionary);
-        }
-        self.trust(config.trusted.clone());
-        self.config = config;
+        self.ipv6_prefix.store(config.pike.ipv6_prefix, Ordering::Relaxed);
+        self.change(|front| front.configure(config));
     }
 
-    /// Before parsing, for every datagram and for every connection and chunk of a stream.
-    pub fn datagram(&mut self, now: Instant, flow: &Flow) -> Verdict {
+    /// Says what to call when [`Guard::poll`] has something; the first word counts.
+    pub fn on_change(&self, notify: Notify) {
+        // A second notifier would never be called: there is one keeper of the bans.
+        let _ = self.notify.set(notify);
+    }
+
+    /// Before parsing, for every datagram and for every connection and message of a stream.
+    pub fn datagram(&self, now: Instant, flow: &Flow) -> Verdict {
+        self.datagram_unless(now, flow, || false)
+    }
+
+    /// The same where `known` says whether the flow belongs to a trunk: pike and the bans of
+    /// machines are not for it. It is asked late, because it costs more than a ban.
+    pub fn datagram_unless(&self, now: Instant, flow: &Flow, known: impl Fn() -> bool) -> Verdict {
         let source = flow.remote.ip();
-        if let Some(ban) = self.bans.find(now, source) {
-            return Verdict::Drop(Reason::Banned(ban.reason));
-        }
-        let list = self.config.access.get(usize::from(flow.interface.0));
-        match list.and_then(|l| l.before_parsing(source, flow.transport)) {
-            Some(Access::Drop) => return Verdict::Drop(Reason::Access),
-            // What is to be answered has to be parsed first.
-            Some(Access::Allow | Access::Reject) | None => {}
-        }
-        match self.config.pike_mode {
-            PikeMode::All => self.flood(now, source),
-            PikeMode::Requests | PikeMode::Off => Verdict::Pass,
-        }
+        let verdict = {
+            let front = self.front();
+            if self.banned.load(Ordering::Relaxed) > 0
+                && let Some(ban) = front.bans.find(now, source)
+                && (ban.reason == BanReason::Manual || !known())
+            {
+                Verdict::Drop(Reason::Banned(ban.reason))
+            } else {
+                let list = front.config.access.get(usize::from(flow.interface.0));
+                match list.and_then(|l| l.before_parsing(source, flow.transport)) {
+                    Some(Access::Drop) => Verdict::Drop(Reason::Access),
+                    // What is to be answered has to be parsed first.
+                    Some(Access::Allow | Access::Reject) | None => {
+                        if front.config.pike_mode != PikeMode::All
+                            || front.is_trusted(source)
+                            || known()
+                        {
+                            return Verdict::Pass;
+                        }
+                        drop(front);
+                        self.flood(now, flow)
+                    }
+                }
+            }
+        };
+        self.counts.count(&verdict);
+        verdict
     }
 
-    /// After parsing, for every request.
-    pub fn request(&mut self, now: Instant, facts: &RequestFacts<'_>) -> Verdict {
+    /// After parsing, for every request that is not a retransmission.
+    pub fn request(&self, now: Instant, facts: &RequestFacts<'_>) -> Verdict {
+        let verdict = self.judge(now, facts);
+        self.counts.count(&verdict);
+        verdict
+    }
+
+    fn judge(&self, now: Instant, facts: &RequestFacts<'_>) -> Verdict {
         let source = facts.flow.remote.ip();
-        let list = self.config.access.get(usize::from(facts.flow.interface.0));
+        let front = self.front();
+        let list = front.config.access.get(usize::from(facts.flow.interface.0));
         match list.map(|l| l.decide(source, facts.flow.transport, facts.method)) {
             Some(Access::Drop) => return Verdict::Drop(Reason::Access),
             Some(Access::Reject) => return reject(403, None, Reason::Access),
             Some(Access::Allow) | None => {}
         }
-        if self.config.pike_mode == PikeMode::Requests
-            && let blocked @ Verdict::Drop(_) = self.flood(now, source)
+        let trusted = front.is_trusted(source);
+        let pike = front.config.pike_mode == PikeMode::Requests && facts.trunk.is_none();
+        let scanners = front.config.scanners.clone();
+        drop(front);
+        if pike
+            && !trusted
+            && let blocked @ Verdict::Drop(_) = self.flood(now, facts.flow)
         {
             return blocked;
         }
-        if facts.in_dialog || self.is_trusted(source) {
+        if facts.in_dialog || trusted {
             return Verdict::Pass;
         }
-        if self.config.scanners.as_ref().is_some_and(|s| s.matches(&facts.fingerprint)) {
+        if facts.trunk.is_none() && scanners.is_some_and(|s| s.matches(&facts.fingerprint)) {
             self.ban_source(now, source, BanReason::Scanner, "scanner");
             return Verdict::Drop(Reason::Scanner);
         }
         let rate = RateFacts {
             source,
+            interface: facts.flow.interface.0,
             trunk: facts.trunk,
             aor: facts.aor,
             ruri_user: facts.ruri_user,
             method: facts.method,
         };
-        match self.rates.check(now, &rate) {
+        match self.rates().check(now, &rate) {
             Ok(()) => Verdict::Pass,
             Err(over) => limited(&over),
         }
     }
 
     /// Wrong credentials came from `source`.
-    pub fn auth_failed(&mut self, now: Instant, source: IpAddr) {
-        if !self.is_trusted(source) && self.dictionary.auth_failed(now, source) {
+    pub fn auth_failed(&self, now: Instant, source: IpAddr) {
+        if !self.is_trusted(source) && self.stripe(source).dictionary.auth_failed(now, source) {
             self.ban_source(now, source, BanReason::Dictionary, "dictionary");
         }
     }
 
     /// Good credentials came from `source`.
-    pub fn auth_succeeded(&mut self, source: IpAddr) {
-        self.dictionary.auth_succeeded(source);
+    pub fn auth_succeeded(&self, source: IpAddr) {
+        self.stripe(source).dictionary.auth_succeeded(source);
     }
 
     /// A request for a user that does not exist came from `source`.
-    pub fn unknown_user(&mut self, now: Instant, source: IpAddr, user: &str) {
-        if !self.is_trusted(source) && self.dictionary.unknown_user(now, source, user) {
+    pub fn unknown_user(&self, now: Instant, source: IpAddr, user: &str) {
+        if !self.is_trusted(source)
+            && self.stripe(source).dictionary.unknown_user(now, source, user)
+        {
             self.ban_source(now, source, BanReason::Dictionary, "dictionary");
         }
     }
 
-    /// Bans of operators, lists and other nodes come in here; the list goes out from here.
-    pub fn bans(&mut self) -> &mut Bans {
-        &mut self.bans
+    /// A user registered over this flow until then: it has an allowance of its own.
+    pub fn registered(&self, now: Instant, flow: &Flow, until: Instant) {
+        self.stripe(flow.remote.ip()).users.add(now, flow, until);
+    }
+
+    /// Takes a ban of an operator, a list or another node.
+    ///
+    /// # Errors
+    /// When it is against a trusted network, or the table is full.
+    pub fn ban(&self, ban: Ban) -> Result<(), BanError> {
+        self.change(|front| front.bans.add(ban))
+    }
+
+    /// Lifts the ban of exactly this network; false when there is none.
+    pub fn lift(&self, net: &Cidr) -> bool {
+        self.change(|front| front.bans.remove(net))
+    }
+
+    /// Lifts every ban; how many. Done in pieces, so that packets go on in between.
+    pub fn flush(&self) -> usize {
+        let mut lifted = 0;
+        loop {
+            let count = self.change(|front| {
+                let nets: Vec<Cidr> = front.bans.iter().take(CHUNK).map(|b| b.net).collect();
+                nets.iter().filter(|net| front.bans.remove(net)).count()
+            });
+            lifted += count;
+            if count == 0 {
+                return lifted;
+            }
+        }
+    }
+
+    /// The bans in force, in no order.
+    pub fn bans(&self, now: Instant) -> Vec<Ban> {
+        let front = self.front();
+        front.bans.iter().filter(|b| b.until.is_none_or(|u| u > now)).cloned().collect()
+    }
+
+    /// Whether an address is under a ban, and which.
+    pub fn find(&self, now: Instant, addr: IpAddr) -> Option<Ban> {
+        self.front().bans.find(now, addr).cloned()
+    }
+
+    /// Bans in force.
+    pub fn banned(&self) -> usize {
+        self.banned.load(Ordering::Relaxed)
     }
 
     /// Ends what has run out.
-    pub fn tick(&mut self, now: Instant) {
-        self.bans.expire(now);
+    pub fn tick(&self, now: Instant) {
+        if self.deadline().is_some_and(|at| at <= now) {
+            self.change(|front| front.bans.expire(now));
+        }
     }
 
     /// When [`Guard::tick`] has something to do.
     pub fn deadline(&self) -> Option<Instant> {
-        self.bans.deadline()
+        self.front().bans.deadline()
     }
 
     /// The next change of the bans for the kernel, the cluster and the log.
-    pub fn poll(&mut self) -> Option<BanEvent> {
-        self.bans.poll()
+    pub fn poll(&self) -> Option<BanEvent> {
+        self.front.write().unwrap_or_else(PoisonError::into_inner).bans.poll()
+    }
+
+    /// One measurement of the node for the limits that follow its load.
+    pub fn observe(&self, queue_delay: Duration, cpu: f64) {
+        self.rates().observe(queue_delay, cpu);
+    }
+
+    /// What was dropped and refused, and why.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// Nodes of pike and buckets of the rate limits in use.
     pub fn sizes(&self) -> (usize, usize) {
-        (self.pike.nodes(), self.rates.len())
+        let nodes = self.stripes.iter().map(|s| lock(s).pike.nodes()).sum();
+        (nodes, self.rates().len())
     }
 
-    fn trust(&mut self, nets: Vec<Cidr>) {
-        self.bans.set_allowed(&nets);
-        self.trusted = nets::Nets::default();
-        for net in nets {
-            self.trusted.insert(net, ());
-        }
+    /// Requests that no bucket could be made for: the table of buckets was full of busy ones.
+    pub fn unlimited(&self) -> u64 {
+        self.rates().unlimited()
     }
 
     /// Whether there are rules that hold for trunks as well: access lists, rate limits.
     pub fn has_rules(&self) -> bool {
-        !self.config.access.is_empty() || !self.config.limits.is_empty()
+        let front = self.front();
+        !front.config.access.is_empty() || !front.config.limits.is_empty()
+    }
+
+    fn front(&self) -> RwLockReadGuard<'_, Front> {
+        self.front.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn rates(&self) -> RwLockReadGuard<'_, Rates> {
+        self.rates.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_trusted(&self, source: IpAddr) -> bool {
-        self.trusted.find(source).is_some()
+        self.front().is_trusted(source)
     }
 
-    fn flood(&mut self, now: Instant, source: IpAddr) -> Verdict {
-        if self.is_trusted(source) {
-            return Verdict::Pass;
+    /// Changes what is in front, keeps the count of bans true, and tells the keeper.
+    fn change<T>(&self, f: impl FnOnce(&mut Front) -> T) -> T {
+        let (result, told) = {
+            let mut front = self.front.write().unwrap_or_else(PoisonError::into_inner);
+            let result = f(&mut front);
+            self.banned.store(front.bans.len(), Ordering::Relaxed);
+            (result, front.bans.has_event())
+        };
+        if let (true, Some(notify)) = (told, self.notify.get()) {
+            notify();
         }
-        match self.pike.hit(now, source) {
+        result
+    }
+
+    /// Where a source's state lies; what pike counts together lies together.
+    fn stripe(&self, source: IpAddr) -> MutexGuard<'_, Stripe> {
+        let bits = match source.to_canonical() {
+            IpAddr::V4(ip) => u128::from(ip.to_bits()),
+            IpAddr::V6(ip) => {
+                let prefix = u32::from(self.ipv6_prefix.load(Ordering::Relaxed).clamp(8, 128));
+                ip.to_bits() & (u128::MAX << (128 - prefix))
+            }
+        };
+        let hash = usize::try_from(self.hasher.hash_one(bits) >> 32).unwrap_or(0);
+        // The remainder is below the length, which is at least one.
+        lock(&self.stripes[hash % self.stripes.len()])
+    }
+
+    fn flood(&self, now: Instant, flow: &Flow) -> Verdict {
+        let source = flow.remote.ip();
+        let hit = {
+            let mut stripe = self.stripe(source);
+            if stripe.users.passes(now, flow) {
+                return Verdict::Pass;
+            }
+            stripe.pike.hit(now, source)
+        };
+        match hit {
             Hit::Pass => Verdict::Pass,
             Hit::Blocked => {
+                self.counts.blocked();
                 self.ban_source(now, source, BanReason::Flood, "pike");
                 Verdict::Drop(Reason::Flood)
             }
@@ -286,18 +479,38 @@ impl Guard {
     }
 
     /// A machine's ban: what pike counts together is banned together.
-    fn ban_source(&mut self, now: Instant, source: IpAddr, reason: BanReason, by: &str) {
-        let Some(ban_for) = self.config.ban_for else { return };
+    fn ban_source(&self, now: Instant, source: IpAddr, reason: BanReason, by: &str) {
+        let Some(ban_for) = self.front().config.ban_for else { return };
         let net = match source.to_canonical() {
             v4 @ IpAddr::V4(_) => Cidr::host(v4),
-            v6 @ IpAddr::V6(_) => Cidr::new(v6, self.config.pike.ipv6_prefix),
+            v6 @ IpAddr::V6(_) => Cidr::new(v6, self.ipv6_prefix.load(Ordering::Relaxed)),
         };
         let ban = Ban { net, reason, by: by.into(), until: now.checked_add(ban_for) };
-        if let Err(error) = self.bans.add(ban) {
+        if let Err(error) = self.ban(ban) {
             // The source is dropped by its own rule all the same.
             tracing::debug!(%net, %error, "no ban");
         }
     }
+}
+
+impl Front {
+    fn configure(&mut self, config: GuardConfig) {
+        self.bans.set_allowed(&config.trusted);
+        self.trusted = nets::Nets::default();
+        for net in &config.trusted {
+            self.trusted.insert(*net, ());
+        }
+        self.config = config;
+    }
+
+    fn is_trusted(&self, source: IpAddr) -> bool {
+        self.trusted.find(source).is_some()
+    }
+}
+
+/// A panic while a lock was held leaves counts a little off, nothing worse.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn reject(status: u16, retry_after_s: Option<u32>, reason: Reason) -> Verdict {

@@ -5,6 +5,7 @@
 //! emergency calls never. Retry-After grows with the load, spread so that callers do not come back
 //! together (RFC 7339 has the idea; its feedback is not spoken).
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rand::{Rng, RngExt};
@@ -47,11 +48,15 @@ pub enum Work {
 }
 
 /// See the module's header.
-#[derive(Clone, Copy, Debug)]
+///
+/// One per node, measured by its edge and asked by its shards.
+#[derive(Debug)]
 pub struct Overload {
     config: OverloadConfig,
-    /// 0 is well, 1 is too much.
-    load: f64,
+    /// 0 is well, 1 is too much; the bits of an `f64`.
+    load: AtomicU64,
+    /// Refused, by kind of work.
+    shed: [AtomicU64; 2],
 }
 
 /// Weight of a new measurement.
@@ -61,40 +66,57 @@ const REGISTER_FROM: f64 = 0.5;
 
 impl Overload {
     pub fn new(config: OverloadConfig) -> Overload {
-        Overload { config, load: 0.0 }
+        Overload { config, load: AtomicU64::new(0), shed: [const { AtomicU64::new(0) }; 2] }
     }
 
     /// One measurement: how long the oldest waiting message has waited, and the share of the cores
     /// in use. Called at a steady pace.
-    pub fn observe(&mut self, queue_delay: Duration, cpu: f64) {
+    pub fn observe(&self, queue_delay: Duration, cpu: f64) {
         let c = &self.config;
         let delay =
             share(queue_delay.as_secs_f64(), c.delay_low.as_secs_f64(), c.delay_high.as_secs_f64());
         let now = delay.max(share(cpu, c.cpu_low, c.cpu_high));
-        self.load += SMOOTHING * (now - self.load);
-        if self.load < 0.001 {
-            self.load = 0.0;
-        }
+        let mut load = self.load();
+        load += SMOOTHING * (now - load);
+        let load = if load < 0.001 { 0.0 } else { load };
+        self.load.store(load.to_bits(), Ordering::Relaxed);
+    }
+
+    /// The same under another configuration, with the load as it is.
+    pub fn reconfigured(&self, config: OverloadConfig) -> Overload {
+        let copy = |cell: &AtomicU64| AtomicU64::new(cell.load(Ordering::Relaxed));
+        let [calls, others] = &self.shed;
+        Overload { config, load: copy(&self.load), shed: [copy(calls), copy(others)] }
+    }
+
+    /// New calls and other requests shed since the start.
+    pub fn shed(&self) -> [u64; 2] {
+        self.shed.each_ref().map(|cell| cell.load(Ordering::Relaxed))
     }
 
     /// 0 is well, 1 is too much.
     pub fn load(&self) -> f64 {
-        self.load
+        f64::from_bits(self.load.load(Ordering::Relaxed))
     }
 
     /// Whether the work is taken; otherwise the seconds for Retry-After.
     pub fn admit(&self, work: Work, rng: &mut impl Rng) -> Result<(), u32> {
-        let refuse = match work {
-            Work::InDialog | Work::Emergency => 0.0,
-            Work::NewCall => self.load,
-            Work::Register => share(self.load, REGISTER_FROM, 1.0),
+        let [calls, others] = &self.shed;
+        let (refuse, shed) = match work {
+            Work::InDialog | Work::Emergency => return Ok(()),
+            Work::NewCall => (self.load(), calls),
+            Work::Register => (share(self.load(), REGISTER_FROM, 1.0), others),
         };
-        if refuse <= 0.0 || rng.random::<f64>() >= refuse { Ok(()) } else { Err(self.wait(rng)) }
+        if refuse <= 0.0 || rng.random::<f64>() >= refuse {
+            return Ok(());
+        }
+        shed.fetch_add(1, Ordering::Relaxed);
+        Err(self.wait(rng))
     }
 
     fn wait(&self, rng: &mut impl Rng) -> u32 {
         let max = self.config.retry_after_max.as_secs_f64();
-        let base = max * (0.1 + 0.9 * self.load);
+        let base = max * (0.1 + 0.9 * self.load());
         let spread = base * (0.75 + 0.5 * rng.random::<f64>());
         u32::try_from(Duration::from_secs_f64(spread).as_secs()).unwrap_or(u32::MAX).max(1)
     }
@@ -116,7 +138,7 @@ mod tests {
     use super::*;
 
     fn loaded(delay_ms: u64, cpu: f64) -> Overload {
-        let mut o = Overload::new(OverloadConfig::default());
+        let o = Overload::new(OverloadConfig::default());
         for _ in 0..50 {
             o.observe(Duration::from_millis(delay_ms), cpu);
         }
@@ -158,7 +180,7 @@ mod tests {
 
     #[test]
     fn it_recovers() {
-        let mut o = loaded(500, 1.0);
+        let o = loaded(500, 1.0);
         for _ in 0..50 {
             o.observe(Duration::ZERO, 0.1);
         }

@@ -1,11 +1,18 @@
-//! Rate limits: token buckets by source, trunk, AOR, destination prefix and method.
+//! Rate limits: token buckets by interface, source, trunk, AOR, destination prefix and method, and
+//! limits that follow the node's load.
 //!
 //! A bucket is one number (the time at which it is full again), kept in a bounded table. A bucket
 //! that is full again carries no information and gives its place away; when every place is taken
-//! by a busy bucket, the request passes and is counted as not limited.
+//! by a busy bucket, the request passes and is counted as not limited. Buckets lie in stripes by
+//! their key, so that shards seldom meet.
+//!
+//! The limits that follow the load (`network`, `feedback`) refuse a share of the requests, evenly
+//! spread: no dice, every n-th.
 
 use std::hash::{BuildHasher, Hash};
 use std::net::IpAddr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hashbrown::{DefaultHashBuilder, HashMap};
@@ -15,6 +22,8 @@ use hashbrown::{DefaultHashBuilder, HashMap};
 pub enum RateKey {
     /// One bucket for all.
     All,
+    /// One bucket per interface.
+    Interface,
     Source,
     /// The trunk that the request comes from; strangers are not counted.
     Trunk,
@@ -40,17 +49,32 @@ pub struct RateLimit {
     pub key: RateKey,
     /// Only these methods; empty for all.
     pub methods: Vec<Box<str>>,
-    /// Requests per second in the long run.
-    pub per_second: f64,
-    /// Requests that may come at once.
-    pub burst: u32,
+    pub algorithm: Algorithm,
     pub over: OverLimit,
+}
+
+/// How a limit decides.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Algorithm {
+    /// A token bucket.
+    Bucket {
+        /// Requests per second in the long run.
+        per_second: f64,
+        /// Requests that may come at once.
+        burst: u32,
+    },
+    /// Refuses in proportion to the delay of what waits in the receive queues; all at `delay`.
+    Network { delay: Duration },
+    /// Refuses as much as it takes to hold the share of the cores in use at `cpu`: a controller
+    /// with a proportional and an integral part.
+    Feedback { cpu: f64 },
 }
 
 /// What is known of a request for its buckets.
 #[derive(Clone, Copy, Debug)]
 pub struct RateFacts<'a> {
     pub source: IpAddr,
+    pub interface: u16,
     pub trunk: Option<u32>,
     pub aor: &'a str,
     pub ruri_user: &'a str,
@@ -70,62 +94,120 @@ pub struct Exceeded {
 /// See the module's header.
 #[derive(Debug)]
 pub struct Rates {
-    limits: Vec<RateLimit>,
-    buckets: HashMap<u64, u32>,
+    limits: Vec<Limit>,
+    stripes: Box<[Mutex<Buckets>]>,
+    hasher: DefaultHashBuilder,
+    epoch: Instant,
+    unlimited: AtomicU64,
+}
+
+/// A limit and what it refuses now, if it follows the load.
+#[derive(Debug)]
+struct Limit {
+    config: RateLimit,
+    /// Share refused, in 2^-16.
+    share: AtomicU32,
+    /// The share summed up: a request is refused whenever it passes a whole.
+    sum: AtomicU32,
+}
+
+/// One stripe of the table of buckets.
+#[derive(Debug, Default)]
+struct Buckets {
+    index: HashMap<u64, u32>,
     /// Key and the time at which the bucket is full, in nanoseconds.
     slots: Vec<(u64, u64)>,
     max: usize,
     hand: usize,
-    hasher: DefaultHashBuilder,
-    epoch: Instant,
-    /// Requests that no bucket could be made for.
-    pub unlimited: u64,
 }
 
+/// Stripes of the table, unless it is small.
+const STRIPES: usize = 64;
+const BUCKETS_PER_STRIPE: usize = 128;
 /// Places looked at for one that gives way.
 const SWEEP: usize = 32;
+/// One whole of a share.
+const WHOLE: f64 = 65_536.0;
+/// Parts of the feedback controller, per measurement.
+const PROPORTIONAL: f64 = 0.5;
+const INTEGRAL: f64 = 0.1;
 
 impl Rates {
     /// Holds at most `max` buckets of about 50 bytes.
     pub fn new(limits: Vec<RateLimit>, max: usize, now: Instant) -> Rates {
+        let max = max.clamp(1, 1 << 24);
+        let count = (max / BUCKETS_PER_STRIPE).clamp(1, STRIPES);
+        let stripe = |_| Mutex::new(Buckets { max: max.div_ceil(count), ..Buckets::default() });
+        let limit = |config| Limit { config, share: AtomicU32::new(0), sum: AtomicU32::new(0) };
         Rates {
-            limits,
-            buckets: HashMap::new(),
-            slots: Vec::new(),
-            max: max.clamp(1, 1 << 24),
-            hand: 0,
+            limits: limits.into_iter().map(limit).collect(),
+            stripes: (0..count).map(stripe).collect(),
             hasher: DefaultHashBuilder::default(),
             epoch: now,
-            unlimited: 0,
+            unlimited: AtomicU64::new(0),
         }
     }
 
     /// Takes a token from every bucket that the request counts in; stops at the first that has
     /// none.
-    pub fn check(&mut self, now: Instant, facts: &RateFacts<'_>) -> Result<(), Exceeded> {
+    pub fn check(&self, now: Instant, facts: &RateFacts<'_>) -> Result<(), Exceeded> {
         let now = nanos(now.saturating_duration_since(self.epoch));
-        for index in 0..self.limits.len() {
-            let Some(limit) = self.limits.get(index) else { break };
-            let counts =
-                limit.methods.is_empty() || limit.methods.iter().any(|m| **m == *facts.method);
-            let Some(key) = counts.then(|| self.key(index, limit.key, facts)).flatten() else {
+        for (index, limit) in self.limits.iter().enumerate() {
+            let c = &limit.config;
+            let counts = c.methods.is_empty() || c.methods.iter().any(|m| **m == *facts.method);
+            let Some(key) = counts.then(|| self.key(index, c.key, facts)).flatten() else {
                 continue;
             };
-            let (rate, burst, over) = (limit.per_second, limit.burst, limit.over);
-            if let Err(wait) = self.take(key, now, rate, burst) {
-                return Err(Exceeded { limit: index, over, wait });
+            let taken = match c.algorithm {
+                Algorithm::Bucket { per_second, burst } => self.take(key, now, per_second, burst),
+                Algorithm::Network { .. } | Algorithm::Feedback { .. } => limit.pass_share(),
+            };
+            if let Err(wait) = taken {
+                return Err(Exceeded { limit: index, over: c.over, wait });
             }
         }
         Ok(())
     }
 
+    /// One measurement of the node: how long what waits has waited, the share of the cores in use.
+    /// Called at a steady pace.
+    pub fn observe(&self, queue_delay: Duration, cpu: f64) {
+        for limit in &self.limits {
+            let old = f64::from(limit.share.load(Ordering::Relaxed)) / WHOLE;
+            let share = match limit.config.algorithm {
+                Algorithm::Bucket { .. } => continue,
+                Algorithm::Network { delay } => {
+                    queue_delay.as_secs_f64() / delay.as_secs_f64().max(1e-6)
+                }
+                Algorithm::Feedback { cpu: wanted } => {
+                    let error = cpu - wanted;
+                    // Coming down is slower than going up: what was shed comes back at once.
+                    let step = if error > 0.0 { PROPORTIONAL * error } else { INTEGRAL * error };
+                    old + step
+                }
+            };
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "0 to 2^16"
+            )]
+            let share = (share.clamp(0.0, 1.0) * WHOLE) as u32;
+            limit.share.store(share, Ordering::Relaxed);
+        }
+    }
+
     /// Buckets in use.
     pub fn len(&self) -> usize {
-        self.buckets.len()
+        self.stripes.iter().map(|s| super::lock(s).index.len()).sum()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.buckets.is_empty()
+        self.len() == 0
+    }
+
+    /// Requests that no bucket could be made for.
+    pub fn unlimited(&self) -> u64 {
+        self.unlimited.load(Ordering::Relaxed)
     }
 
     fn key(&self, index: usize, key: RateKey, facts: &RateFacts<'_>) -> Option<u64> {
@@ -133,6 +215,7 @@ impl Rates {
         let of = |value: &str| self.hasher.hash_one(value);
         Some(match key {
             RateKey::All => hash(&|| 0),
+            RateKey::Interface => hash(&|| u64::from(facts.interface)),
             RateKey::Source => hash(&|| self.hash(facts.source.to_canonical())),
             RateKey::Trunk => {
                 let trunk = facts.trunk?;
@@ -151,17 +234,20 @@ impl Rates {
         self.hasher.hash_one(value)
     }
 
-    fn take(&mut self, key: u64, now: u64, rate: f64, burst: u32) -> Result<(), Duration> {
+    fn take(&self, key: u64, now: u64, rate: f64, burst: u32) -> Result<(), Duration> {
         if rate <= 0.0 {
             return Err(Duration::from_secs(60));
         }
         let per_token = nanos(Duration::from_secs_f64((1.0 / rate).min(1e6)));
         let depth = per_token.saturating_mul(u64::from(burst.max(1)));
-        let Some(at) = self.slot(key, now) else {
-            self.unlimited += 1;
+        let stripe = usize::try_from(key >> 32).unwrap_or(0) % self.stripes.len().max(1);
+        let Some(stripe) = self.stripes.get(stripe) else { return Ok(()) };
+        let mut buckets = super::lock(stripe);
+        let Some(slot) = buckets.slot(key, now) else {
+            self.unlimited.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         };
-        let Some(slot) = self.slots.get_mut(at) else { return Ok(()) };
+        // Shards read the clock each for themselves: a bucket may lie a moment ahead.
         let full_at = slot.1.max(now).saturating_add(per_token);
         let ahead = full_at - now;
         if ahead > depth {
@@ -170,11 +256,26 @@ impl Rates {
         slot.1 = full_at;
         Ok(())
     }
+}
 
+impl Limit {
+    /// Refuses the share, evenly; with one it is some second until things may look better.
+    fn pass_share(&self) -> Result<(), Duration> {
+        let share = self.share.load(Ordering::Relaxed);
+        if share == 0 {
+            return Ok(());
+        }
+        let before = self.sum.fetch_add(share, Ordering::Relaxed);
+        let refused = before >> 16 != before.wrapping_add(share) >> 16;
+        if refused { Err(Duration::from_secs(1)) } else { Ok(()) }
+    }
+}
+
+impl Buckets {
     /// The bucket of `key`, an old one or a new one; `None` when no place gives way.
-    fn slot(&mut self, key: u64, now: u64) -> Option<usize> {
-        if let Some(at) = self.buckets.get(&key) {
-            return Some(*at as usize);
+    fn slot(&mut self, key: u64, now: u64) -> Option<&mut (u64, u64)> {
+        if let Some(at) = self.index.get(&key) {
+            return self.slots.get_mut(*at as usize);
         }
         let at = if self.slots.len() < self.max {
             self.slots.push((key, 0));
@@ -185,12 +286,12 @@ impl Rates {
             self.hand = (self.hand + SWEEP) % self.slots.len();
             let at = found?;
             let slot = self.slots.get_mut(at)?;
-            self.buckets.remove(&slot.0);
+            self.index.remove(&slot.0);
             *slot = (key, 0);
             at
         };
-        self.buckets.insert(key, u32::try_from(at).ok()?);
-        Some(at)
+        self.index.insert(key, u32::try_from(at).ok()?);
+        self.slots.get_mut(at)
     }
 }
 
@@ -203,12 +304,18 @@ mod tests {
     use super::*;
 
     fn limit(key: RateKey, per_second: f64, burst: u32) -> RateLimit {
-        RateLimit { key, methods: vec![], per_second, burst, over: OverLimit::Unavailable }
+        RateLimit {
+            key,
+            methods: vec![],
+            algorithm: Algorithm::Bucket { per_second, burst },
+            over: OverLimit::Unavailable,
+        }
     }
 
     fn facts(source: u8) -> RateFacts<'static> {
         RateFacts {
             source: IpAddr::from([192, 0, 2, source]),
+            interface: 0,
             trunk: None,
             aor: "alice@example.com",
             ruri_user: "+4930123",
@@ -219,15 +326,15 @@ mod tests {
     #[test]
     fn burst_then_rate_per_key() {
         let t0 = Instant::now();
-        let mut r = Rates::new(vec![limit(RateKey::Source, 2.0, 3)], 100, t0);
-        let passed = |r: &mut Rates, at: Instant, source| {
+        let r = Rates::new(vec![limit(RateKey::Source, 2.0, 3)], 100, t0);
+        let passed = |r: &Rates, at: Instant, source| {
             (0..10).filter(|_| r.check(at, &facts(source)).is_ok()).count()
         };
-        assert_eq!(passed(&mut r, t0, 1), 3);
-        assert_eq!(passed(&mut r, t0, 2), 3);
+        assert_eq!(passed(&r, t0, 1), 3);
+        assert_eq!(passed(&r, t0, 2), 3);
         let over = r.check(t0, &facts(1)).unwrap_err();
         assert_eq!((over.limit, over.wait), (0, Duration::from_millis(500)));
-        assert_eq!(passed(&mut r, t0 + Duration::from_secs(1), 1), 2);
+        assert_eq!(passed(&r, t0 + Duration::from_secs(1), 1), 2);
     }
 
     #[test]
@@ -238,7 +345,7 @@ mod tests {
             limit(RateKey::Trunk, 1.0, 1),
             limit(RateKey::Prefix(3), 1.0, 2),
         ];
-        let mut r = Rates::new(limits, 100, t0);
+        let r = Rates::new(limits, 100, t0);
         let register = RateFacts { method: "REGISTER", ruri_user: "", ..facts(1) };
         assert!(r.check(t0, &register).is_ok());
         assert_eq!(r.check(t0, &register).unwrap_err().limit, 0);
@@ -257,15 +364,44 @@ mod tests {
     #[test]
     fn the_table_is_bounded_and_idle_buckets_give_way() {
         let t0 = Instant::now();
-        let mut r = Rates::new(vec![limit(RateKey::Source, 1.0, 1)], 8, t0);
+        let r = Rates::new(vec![limit(RateKey::Source, 1.0, 1)], 8, t0);
         for n in 0..=255 {
             assert!(r.check(t0, &facts(n)).is_ok());
             assert!(r.len() <= 8);
         }
-        assert_eq!(r.unlimited, 248);
+        assert_eq!(r.unlimited(), 248);
         let later = t0 + Duration::from_secs(2);
         assert!(r.check(later, &facts(200)).is_ok());
         assert!(r.check(later, &facts(200)).is_err());
-        assert_eq!((r.unlimited, r.len()), (248, 8));
+        assert_eq!((r.unlimited(), r.len()), (248, 8));
+    }
+
+    #[test]
+    fn network_refuses_in_proportion_and_feedback_holds_the_load() {
+        let t0 = Instant::now();
+        let with = |algorithm| {
+            Rates::new(vec![RateLimit { algorithm, ..limit(RateKey::All, 1.0, 1) }], 8, t0)
+        };
+        let passed = |r: &Rates| (0..1_000).filter(|_| r.check(t0, &facts(1)).is_ok()).count();
+        let network = with(Algorithm::Network { delay: Duration::from_millis(100) });
+        assert_eq!(passed(&network), 1_000);
+        network.observe(Duration::from_millis(25), 0.1);
+        assert_eq!(passed(&network), 750);
+        network.observe(Duration::from_millis(400), 0.1);
+        assert_eq!(passed(&network), 0);
+        network.observe(Duration::ZERO, 0.1);
+        assert_eq!(passed(&network), 1_000);
+        // The plant: what passes costs in proportion, all of it twice the machine.
+        let feedback = with(Algorithm::Feedback { cpu: 0.8 });
+        let mut share = 1.0;
+        for _ in 0..200 {
+            feedback.observe(Duration::ZERO, f64::min(1.0, 2.0 * share));
+            share = f64::from(u32::try_from(passed(&feedback)).unwrap()) / 1_000.0;
+        }
+        assert!((0.37..0.43).contains(&share), "{share}");
+        for _ in 0..200 {
+            feedback.observe(Duration::ZERO, 0.1);
+        }
+        assert_eq!(passed(&feedback), 1_000, "idle: all comes back");
     }
 }

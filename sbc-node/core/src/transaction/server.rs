@@ -202,6 +202,12 @@ impl TransactionLayer {
             .is_some_and(|(_, server)| server.awaits_final())
     }
 
+    /// Whether a request belongs to a transaction that is there: what is asked of new requests is
+    /// not asked of it again.
+    pub fn is_retransmission(&self, request: &Message) -> bool {
+        self.matcher.server(request).is_ok_and(|key| self.by_fingerprint.contains_key(&key))
+    }
+
     pub(super) fn receive_request(&mut self, now: Instant, flow: Flow, message: Message) {
         let Ok(key) = self.matcher.server(&message) else {
             self.stats.unusable += 1;

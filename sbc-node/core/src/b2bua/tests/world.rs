@@ -287,6 +287,7 @@ impl Settings {
             transactions: crate::transaction::Config::default(),
             limits: crate::sip::Limits::default(),
             guard: None,
+            overload: None,
             hint_key: crate::ids::HintKey::default(),
             registrar: self.registrar.clone(),
         }
@@ -358,9 +359,7 @@ impl World {
                     self.traces.push(format!("{:?} {:?} {first}", t.side, t.direction));
                 }
                 Output::Event(Event::Drained) => self.drained = true,
-                Output::Event(
-                    Event::Peer { .. } | Event::Banned { .. } | Event::Unbanned { .. },
-                ) => {}
+                Output::Event(Event::Peer { .. }) => {}
                 Output::Shard { shard, input } => self.shards.push((shard, *input)),
             }
         }
