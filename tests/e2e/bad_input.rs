@@ -130,30 +130,55 @@ fn an_unknown_source_gets_403_or_silence() {
     }
 }
 
-/// A stranger that floods is banned before its messages are parsed; the trunks go on.
+/// A stranger that floods is banned before its messages are parsed, on every shard and in the
+/// kernel, and hears nothing any more; the trunks go on. Without the kernel it is the same.
 #[test]
 fn a_flooding_stranger_is_banned_and_calls_go_on() {
     if !can_make_namespaces("flood") {
         return;
     }
-    let bed = Bed::new(V4, "");
-    sbc_tests::net::ip(&format!("-n {} addr add 10.1.0.66/24 dev to-sbc", bed.net.ns("out")));
-    let socket = sbc_tests::net::socket_in(&bed.net.ns("out"), "10.1.0.66:5077");
-    let to = format!("{}:5060", bed.plan.advertised);
-    let callee = bed.callee("uas-load.xml", "-m 20");
-    let caller = bed.caller("uac-call.xml", "-m 20 -r 10 -d 200");
-    for _ in 0..5_000 {
-        socket.send_to(b"junk that is no keepalive and no SIP", &to).expect("send");
+    for kernel in [true, false] {
+        let bed = Bed::new(V4, &format!("\n[guard]\nkernel = {kernel}\n"));
+        sbc_tests::net::ip(&format!("-n {} addr add 10.1.0.66/24 dev to-sbc", bed.net.ns("out")));
+        let socket = sbc_tests::net::socket_in(&bed.net.ns("out"), "10.1.0.66:5077");
+        let to = format!("{}:5060", bed.plan.advertised);
+        let options = |n: usize| {
+            format!(
+                "OPTIONS sip:203.0.113.5 SIP/2.0\nVia: SIP/2.0/UDP 10.1.0.66:5066;branch=z9hG4bKo{n}\n\
+                 From: <sip:a@example.net>;tag=1\nTo: <sip:a@example.net>\nMax-Forwards: 70\n\
+                 Call-ID: o{n}\nCSeq: 1 OPTIONS\n\n"
+            )
+        };
+        let ask = |n: usize| {
+            let message = options(n).replace('\n', "\r\n");
+            exchange(&bed.net.ns("out"), "10.1.0.66:5066", &to, message.as_bytes())
+        };
+        assert!(!ask(0).is_empty(), "a stranger that is not banned is answered");
+        let callee = bed.callee("uas-load.xml", "-m 20");
+        let caller = bed.caller("uac-call.xml", "-m 20 -r 10 -d 200");
+        for _ in 0..5_000 {
+            socket.send_to(b"junk that is no keepalive and no SIP", &to).expect("send");
+        }
+        sbc_tests::wait_for("the guard to drop", LONG, || {
+            let dropped = bed.node().sum("sbc_guard_dropped_messages")
+                + bed.node().sum("sbc_guard_kernel_dropped_packets");
+            (dropped > 1_000.0).then_some(())
+        });
+        let bans = bed.node().ctl("bans list");
+        assert_eq!(bans["bans"][0]["net"], "10.1.0.66", "{bans}");
+        assert_eq!(bans["bans"][0]["reason"], "flood", "{bans}");
+        assert_eq!(bans["kernel"], kernel, "{bans}");
+        // Call-IDs of all shards, from another port: nobody answers.
+        for n in 1..5 {
+            let answer = ask(n);
+            assert!(answer.is_empty(), "answered: {}", String::from_utf8_lossy(&answer));
+        }
+        bed.node().ctl("bans remove 10.1.0.66");
+        sbc_tests::wait_for("an answer once the ban is lifted", LONG, || {
+            (!ask(9).is_empty()).then_some(())
+        });
+        caller.expect_success(LONG);
+        callee.expect_success(LONG);
+        bed.finish();
     }
-    let dropped = |node: &sbc_tests::node::Node| {
-        let stats = node.ctl("stats sbc_guard_dropped");
-        let rows = stats["stats"].as_array().cloned().unwrap_or_default();
-        rows.iter().filter_map(|row| row["value"].as_f64()).sum::<f64>()
-    };
-    sbc_tests::wait_for("the guard to drop", LONG, || {
-        (dropped(bed.node()) > 1_000.0).then_some(())
-    });
-    caller.expect_success(LONG);
-    callee.expect_success(LONG);
-    bed.finish();
 }

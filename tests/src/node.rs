@@ -56,6 +56,13 @@ impl Node {
         self.try_ctl(words).unwrap_or_else(|| panic!("sbcctl {words} failed"))
     }
 
+    /// The sum of every counter whose name begins so, over shards and labels.
+    pub fn sum(&self, name: &str) -> f64 {
+        let stats = self.ctl(&format!("stats {name}"));
+        let rows = stats["stats"].as_array().cloned().unwrap_or_default();
+        rows.iter().filter_map(|row| row["value"].as_f64()).sum()
+    }
+
     /// The CDRs written so far.
     pub fn cdrs(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(self.dir.join("cdr.jsonl")).unwrap_or_default();

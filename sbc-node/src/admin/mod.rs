@@ -3,6 +3,7 @@
 //! One file per service; `server.rs` listens, `convert.rs` is where prost types stop. Services for
 //! bans, registrations and the cluster will stand beside these.
 
+mod bans;
 mod calls;
 mod cluster;
 mod configuration;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use sbc_proto::admin::v1::bans_server::BansServer;
 use sbc_proto::admin::v1::calls_server::CallsServer;
 use sbc_proto::admin::v1::cluster_server::ClusterServer;
 use sbc_proto::admin::v1::config_server::ConfigServer;
@@ -22,6 +23,7 @@ use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 
+use super::bans::BansService;
 use super::calls::CallsService;
 use super::cluster::ClusterService;
 use super::configuration::ConfigService;
@@ -81,6 +83,7 @@ fn router(context: &Arc<Context>) -> anyhow::Result<Router> {
         .add_service(health)
         .add_service(reflection)
         .add_service(NodeServer::new(NodeService(shared())))
+        .add_service(BansServer::new(BansService(shared())))
         .add_service(CallsServer::new(CallsService(shared())))
         .add_service(ClusterServer::new(ClusterService(shared())))
         .add_service(TrunksServer::new(TrunksService(shared())))

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::bans::Bans;
 use super::call::Call;
 use super::cluster::Cluster;
 use super::kube::Kube;
@@ -52,6 +53,9 @@ pub(super) enum Command {
     /// Media sessions and ports.
     #[command(subcommand)]
     Media(Media),
+    /// Who is kept out.
+    #[command(subcommand)]
+    Bans(Bans),
     /// The configuration.
     #[command(subcommand)]
     Config(Config),

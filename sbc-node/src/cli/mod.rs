@@ -5,6 +5,7 @@
 //! 2 bad usage, 3 node not reachable.
 
 mod args;
+mod bans;
 mod call;
 mod client;
 mod cluster;

@@ -15,7 +15,7 @@ use tonic::transport::Channel;
 
 use super::args::{Args, Calls, Command, Config, Format, Log, Media, Node, Trunks};
 use super::drain::{self, Order};
-use super::{Failure, call, client, cluster, kube, ladder, output};
+use super::{Failure, bans, call, client, cluster, kube, ladder, output};
 
 pub(super) type Done = Result<(), Failure>;
 
@@ -48,6 +48,7 @@ pub(super) async fn run(args: Args) -> Done {
             let reply = MediaClient::new(channel).list(request).await?.into_inner();
             show(json, &reply, output::media)
         }
+        Command::Bans(command) => bans::run(channel, command, json).await,
         Command::Config(command) => config(channel, command, json).await,
         Command::Log(Log::Level { level }) => {
             let request = pb::LogLevelRequest { level: level.unwrap_or_default() };

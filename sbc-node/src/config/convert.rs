@@ -164,6 +164,7 @@ fn file_config(cx: &mut Context<'_>, file: &raw::File, document: toml::Table) ->
         calls: calls(cx, &file.calls, cluster.as_ref()),
         routing,
         guard,
+        ban_set: guard::ban_set(cx, &file.guard),
         fraud: guard::fraud(cx, &file.guard),
         overload: guard::overload(cx, &file.overload),
         transactions: transactions(cx, &file.sip),

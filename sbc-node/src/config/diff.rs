@@ -35,6 +35,8 @@ const NEEDS_RESTART: [&str; 22] = [
     "sip.t1",
     "sip.t2",
     "sip.t4",
+    "guard.kernel",
+    "guard.devices",
     "metrics.listen",
     "admin",
     "cluster",

@@ -1,11 +1,13 @@
 //! The guard's part: pike, bans, access lists, rate limits, scanners, fraud, overload.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sbc_core::cidr::Cidr;
 use sbc_core::guard::{
-    Access, AccessList, AccessRule, BUILT_IN, DictionaryConfig, FraudProfile, GuardConfig,
-    OverLimit, OverloadConfig, PikeConfig, PikeMode, RateKey, RateLimit, Scanners, Threshold,
+    Access, AccessList, AccessRule, Algorithm, BUILT_IN, DictionaryConfig, FraudProfile,
+    GuardConfig, OverLimit, OverloadConfig, PikeConfig, PikeMode, RateKey, RateLimit, Scanners,
+    Threshold,
 };
 use sbc_core::routing::{RoutingConfig, TrunkConfig};
 use toml::Spanned;
@@ -14,6 +16,8 @@ use super::convert::Context;
 use super::interface::Door;
 use super::raw;
 use super::value::OneOrMany;
+use super::{BanList, BanSetConfig};
+use crate::guard::list;
 
 /// Sources of trunks shorter than this are too wide to be trusted: half the world would be exempt.
 const EXEMPT_V4: u8 = 16;
@@ -47,6 +51,7 @@ pub(super) fn convert(
         ban_for: raw.ban_for.map_or(default.ban_for, |s| s.0),
         scanners: scanners(cx, raw),
         dictionary: dictionary(cx, raw),
+        user_allowance: cx.bounded(raw.user_allowance.as_ref(), default.user_allowance, 0..=1_000),
     }
 }
 
@@ -115,16 +120,18 @@ fn scanners(cx: &mut Context<'_>, raw: &raw::Guard) -> Option<Arc<Scanners>> {
     }
 }
 
-/// One list per interface, in the order of their ids.
+/// One list per interface, at the place of its id.
 fn access(cx: &mut Context<'_>, raw: &raw::Guard, doors: &[Door]) -> Vec<AccessList> {
     if raw.access.is_empty() {
         return Vec::new();
     }
-    let mut lists = vec![AccessList::default(); doors.len()];
+    let places = doors.iter().map(|d| usize::from(d.interface.id.0) + 1).max().unwrap_or(0);
+    let mut lists = vec![AccessList::default(); places];
     for rule in raw.access.iter().map(Spanned::get_ref) {
         let name = rule.interface.get_ref();
         let methods = methods(cx, &rule.methods);
-        let at = doors.iter().position(|d| *d.interface.name == **name);
+        let door = doors.iter().find(|d| *d.interface.name == **name);
+        let at = door.map(|d| usize::from(d.interface.id.0));
         let Some(list) = at.and_then(|at| lists.get_mut(at)) else {
             cx.dependent(rule.interface.span(), format!("there is no interface \"{name}\""));
             continue;
@@ -157,10 +164,7 @@ fn methods(cx: &mut Context<'_>, raw: &OneOrMany<Spanned<Box<str>>>) -> Vec<Box<
 fn limit(cx: &mut Context<'_>, raw: &Spanned<raw::RateLimit>) -> RateLimit {
     let span = raw.span();
     let raw = raw.get_ref();
-    let per_second = *raw.per_second.get_ref();
-    if !(per_second.is_finite() && per_second > 0.0) {
-        cx.problem(raw.per_second.span(), "per-second is not a rate above 0");
-    }
+    let algorithm = algorithm(cx, raw, span.clone());
     match (raw.by, &raw.prefix_length) {
         (raw::RateKey::Prefix, None) => {
             cx.dependent(span, "a limit by prefix needs prefix-length");
@@ -171,27 +175,93 @@ fn limit(cx: &mut Context<'_>, raw: &Spanned<raw::RateLimit>) -> RateLimit {
         }
     }
     let length = cx.bounded(raw.prefix_length.as_ref(), 1, 1..=24);
-    // A burst of one second's worth unless told.
-    let second = if per_second.is_finite() { per_second.clamp(1.0, 1e6) } else { 1.0 };
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to 1e6")]
-    let second = second.ceil() as u32;
     RateLimit {
         key: match raw.by {
             raw::RateKey::All => RateKey::All,
+            raw::RateKey::Interface => RateKey::Interface,
             raw::RateKey::Source => RateKey::Source,
             raw::RateKey::Trunk => RateKey::Trunk,
             raw::RateKey::Aor => RateKey::Aor,
             raw::RateKey::Prefix => RateKey::Prefix(length),
         },
         methods: methods(cx, &raw.methods),
-        per_second,
-        burst: cx.bounded(raw.burst.as_ref(), second, 1..=1_000_000),
+        algorithm,
         over: match raw.over {
             raw::OverLimit::Silence => OverLimit::Silence,
             raw::OverLimit::Unavailable => OverLimit::Unavailable,
             raw::OverLimit::Forbidden => OverLimit::Forbidden,
         },
     }
+}
+
+/// How a limit decides; each way has keys of its own.
+fn algorithm(
+    cx: &mut Context<'_>,
+    raw: &raw::RateLimit,
+    span: std::ops::Range<usize>,
+) -> Algorithm {
+    let mut foreign = |key: &str, span: Option<std::ops::Range<usize>>, of: &str| {
+        if let Some(span) = span {
+            cx.problem(span, format!("{key} is only for limits by {of}"));
+        }
+    };
+    if raw.algorithm != raw::Algorithm::Bucket {
+        foreign("per-second", raw.per_second.as_ref().map(Spanned::span), "token bucket");
+        foreign("burst", raw.burst.as_ref().map(Spanned::span), "token bucket");
+    }
+    if raw.algorithm != raw::Algorithm::Network {
+        foreign("delay", raw.delay.as_ref().map(Spanned::span), "network");
+    }
+    if raw.algorithm != raw::Algorithm::Feedback {
+        foreign("cpu", raw.cpu.as_ref().map(Spanned::span), "feedback");
+    }
+    match raw.algorithm {
+        raw::Algorithm::Bucket => {
+            let Some(rate) = &raw.per_second else {
+                cx.dependent(span, "a limit by token bucket needs per-second");
+                return Algorithm::Bucket { per_second: 1.0, burst: 1 };
+            };
+            let per_second = *rate.get_ref();
+            if !(per_second.is_finite() && per_second > 0.0) {
+                cx.problem(rate.span(), "per-second is not a rate above 0");
+            }
+            // A burst of one second's worth unless told.
+            let second = if per_second.is_finite() { per_second.clamp(1.0, 1e6) } else { 1.0 };
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to 1e6")]
+            let second = second.ceil() as u32;
+            let burst = cx.bounded(raw.burst.as_ref(), second, 1..=1_000_000);
+            Algorithm::Bucket { per_second, burst }
+        }
+        raw::Algorithm::Network => {
+            Algorithm::Network { delay: cx.span(raw.delay.as_ref(), Duration::from_millis(100)) }
+        }
+        raw::Algorithm::Feedback => {
+            let cpu = raw.cpu.as_ref().map_or(0.8, |c| *c.get_ref());
+            if !(cpu > 0.0 && cpu < 1.0) {
+                let span = raw.cpu.as_ref().map_or(0..0, Spanned::span);
+                cx.problem(span, "cpu is not a share above 0 and below 1");
+            }
+            Algorithm::Feedback { cpu }
+        }
+    }
+}
+
+/// Where bans go, and the lists of them.
+pub(super) fn ban_set(cx: &mut Context<'_>, raw: &raw::Guard) -> BanSetConfig {
+    let mut lists = Vec::new();
+    for path in &raw.ban_lists.0 {
+        let Some(text) = cx.text(path) else { continue };
+        let name = path.get_ref().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        match list::parse(&text) {
+            Ok(bans) => lists.push(BanList { name, bans }),
+            Err(errors) => {
+                for error in errors {
+                    cx.problem(path.span(), format!("{}: {error}", path.get_ref().display()));
+                }
+            }
+        }
+    }
+    BanSetConfig { kernel: raw.kernel.unwrap_or(true), devices: raw.devices.clone(), lists }
 }
 
 /// Toll-fraud profiles.

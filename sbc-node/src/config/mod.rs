@@ -48,6 +48,7 @@ pub struct Config {
     /// Trunks, groups, routes, admission; already known to build.
     pub routing: sbc_core::routing::RoutingConfig,
     pub guard: sbc_core::guard::GuardConfig,
+    pub ban_set: BanSetConfig,
     /// Toll-fraud profiles.
     pub fraud: Vec<sbc_core::guard::FraudProfile>,
     pub overload: sbc_core::guard::OverloadConfig,
@@ -77,7 +78,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// The part of every shard's core, with a routing table that takes counters, health and ids
+    /// The part of every shard's core, without the guard, which is the node's one, and with a routing table that takes counters, health and ids
     /// over from the running one. The routing was checked; building it again does not fail.
     pub fn core(
         &self,
@@ -93,10 +94,29 @@ impl Config {
             transactions: self.transactions,
             limits: self.sip_limits,
             hint_key: keys.hint,
-            guard: Some(self.guard.clone()),
+            guard: None,
+            overload: None,
             registrar: self.registrar.clone().map(|registrar| keys.given_to(registrar)),
         })
     }
+}
+
+/// Where bans go, and lists of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BanSetConfig {
+    /// Use the kernel's drop set where it can be had.
+    pub kernel: bool,
+    /// Devices to drop at; all when empty.
+    pub devices: Vec<String>,
+    pub lists: Vec<BanList>,
+}
+
+/// A file of bans.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BanList {
+    /// The file's name without its folder: who banned.
+    pub name: String,
+    pub bans: Vec<sbc_core::cidr::Cidr>,
 }
 
 /// What nodes of a cluster must have in common to read each other's identifiers. No `Debug`.

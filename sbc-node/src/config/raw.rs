@@ -17,7 +17,7 @@ use super::value::{
 };
 
 /// Where one value stands for a list of one.
-pub(super) const LISTS: [&str; 20] = [
+pub(super) const LISTS: [&str; 21] = [
     "interface.listen",
     "interface.advertise",
     "interface.media.address",
@@ -33,6 +33,7 @@ pub(super) const LISTS: [&str; 20] = [
     "route.to",
     "route.domain",
     "route.from-domain",
+    "guard.ban-lists",
     "guard.access.sources",
     "guard.access.transports",
     "guard.access.methods",
@@ -457,6 +458,10 @@ pub(super) struct Guard {
     pub(super) max_nodes: Option<Spanned<usize>>,
     pub(super) ban_for: Option<SpanOrOff>,
     pub(super) max_bans: Option<Spanned<usize>>,
+    pub(super) kernel: Option<bool>,
+    pub(super) devices: Vec<String>,
+    pub(super) ban_lists: OneOrMany<Spanned<PathBuf>>,
+    pub(super) user_allowance: Option<Spanned<u16>>,
     pub(super) trusted: Vec<Net>,
     pub(super) exempt_trunks: Option<bool>,
     pub(super) scanners: Option<bool>,
@@ -505,19 +510,35 @@ pub(super) enum Access {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct RateLimit {
     pub(super) by: RateKey,
+    #[serde(default)]
+    pub(super) algorithm: Algorithm,
+    /// Of `network`.
+    pub(super) delay: Option<Spanned<Span>>,
+    /// Of `feedback`.
+    pub(super) cpu: Option<Spanned<f64>>,
     pub(super) prefix_length: Option<Spanned<u8>>,
     #[serde(default)]
     pub(super) methods: OneOrMany<Spanned<Box<str>>>,
-    pub(super) per_second: Spanned<f64>,
+    pub(super) per_second: Option<Spanned<f64>>,
     pub(super) burst: Option<Spanned<u32>>,
     #[serde(default)]
     pub(super) over: OverLimit,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Algorithm {
+    #[default]
+    Bucket,
+    Network,
+    Feedback,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum RateKey {
     All,
+    Interface,
     Source,
     Trunk,
     Aor,

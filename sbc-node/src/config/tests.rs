@@ -300,7 +300,8 @@ concurrent = [5, 10]
     assert_eq!((c.guard.ban_for, c.guard.access[0].rules.len()), (None, 0));
     assert_eq!(c.guard.access[1].rules.len(), 2);
     let limit = &c.guard.limits[0];
-    assert_eq!((limit.key, limit.burst), (sbc_core::guard::RateKey::Prefix(4), 3));
+    assert_eq!(limit.key, sbc_core::guard::RateKey::Prefix(4));
+    assert!(matches!(limit.algorithm, sbc_core::guard::Algorithm::Bucket { burst: 3, .. }));
     assert_eq!(c.fraud[0].concurrent.critical, Some(10));
 
     let text = format!(

@@ -13,6 +13,7 @@ use tokio::sync::{Mutex, oneshot};
 
 use super::reload::Running;
 use super::replication::Replication;
+use crate::guard::Border;
 use crate::shard::command::Command;
 use crate::shard::queue::Handle;
 use crate::shard::stats::{Kind, ShardStats};
@@ -64,6 +65,7 @@ pub(super) struct Made {
     pub(super) doors: Arc<Doors>,
     pub(super) running: Running,
     pub(super) cluster: Option<Replication>,
+    pub(super) border: Arc<Border>,
 }
 
 /// A running node.
@@ -79,6 +81,8 @@ pub struct Context {
     pub running: ArcSwap<Running>,
     /// `None` on a node by itself.
     pub cluster: Option<Replication>,
+    /// The guard and what follows it.
+    pub border: Arc<Border>,
     pub started_ms: u64,
     pub(super) reloading: Mutex<()>,
     /// What connections to come are judged by.
@@ -112,6 +116,7 @@ impl Context {
             doors: made.doors,
             running: ArcSwap::from_pointee(made.running),
             cluster: made.cluster,
+            border: made.border,
             started_ms,
             reloading: Mutex::new(()),
             state: AtomicU8::new(0),
@@ -248,6 +253,7 @@ impl Context {
         self.media_samples(&mut samples);
         self.kernel_samples(&mut samples);
         self.trunk_samples(&mut samples);
+        self.border.samples(&mut samples);
         if let Some(cluster) = &self.cluster {
             cluster.samples(&mut samples);
         }
@@ -370,8 +376,6 @@ fn core_samples(
     push("sbc_relayed_requests", "Requests outside dialogs routed on", c, calls.relayed);
     push("sbc_unknown_dialogs", "Requests answered 481", c, calls.unknown_dialogs);
     push("sbc_malformed_messages", "Messages that could not be read", c, calls.malformed);
-    push("sbc_guard_dropped_messages", "Dropped by the guard", c, calls.guard_dropped);
-    push("sbc_guard_refused_requests", "Answered by the guard", c, calls.guard_refused);
     push("sbc_dropped_messages", "Messages dropped unanswered", c, calls.dropped);
     push("sbc_calls_adopted", "Calls taken over", c, calls.adopted);
     push("sbc_transactions_client", "Client transactions", g, count(txn.clients));

@@ -122,6 +122,7 @@ fn start_and_supervise(
             tracing::error!("a shard ended by a panic");
         }
     }
+    context.border.stop();
     if let Some(cluster) = &context.cluster {
         cluster.stop(&runtime);
     }

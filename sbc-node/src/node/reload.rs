@@ -93,7 +93,7 @@ impl Context {
         }
         let changes = changes.iter().map(ToString::to_string).collect();
         let core = match core_config(&new, Some(&running.core), &running.keys) {
-            Ok(core) => Arc::new(core),
+            Ok(core) => core,
             Err(errors) => return Outcome::refused(errors.join("; ")),
         };
         let opened = match self.prepare(&running, &new, &core) {
@@ -110,6 +110,10 @@ impl Context {
         }
         // Renewed certificates too: their files were read again whether or not the text changed.
         self.doors.replace(new.doors.clone());
+        self.border.configure(&new);
+        let mut core = core;
+        self.border.given_to(&mut core);
+        let core = Arc::new(core);
         self.give(&core, opened).await;
         let retiring = retiring(&core.interfaces, &running);
         self.running.store(Arc::new(Running {

@@ -21,6 +21,7 @@ use super::replication;
 use crate::admin;
 use crate::anchor::ShardAnchor;
 use crate::config::{Config, Kernel, Keys};
+use crate::guard::{Border, load};
 use crate::resolve::{Answer, Request, dns};
 use crate::shard::command::Command;
 use crate::shard::commit::{Alone, Store};
@@ -84,7 +85,11 @@ pub(super) fn start(
         Some(cluster) => replication::keys(&cluster.handle)?,
         None => Keys::drawn(),
     };
-    let core = built(&config, &keys)?;
+    let bans = cluster.as_ref().map(|c| c.bans.clone());
+    let border = Arc::new(Border::start(&config, bans).context("guard")?);
+    let mut core = built(&config, &keys)?;
+    border.given_to(&mut core);
+    let core = Arc::new(core);
     let store: Arc<dyn Store> = match &cluster {
         Some(cluster) => Arc::clone(&cluster.store) as Arc<dyn Store>,
         None => Arc::new(Alone),
@@ -152,7 +157,9 @@ pub(super) fn start(
             retiring: Vec::new(),
         },
         cluster,
+        border: Arc::clone(&border),
     });
+    runtime.spawn(load::measure(border, context.stats.clone()));
     serve(&context, runtime)?;
     {
         let _inside = runtime.enter();
@@ -169,9 +176,8 @@ pub(super) fn start(
     Ok(Parts { context, cdrs, threads, ends })
 }
 
-fn built(config: &Config, keys: &Keys) -> anyhow::Result<Arc<sbc_core::core::Config>> {
-    let core = core_config(config, None, keys);
-    Ok(Arc::new(core.map_err(|e| anyhow::anyhow!(e.join("; ")))?))
+fn built(config: &Config, keys: &Keys) -> anyhow::Result<sbc_core::core::Config> {
+    core_config(config, None, keys).map_err(|e| anyhow::anyhow!(e.join("; ")))
 }
 
 /// Opens the kernel relay that the configuration asks for; why it is or is not used is logged by

@@ -109,6 +109,10 @@ pub struct Shard<M: Machine> {
     /// Shards that were given something in this wake-up.
     pub(super) to_wake: u64,
     pub(super) pace: Pace,
+    /// This turn took less than there was.
+    left_over: bool,
+    /// Since when there has always been something left over.
+    waiting_since: Option<Instant>,
     pub(super) stopping: Option<Instant>,
 }
 
@@ -145,6 +149,8 @@ impl<M: Machine> Shard<M> {
             failures: Vec::new(),
             inbox: Vec::new(),
             to_wake: 0,
+            left_over: false,
+            waiting_since: None,
             stopping: None,
         };
         shard.listen(parts.interfaces)?;
@@ -169,6 +175,7 @@ impl<M: Machine> Shard<M> {
             self.settle(now);
             let busy = now.elapsed().as_micros();
             self.stats.busy_us.add(u64::try_from(busy).unwrap_or(0));
+            self.measure_delay(now);
             if let Some(since) = self.stopping
                 && (self.sent() || now.saturating_duration_since(since) > STOP_GRACE)
             {
@@ -176,6 +183,18 @@ impl<M: Machine> Shard<M> {
                 return Ok(());
             }
         }
+    }
+
+    /// What waits has come since the sockets were last found empty: no longer ago than that.
+    fn measure_delay(&mut self, now: Instant) {
+        let since = if std::mem::take(&mut self.left_over) {
+            *self.waiting_since.get_or_insert(now)
+        } else {
+            self.waiting_since = None;
+            now
+        };
+        let delay = since.elapsed().as_micros();
+        self.stats.queue_delay_us.set(u64::try_from(delay).unwrap_or(u64::MAX));
     }
 
     fn timeout(&self, now: Instant) -> Option<Duration> {
@@ -226,6 +245,7 @@ impl<M: Machine> Shard<M> {
         let (stats, inbox, machine) = (&self.stats, &mut self.inbox, &self.machine);
         let asked = &mut self.stun_asked;
         let rate = &mut self.stun_rate;
+        let mut more = true;
         for _ in 0..BATCHES_MAX {
             let taken = socket.receive(&mut self.recv, |flow, data| {
                 stats.udp_in_bytes.add(u64::try_from(data.len()).unwrap_or(0));
@@ -252,7 +272,8 @@ impl<M: Machine> Shard<M> {
                 Ok((count, dropped)) => {
                     stats.udp_in.add(u64::try_from(count).unwrap_or(0));
                     stats.udp_kernel_drops.add(u64::from(dropped));
-                    if count < crate::transport::mmsg::BATCH {
+                    more = count == crate::transport::mmsg::BATCH;
+                    if !more {
                         break;
                     }
                 }
@@ -263,6 +284,7 @@ impl<M: Machine> Shard<M> {
                 }
             }
         }
+        self.left_over |= more;
         let mut inbox = std::mem::take(&mut self.inbox);
         for (flow, data) in inbox.drain(..) {
             self.received(flow, data, now);
@@ -315,6 +337,7 @@ impl<M: Machine> Shard<M> {
             }
         }
         if left == 0 {
+            self.left_over = true;
             self.mailbox.again();
         }
     }

@@ -120,6 +120,8 @@ cells! {
     Counter turns = "sbc_shard_turns";
     /// Replicated writes that no store took.
     Counter unstored = "sbc_store_refused_writes";
+    /// How long messages waited for the shard, at most, in microseconds.
+    Gauge queue_delay_us = "sbc_shard_queue_delay_microseconds";
     /// Work inside the core in microseconds.
     Counter busy_us = "sbc_shard_busy_microseconds";
 }

@@ -239,10 +239,10 @@ pub struct ProcessUse {
 }
 
 impl ProcessUse {
-    /// Asks the system.
-    pub fn now() -> ProcessUse {
+    /// CPU time of all threads so far.
+    pub fn cpu_seconds() -> f64 {
         use nix::sys::resource::{UsageWho, getrusage};
-        let cpu_seconds = getrusage(UsageWho::RUSAGE_SELF).map_or(0.0, |usage| {
+        getrusage(UsageWho::RUSAGE_SELF).map_or(0.0, |usage| {
             let part = |t: nix::sys::time::TimeVal| {
                 let micros = u64::try_from(t.tv_usec()).unwrap_or(0);
                 let whole = u64::try_from(t.tv_sec()).unwrap_or(0);
@@ -250,7 +250,12 @@ impl ProcessUse {
                     .as_secs_f64()
             };
             part(usage.user_time()) + part(usage.system_time())
-        });
+        })
+    }
+
+    /// Asks the system.
+    pub fn now() -> ProcessUse {
+        let cpu_seconds = ProcessUse::cpu_seconds();
         let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
         let pages: u64 =
             statm.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or_default();

@@ -53,10 +53,6 @@ impl Outside for ShardOutside {
                 }
             }
             Event::Trace(trace) => self.traces.publish(Watched::Message(Arc::from(trace))),
-            Event::Banned { net, reason, by } => {
-                tracing::warn!(shard = self.shard, %net, reason, %by, "banned");
-            }
-            Event::Unbanned { net } => tracing::info!(shard = self.shard, %net, "ban over"),
             Event::Drained => tracing::info!(shard = self.shard, "drained"),
             Event::Peer { trunk, host, up: true } => tracing::info!(%trunk, %host, "peer is up"),
             Event::Peer { trunk, host, up: false } => {

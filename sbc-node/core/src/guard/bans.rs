@@ -46,15 +46,19 @@ pub struct Ban {
     pub by: Arc<str>,
     /// `None` lasts until it is lifted.
     pub until: Option<Instant>,
+    /// It came from the cluster, or is not for it: nobody proposes it again.
+    pub shared: bool,
 }
 
 /// What the outside has to follow: the kernel's set, the cluster, the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BanEvent {
     Added(Ban),
+    /// `shared`: the cluster lifted it.
     Removed {
         net: Cidr,
         expired: bool,
+        shared: bool,
     },
     /// More changed than waits to be told: what follows starts from the whole list.
     Lost,
@@ -136,13 +140,18 @@ impl Bans {
 
     /// Lifts a ban; false when there was none of that network.
     pub fn remove(&mut self, net: &Cidr) -> bool {
-        self.take(net, false)
+        self.take(net, false, false)
+    }
+
+    /// The same because the cluster says so.
+    pub fn remove_shared(&mut self, net: &Cidr) -> bool {
+        self.take(net, false, true)
     }
 
     /// Lifts all bans; how many.
     pub fn flush(&mut self) -> usize {
         let nets: Vec<Cidr> = self.bans.iter().map(|(net, _)| *net).collect();
-        nets.iter().filter(|net| self.take(net, false)).count()
+        nets.iter().filter(|net| self.take(net, false, false)).count()
     }
 
     /// The ban that `addr` is under, if any. The allow list wins.
@@ -157,7 +166,7 @@ impl Bans {
         while let Some(&(until, net)) = self.ends.first()
             && until <= now
         {
-            self.take(&net, true);
+            self.take(&net, true, false);
             self.ends.remove(&(until, net));
         }
     }
@@ -189,10 +198,10 @@ impl Bans {
         self.len() == 0
     }
 
-    fn take(&mut self, net: &Cidr, expired: bool) -> bool {
+    fn take(&mut self, net: &Cidr, expired: bool, shared: bool) -> bool {
         let Some(ban) = self.bans.remove(net) else { return false };
         self.ends.retain_one(ban.until, *net);
-        self.event(BanEvent::Removed { net: *net, expired });
+        self.event(BanEvent::Removed { net: *net, expired, shared });
         true
     }
 
@@ -232,7 +241,13 @@ mod tests {
     use super::*;
 
     fn ban(net: &str, until: Option<Instant>) -> Ban {
-        Ban { net: net.parse().unwrap(), reason: BanReason::Flood, by: "pike".into(), until }
+        Ban {
+            net: net.parse().unwrap(),
+            reason: BanReason::Flood,
+            by: "pike".into(),
+            until,
+            shared: false,
+        }
     }
 
     fn ip(text: &str) -> IpAddr {
@@ -251,7 +266,7 @@ mod tests {
         bans.expire(end);
         let net = "192.0.2.0/24".parse().unwrap();
         assert!(matches!(bans.poll(), Some(BanEvent::Added(_))));
-        assert_eq!(bans.poll(), Some(BanEvent::Removed { net, expired: true }));
+        assert_eq!(bans.poll(), Some(BanEvent::Removed { net, expired: true, shared: false }));
         assert_eq!((bans.poll(), bans.len(), bans.deadline()), (None, 0, None));
     }
 

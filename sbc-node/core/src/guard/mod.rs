@@ -343,6 +343,11 @@ impl Guard {
         self.change(|front| front.bans.remove(net))
     }
 
+    /// The same because the cluster lifted it.
+    pub fn lift_shared(&self, net: &Cidr) -> bool {
+        self.change(|front| front.bans.remove_shared(net))
+    }
+
     /// Lifts every ban; how many. Done in pieces, so that packets go on in between.
     pub fn flush(&self) -> usize {
         let mut lifted = 0;
@@ -485,7 +490,8 @@ impl Guard {
             v4 @ IpAddr::V4(_) => Cidr::host(v4),
             v6 @ IpAddr::V6(_) => Cidr::new(v6, self.ipv6_prefix.load(Ordering::Relaxed)),
         };
-        let ban = Ban { net, reason, by: by.into(), until: now.checked_add(ban_for) };
+        let ban =
+            Ban { net, reason, by: by.into(), until: now.checked_add(ban_for), shared: false };
         if let Err(error) = self.ban(ban) {
             // The source is dropped by its own rule all the same.
             tracing::debug!(%net, %error, "no ban");
