@@ -154,6 +154,61 @@ fn calls_are_reinvited_where_addresses_die_with_their_node() {
     load.end(&three);
 }
 
+/// `sbcctl node drain` moves every call of a living node and says when nothing is left; all three nodes
+/// are stopped and started again one after the other, and no call is lost.
+#[test]
+fn a_rolling_restart_loses_no_call() {
+    if !can_make_namespaces("rolling restart") {
+        return;
+    }
+    let mut three = Three::new();
+    let load = Load::start(&three, CALLS, CALLS, Duration::from_secs(25));
+    let first = three.holder();
+    load.mark();
+    three.node(first).order("node drain --wait --timeout 10");
+    assert_eq!(three.calls(first), 0);
+    let survivor = three.survivor(first);
+    three.wait_carried(&[survivor], CALLS);
+    went("drained", &load, until_new_calls(&three));
+    three.node(first).ctl("node drain --undo");
+    three.wait_up(3);
+
+    // The one that carries the calls each time, which is what they are hurt by most.
+    for _ in 0..3 {
+        let owner = three.holder();
+        load.mark();
+        three.nodes[owner - 1].take().expect("the owner runs").stop();
+        let survivor = three.survivor(owner);
+        three.wait_carried(&[survivor], CALLS);
+        went("stopped", &load, until_new_calls(&three));
+        three.restart(owner);
+    }
+    load.end(&three);
+}
+
+/// A node whose clients' network is gone, but which the cluster hears well, gives its calls away, and
+/// serves again when the link is back.
+#[test]
+fn a_node_without_a_link_gives_its_calls_away() {
+    if !can_make_namespaces("lost link") {
+        return;
+    }
+    let three = Three::new();
+    let owner = three.holder();
+    let load = Load::start(&three, CALLS, CALLS, HOLD);
+    load.mark();
+    three.carrier(owner, "swo", false);
+    let new_calls = until_new_calls(&three);
+    let survivor = three.survivor(owner);
+    three.wait_carried(&[survivor], CALLS);
+    went("link of the owner lost", &load, new_calls);
+    let alarms = three.node(owner).ctl("status")["alarms"].to_string();
+    assert!(alarms.contains("no carrier"), "{alarms}");
+    three.carrier(owner, "swo", true);
+    three.wait_up(3);
+    load.end(&three);
+}
+
 fn counter(three: &Three, number: usize, name: &str) -> u64 {
     let stats = three.node(number).ctl(&format!("stats {name}"));
     let found = stats["stats"].as_array().and_then(|list| list.first().cloned());

@@ -13,7 +13,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use sbc_tests::net::{Net, nft, run, socket_in};
+use sbc_tests::net::{Net, ip, nft, run, socket_in};
 use sbc_tests::node::Node;
 use sbc_tests::rtp::{End, Talk};
 use sbc_tests::sipp::Sipp;
@@ -219,6 +219,12 @@ impl Three {
 
     pub(crate) fn mend(&self, number: usize) {
         run("ip", &format!("netns exec {} nft delete table inet cut", self.ns(number)));
+    }
+
+    /// The switch's end of a node's link goes down: the node sees its carrier go.
+    pub(crate) fn carrier(&self, number: usize, switch: &str, up: bool) {
+        let state = if up { "up" } else { "down" };
+        ip(&format!("-n {} link set to-n{number} {state}", self.net.ns(switch)));
     }
 
     fn image(&self, number: usize) -> PathBuf {

@@ -36,15 +36,26 @@ impl Node {
         node
     }
 
-    /// Runs `sbcctl` with JSON output; `None` when it fails.
-    pub fn try_ctl(&self, words: &str) -> Option<Value> {
-        let out = Command::new("ip")
+    fn run_ctl(&self, words: &str) -> std::process::Output {
+        Command::new("ip")
             .args(["netns", "exec", &self.ns])
             .arg(binary("sbcctl"))
             .args(["--socket", &self.socket.to_string_lossy(), "--output", "json"])
             .args(words.split_whitespace())
             .output()
-            .expect("sbcctl");
+            .expect("sbcctl")
+    }
+
+    /// Runs `sbcctl` for what it does; panics with what it says when it fails.
+    pub fn order(&self, words: &str) {
+        let out = self.run_ctl(words);
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "sbcctl {words}: {said}");
+    }
+
+    /// Runs `sbcctl` with JSON output; `None` when it fails.
+    pub fn try_ctl(&self, words: &str) -> Option<Value> {
+        let out = self.run_ctl(words);
         if !out.status.success() {
             return None;
         }

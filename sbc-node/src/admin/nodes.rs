@@ -134,6 +134,10 @@ impl Node for NodeService {
         if self.0.state() == NodeState::Stopping {
             return Err(Status::failed_precondition("the node is stopping"));
         }
+        if undo && let Some(cluster) = &self.0.cluster {
+            let taken_back = cluster.take_back_drain().await;
+            taken_back.map_err(|error| Status::unavailable(error.to_string()))?;
+        }
         self.0.set_state(if undo { NodeState::Running } else { NodeState::Draining });
         self.0.broadcast(|| Input::Command(CoreCommand::Drain(!undo))).await;
         tracing::info!(undo, "drain by an operator");

@@ -9,16 +9,56 @@ const ETHERNET_BROADCAST: [u8; 6] = [0xff; 6];
 /// The group of all nodes on the link, ff02::1, as an Ethernet address (RFC 2464 §7).
 const ETHERNET_ALL_NODES: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 
-/// Announces `address` from `device`, as both an ARP request and a reply (some stacks heed only
-/// one of them), or as one advertisement. A device without an Ethernet address needs none.
-pub(super) fn announce(address: IpAddr, device: &str, index: u32) -> io::Result<()> {
-    let Some(mac) = hardware_address(device)? else { return Ok(()) };
-    match address {
-        IpAddr::V4(ip) => {
-            send(index, ETHERNET_BROADCAST, &arp(mac, ip, 1))?;
-            send(index, ETHERNET_BROADCAST, &arp(mac, ip, 2))
+/// Sends announcements. The socket is opened once: closing a packet socket waits for every other
+/// processor to have let go of it, tens of milliseconds that a takeover does not have.
+pub(super) struct Announcer {
+    socket: OwnedFd,
+}
+
+impl Announcer {
+    pub(super) fn new() -> io::Result<Announcer> {
+        // SAFETY: plain socket(2); the descriptor is owned from here on.
+        let raw = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+        if raw < 0 {
+            return Err(io::Error::last_os_error());
         }
-        IpAddr::V6(ip) => send(index, ETHERNET_ALL_NODES, &advertisement(mac, ip)),
+        // SAFETY: `raw` is a valid descriptor that nobody else owns.
+        Ok(Announcer { socket: unsafe { OwnedFd::from_raw_fd(raw) } })
+    }
+
+    /// Announces `address` from `device`, as both an ARP request and a reply (some stacks heed only
+    /// one of them), or as one advertisement. A device without an Ethernet address needs none.
+    pub(super) fn announce(&self, address: IpAddr, device: &str, index: u32) -> io::Result<()> {
+        let Some(mac) = hardware_address(device)? else { return Ok(()) };
+        match address {
+            IpAddr::V4(ip) => {
+                self.send(index, ETHERNET_BROADCAST, &arp(mac, ip, 1))?;
+                self.send(index, ETHERNET_BROADCAST, &arp(mac, ip, 2))
+            }
+            IpAddr::V6(ip) => self.send(index, ETHERNET_ALL_NODES, &advertisement(mac, ip)),
+        }
+    }
+
+    fn send(&self, index: u32, to: [u8; 6], frame: &[u8]) -> io::Result<()> {
+        // SAFETY: all zeroes is a valid sockaddr_ll.
+        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        address.sll_family = u16::try_from(libc::AF_PACKET).unwrap_or_default();
+        address.sll_ifindex = i32::try_from(index).map_err(io::Error::other)?;
+        address.sll_halen = 6;
+        address.sll_addr[..6].copy_from_slice(&to);
+        let size = u32::try_from(size_of::<libc::sockaddr_ll>()).map_err(io::Error::other)?;
+        // SAFETY: the frame and the address outlive the call, and their sizes are told truly.
+        let sent = unsafe {
+            libc::sendto(
+                self.socket.as_raw_fd(),
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+                (&raw const address).cast(),
+                size,
+            )
+        };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
 
@@ -79,35 +119,6 @@ fn icmp_checksum(source: Ipv6Addr, destination: Ipv6Addr, icmp: &[u8]) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     !u16::try_from(sum).unwrap_or(0)
-}
-
-fn send(index: u32, to: [u8; 6], frame: &[u8]) -> io::Result<()> {
-    // SAFETY: plain socket(2); the descriptor is owned from here on.
-    let raw = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-    if raw < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: `raw` is a valid descriptor that nobody else owns.
-    let socket = unsafe { OwnedFd::from_raw_fd(raw) };
-    // SAFETY: all zeroes is a valid sockaddr_ll.
-    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    address.sll_family = u16::try_from(libc::AF_PACKET).unwrap_or_default();
-    address.sll_ifindex = i32::try_from(index).map_err(io::Error::other)?;
-    address.sll_halen = 6;
-    address.sll_addr[..6].copy_from_slice(&to);
-    let size = u32::try_from(size_of::<libc::sockaddr_ll>()).map_err(io::Error::other)?;
-    // SAFETY: the frame and the address outlive the call, and their sizes are told truly.
-    let sent = unsafe {
-        libc::sendto(
-            socket.as_raw_fd(),
-            frame.as_ptr().cast(),
-            frame.len(),
-            0,
-            (&raw const address).cast(),
-            size,
-        )
-    };
-    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use announce::Announcer;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, CacheInfo};
 
 /// One address on one device.
@@ -32,6 +33,8 @@ pub enum FloatingError {
     Announce { address: IpAddr, device: String, source: std::io::Error },
     #[error("opening netlink: {0}")]
     Open(std::io::Error),
+    #[error("opening a packet socket, for announcements: {0}")]
+    Packet(std::io::Error),
 }
 
 /// Puts addresses on devices and takes them off again.
@@ -40,6 +43,7 @@ pub struct Floating {
     /// How long the kernel keeps an address that nobody refreshes; whole seconds, at least 1.
     lifetime_s: u32,
     held: HashMap<Placed, u32>,
+    announcer: Announcer,
 }
 
 impl Floating {
@@ -52,6 +56,7 @@ impl Floating {
             handle,
             lifetime_s: u32::try_from(seconds).unwrap_or(u32::MAX),
             held: HashMap::new(),
+            announcer: Announcer::new().map_err(FloatingError::Packet)?,
         })
     }
 
@@ -61,7 +66,11 @@ impl Floating {
         let index = device_index(&placed.device)?;
         self.set(placed, index).await?;
         self.held.insert(placed.clone(), index);
-        announce::announce(placed.address, &placed.device, index).map_err(|source| {
+        self.announce(placed, index)
+    }
+
+    fn announce(&self, placed: &Placed, index: u32) -> Result<(), FloatingError> {
+        self.announcer.announce(placed.address, &placed.device, index).map_err(|source| {
             FloatingError::Announce {
                 address: placed.address,
                 device: placed.device.clone(),
@@ -82,13 +91,7 @@ impl Floating {
     /// Says once more on the network where the held addresses are.
     pub fn announce_held(&self) -> Result<(), FloatingError> {
         for (placed, &index) in &self.held {
-            announce::announce(placed.address, &placed.device, index).map_err(|source| {
-                FloatingError::Announce {
-                    address: placed.address,
-                    device: placed.device.clone(),
-                    source,
-                }
-            })?;
+            self.announce(placed, index)?;
         }
         Ok(())
     }

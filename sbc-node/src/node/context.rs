@@ -231,7 +231,7 @@ impl Context {
     /// Named trouble.
     pub fn alarms(&self) -> Vec<String> {
         let cdrs = self.cdrs.alarm().map(str::to_owned);
-        let cluster = self.cluster.as_ref().and_then(Replication::alarm);
+        let cluster = self.cluster.iter().flat_map(Replication::alarms);
         cdrs.into_iter().chain(cluster).collect()
     }
 

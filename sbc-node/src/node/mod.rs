@@ -38,6 +38,8 @@ const EXIT_START: u8 = 1;
 const EXIT_PANIC: u8 = 70;
 /// How long BYEs may take to be answered at the end of the drain time.
 const HANGUP_TIME: Duration = Duration::from_secs(5);
+/// How long the other nodes of a cluster may take to carry on what this one had, before a stop.
+const MOVE_TIME: Duration = Duration::from_secs(10);
 /// The shards' clocks are tied to the system's this often.
 const CLOCK_EVERY: Duration = Duration::from_secs(60);
 
@@ -193,12 +195,17 @@ fn lost_shard(end: &ShardEnd) -> ExitCode {
     ExitCode::from(EXIT_PANIC)
 }
 
-/// No new calls, wait for those that are up, hang up on the rest.
+/// No new calls; what others can carry goes to them; wait for the rest that is up, and hang up on what
+/// is left then.
 async fn stop(context: &Context) {
     let drain = context.running.load().config.node.drain_time;
     tracing::info!(drain_s = drain.as_secs(), "stopping: new calls get 503");
     context.set_state(NodeState::Stopping);
     context.broadcast(|| Input::Command(CoreCommand::Drain(true))).await;
+    if let Some(cluster) = &context.cluster {
+        let moved = cluster.move_away(drain.min(MOVE_TIME)).await;
+        tracing::info!(moved, "calls and addresses to the other nodes");
+    }
     if !context.calls_gone(Instant::now() + drain).await {
         let left = context.call_count().await;
         tracing::warn!(calls = left, "drain time over: hanging up");

@@ -5,7 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use sbc_cluster::{Cluster, Config, Handle as ClusterHandle, JoinKey, NodeState, Origin};
+use sbc_cluster::{
+    Cluster, Command, Config, Handle as ClusterHandle, JoinKey, NodeId, NodeState, Origin,
+    ProposeError,
+};
 use sbc_core::core::Core;
 use sbc_core::digest::NonceKey;
 use sbc_core::ids::HintKey;
@@ -18,12 +21,15 @@ use crate::shard::stats::Kind;
 use crate::store::bans::ClusterBans;
 use crate::store::cluster::{ClusterStore, StoreStats};
 use crate::store::follow;
-use crate::store::takeover::{REMOVED, Takeover, TakeoverStats};
+use crate::store::takeover::{REMOVED, Takeover, TakeoverStats, drained};
 use crate::store::tell::Tell;
 use crate::telemetry::metrics::{Sample, number};
 
 /// How long a node asks to be let in; of no matter to one that does not join.
 const JOIN_WITHIN: Duration = Duration::from_secs(60);
+/// How long the leadership may take to be handed on before a stop.
+const HAND_ON: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How long floating addresses may take to be given up at the end.
 const LET_GO: Duration = Duration::from_secs(1);
 /// How long a node that has just joined waits for the tables before it takes calls.
@@ -142,10 +148,52 @@ impl Replication {
     pub(super) fn stop(&self, runtime: &Runtime) {
         self.handle.stop();
         let task = self.takeover.lock().unwrap_or_else(|e| e.into_inner()).take();
-        if let Some(task) = task
-            && runtime.block_on(tokio::time::timeout(LET_GO, task)).is_err()
-        {
+        let Some(task) = task else { return };
+        // The time limit is made inside: it needs the runtime's clock.
+        let ended = runtime.block_on(async { tokio::time::timeout(LET_GO, task).await });
+        if ended.is_err() {
             tracing::error!("floating addresses were not given up in time: the kernel will");
+        }
+    }
+
+    /// Moves calls and addresses to the other nodes; true when nothing is left here, false when
+    /// nobody can take them or it takes longer than `within`.
+    pub(super) async fn move_away(&self, within: Duration) -> bool {
+        let id = self.handle.id();
+        let heir = self.handle.read(|tables| {
+            let other = |(other, node): &(NodeId, &sbc_cluster::Node)| {
+                *other != id && node.voter && node.state.is_eligible()
+            };
+            tables.nodes().find(other).map(|(other, _)| other)
+        });
+        let Some(heir) = heir.filter(|_| self.handle.lease_valid()) else { return false };
+        let moved = tokio::time::timeout(within, async {
+            self.hand_leadership_on(heir).await;
+            if let Err(error) = self.handle.propose_within(Command::drain(id, false), within).await
+            {
+                tracing::warn!(%error, "cannot drain");
+                return false;
+            }
+            let mut look = tokio::time::interval(LOOK_EVERY);
+            while !drained(&self.handle) {
+                look.tick().await;
+            }
+            true
+        });
+        moved.await.unwrap_or(false)
+    }
+
+    /// A leader that goes costs the others an election.
+    async fn hand_leadership_on(&self, heir: NodeId) {
+        let until = Instant::now() + HAND_ON;
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        if self.handle.status().core.is_leader {
+            self.handle.transfer_leader(heir);
+        }
+        while self.handle.status().core.leader.is_none_or(|leader| leader == self.handle.id())
+            && Instant::now() < until
+        {
+            look.tick().await;
         }
     }
 
@@ -164,9 +212,25 @@ impl Replication {
     }
 
     /// Named trouble.
-    pub fn alarm(&self) -> Option<String> {
-        (!self.handle.lease_valid())
-            .then(|| "no quorum: calls are unprotected, floating addresses are given up".to_owned())
+    pub fn alarms(&self) -> impl Iterator<Item = String> {
+        let no_quorum = (!self.handle.lease_valid())
+            .then_some("no quorum: calls are unprotected, floating addresses are given up");
+        let no_link = (self.taken.link_lost.load(Ordering::Relaxed) != 0)
+            .then_some("a device of floating addresses has no carrier");
+        no_quorum.into_iter().chain(no_link).map(str::to_owned)
+    }
+
+    /// Takes a drain back, if there was one.
+    ///
+    /// # Errors
+    /// When the cluster cannot be told.
+    pub async fn take_back_drain(&self) -> Result<(), ProposeError> {
+        let id = self.handle.id();
+        let state = self.handle.read(|tables| tables.node(id).map(|row| row.state));
+        if matches!(state, Some(NodeState::Draining | NodeState::Drained)) {
+            self.handle.propose(Command::drain(id, true)).await?;
+        }
+        Ok(())
     }
 
     pub(super) fn samples(&self, out: &mut Vec<Sample>) {
@@ -199,6 +263,9 @@ impl Replication {
         push("sbc_cluster_addresses_taken", "Addresses taken", c, read(&t.addresses_taken));
         push("sbc_cluster_addresses_released", "Addresses given up", c, {
             read(&t.addresses_released)
+        });
+        push("sbc_cluster_link_lost", "A device of floating addresses has no carrier", g, {
+            read(&t.link_lost)
         });
         push("sbc_cluster_address_errors", "Addresses that failed", c, read(&t.address_errors));
     }

@@ -2,6 +2,7 @@
 //! the cluster gives this node another's calls or addresses.
 
 pub mod bans;
+pub mod carrier;
 pub mod cluster;
 pub mod follow;
 pub mod record;

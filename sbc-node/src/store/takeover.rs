@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use sbc_cluster::{Command, DialogKey, Event, Events, Handle, NodeState};
+use sbc_cluster::{Command, DialogKey, Event, Events, Handle, NodeState, Table};
 use sbc_core::core::{AdoptMode, Command as CoreCommand, Input};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use super::carrier::Carriers;
 use super::cluster::call_of;
 use super::record;
 use super::tell::Tell;
@@ -45,6 +46,8 @@ pub struct TakeoverStats {
     pub address_errors: AtomicU64,
     /// 1 while there is no quorum.
     pub no_quorum: AtomicU64,
+    /// 1 while a device of a floating address has no carrier.
+    pub link_lost: AtomicU64,
 }
 
 /// The task's own state.
@@ -60,6 +63,13 @@ pub struct Takeover {
     reinvites: std::collections::VecDeque<DialogKey>,
     announce_at: Vec<Instant>,
     held: bool,
+    carriers: Carriers,
+    /// Whether this node drains because a link is lost, and not because somebody said so.
+    drains_for_link: bool,
+    /// Whether the shards were told to take no calls because the node drains.
+    draining: bool,
+    /// Until the first lease: what the node's state was is of an earlier life.
+    reborn: bool,
     /// Where it is noted that the node was removed, if it can join anew by itself.
     removed: Option<std::path::PathBuf>,
     pub stats: Arc<TakeoverStats>,
@@ -94,6 +104,10 @@ impl Takeover {
             reinvites: std::collections::VecDeque::new(),
             announce_at: Vec::new(),
             held: false,
+            carriers: Carriers::new(config.addresses.iter().map(|a| a.device.clone())),
+            drains_for_link: false,
+            draining: false,
+            reborn: true,
             removed: config.join.as_ref().and_then(|join| match join.token {
                 JoinToken::Key(_) => Some(config.data.join(REMOVED)),
                 JoinToken::Text(_) | JoinToken::File(_) => None,
@@ -123,8 +137,14 @@ impl Takeover {
                     self.fence().await;
                     self.tell.flush();
                     self.reinvite_some();
-                    if !declared && self.handle.lease_valid() {
-                        declared = self.declare().await;
+                    if self.handle.lease_valid() {
+                        if self.reborn {
+                            self.reborn = !self.end_old_drain().await;
+                        }
+                        if !declared {
+                            declared = self.declare().await;
+                        }
+                        self.watch_links().await;
                     }
                 }
             }
@@ -205,7 +225,11 @@ impl Takeover {
                 }
                 self.reconcile().await;
             }
-            Event::Reloaded => self.reconcile().await,
+            Event::Reloaded => {
+                self.reconcile().await;
+                self.note_state();
+            }
+            Event::TableChanged(Table::Nodes) => self.note_state(),
             Event::DrainRequested => self.drain().await,
             Event::LeaderChanged { leader, term } => {
                 tracing::info!(leader = leader.map(|l| l.0), term, "cluster leader");
@@ -368,9 +392,73 @@ impl Takeover {
         }
     }
 
+    fn state(&self) -> Option<NodeState> {
+        let id = self.handle.id();
+        self.handle.read(|tables| tables.node(id).map(|node| node.state))
+    }
+
+    /// A drain ends with the process that was drained: one that starts again is there to serve.
+    /// False to be tried again.
+    async fn end_old_drain(&self) -> bool {
+        if !matches!(self.state(), Some(NodeState::Draining | NodeState::Drained)) {
+            return true;
+        }
+        let undone = self.handle.propose(Command::drain(self.handle.id(), true)).await;
+        if undone.is_ok() {
+            tracing::info!("the drain before the restart is over");
+        }
+        undone.is_ok()
+    }
+
+    /// A drain that was taken back: calls are taken again.
+    fn note_state(&mut self) {
+        if self.draining && self.state() == Some(NodeState::Up) {
+            self.draining = false;
+            tracing::warn!("no longer draining");
+            self.tell.broadcast(|| Input::Command(CoreCommand::Drain(false)));
+        }
+    }
+
+    /// Gives everything away while a link of the floating addresses is lost, if anyone can take it.
+    async fn watch_links(&mut self) {
+        let Some(lost) = self.carriers.look(Instant::now()) else { return };
+        let known = self.stats.link_lost.swap(lost.into(), Ordering::Relaxed) == u64::from(lost);
+        let id = self.handle.id();
+        let command = if lost {
+            let other = self.handle.read(|tables| {
+                tables.nodes().any(|(other, node)| other != id && node.state.is_eligible())
+            });
+            if !other || self.state() != Some(NodeState::Up) {
+                if !known {
+                    tracing::error!(
+                        "a link of the floating addresses is lost; nobody to take them"
+                    );
+                }
+                // Somebody may come.
+                self.carriers.forget();
+                return;
+            }
+            tracing::error!("a link of the floating addresses is lost: others take over");
+            Command::drain(id, false)
+        } else if self.drains_for_link {
+            tracing::warn!("the links of the floating addresses are back");
+            Command::drain(id, true)
+        } else {
+            return;
+        };
+        match self.handle.propose(command).await {
+            Ok(_) => self.drains_for_link = lost,
+            Err(error) => {
+                tracing::warn!(%error, "could not tell the cluster of a link");
+                self.carriers.forget();
+            }
+        }
+    }
+
     /// Moves every call of this living node to the others.
     async fn drain(&mut self) {
         tracing::warn!("draining: calls and addresses go to the other nodes");
+        self.draining = true;
         self.tell.broadcast(|| Input::Command(CoreCommand::Drain(true)));
         self.let_go("this node drains").await;
         if let Err(error) = self.handle.hand_over().await {
