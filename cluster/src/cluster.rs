@@ -153,6 +153,7 @@ fn run(
     let orders = Orders(sender);
     let (events, _) = broadcast::channel(EVENTS_MAX);
     let (changes, _) = broadcast::channel(CHANGES_MAX);
+    let (relayed, _) = broadcast::channel(EVENTS_MAX);
     let published = Arc::new(Published::default());
     let tables = core.tables();
     let channel = match config.listen {
@@ -168,6 +169,7 @@ fn run(
                 tables: Arc::clone(&tables),
                 orders: orders.clone(),
                 events: events.clone(),
+                relayed: relayed.clone(),
                 snapshots: opened.snapshots.clone(),
                 runtime: runtime.handle().clone(),
             });
@@ -208,6 +210,7 @@ fn run(
             boot,
             events,
             changes,
+            relayed,
             published,
             channel,
             thread: Mutex::new(Some(thread)),

@@ -44,6 +44,8 @@ pub enum Event {
     BindingChanged {
         key: BindingKey,
         change: BindingChange,
+        /// The value of a row that is gone.
+        last: Option<std::sync::Arc<[u8]>>,
     },
     /// Raft voters or learners changed.
     MembersChanged,
@@ -52,11 +54,6 @@ pub enum Event {
     /// This node is to move its calls away: write what is not written yet, drop the floating
     /// addresses, then call [`Handle::hand_over`](crate::Handle::hand_over).
     DrainRequested,
-    /// Bytes that another node sent with [`Handle::relay`](crate::Handle::relay).
-    Relayed {
-        from: NodeId,
-        data: bytes::Bytes,
-    },
     /// The peers say that this node is no member any more.
     Removed,
     /// The node's part in the cluster has ended; it holds nothing. The reason is for the log.

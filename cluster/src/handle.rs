@@ -35,6 +35,7 @@ pub(crate) struct Shared {
     pub(crate) boot: u64,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) changes: broadcast::Sender<Event>,
+    pub(crate) relayed: broadcast::Sender<(NodeId, Bytes)>,
     pub(crate) published: Arc<Published>,
     pub(crate) channel: Option<Channel>,
     pub(crate) thread: Mutex<Option<JoinHandle<()>>>,
@@ -186,7 +187,14 @@ impl Handle {
         }
     }
 
-    /// Sends bytes to another node, at most once, in order; the other sees [`Event::Relayed`].
+    /// What other nodes send with [`Handle::relay`] from now on. Who falls behind by thousands loses
+    /// the oldest.
+    pub fn relayed(&self) -> Relayed {
+        Relayed(self.shared.relayed.subscribe())
+    }
+
+    /// Sends bytes to another node, at most once, in order; the other has them from
+    /// [`Handle::relayed`].
     pub fn relay(&self, to: NodeId, data: Bytes) -> Result<(), RelayError> {
         match &self.shared.channel {
             Some(channel) => channel.relay(to, data),
@@ -244,6 +252,22 @@ pub struct Status {
     pub nodes: Vec<(NodeId, Node)>,
     /// Equal on nodes whose `core.applied` is equal.
     pub digest: u128,
+}
+
+/// Bytes of other nodes as they come.
+pub struct Relayed(broadcast::Receiver<(NodeId, Bytes)>);
+
+impl Relayed {
+    /// The next; `None` when the node is gone.
+    pub async fn next(&mut self) -> Option<(NodeId, Bytes)> {
+        loop {
+            match self.0.recv().await {
+                Ok(item) => return Some(item),
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    }
 }
 
 /// Events as they come. A subscriber that falls behind by thousands gets [`Event::Reloaded`] in

@@ -36,10 +36,10 @@ pub use command::Command;
 pub use config::{Config, Discovery, JoinKey, Limits, Origin, StartError, Timing};
 pub use core::{Committed, CoreStatus, Counters, ProposeError};
 pub use event::Event;
-pub use handle::{Events, Handle, JoinTokenError, Status};
+pub use handle::{Events, Handle, JoinTokenError, Relayed, Status};
 pub use state::{
-    Address, Ban, BanKey, Binding, BindingKey, Dialog, DialogPlace, FORMAT_VERSION, Next, Node,
-    NodeState, SnapshotError, Tables,
+    Address, Ban, BanKey, Binding, BindingKey, BindingRows, Dialog, DialogPlace, FORMAT_VERSION,
+    Next, Node, NodeState, SnapshotError, Tables,
 };
 pub use store::StoreError;
 pub use types::{AorKey, BindingChange, DialogKey, NodeId, Outcome, Rejection, Table};

@@ -144,15 +144,14 @@ async fn scenario() {
     assert_eq!(a.owned_addresses(), Vec::<String>::new());
 
     // Bytes from node to node.
-    let mut events = a.subscribe();
+    let mut relayed = a.relayed();
     until("connected", || heir.relay(a.id(), Bytes::from_static(b"hello")).is_ok()).await;
-    loop {
-        let event = tokio::time::timeout(WAIT, events.next()).await.expect("in time");
-        if let Some(Event::Relayed { from, data }) = event {
-            assert_eq!((from, &*data), (heir.id(), b"hello".as_slice()));
-            break;
-        }
-    }
+    let item = tokio::time::timeout(WAIT, relayed.next()).await.expect("in time");
+    assert_eq!(item, Some((heir.id(), Bytes::from_static(b"hello"))));
+    // What all nodes derive from the cluster's secret is the same, and differs by its purpose.
+    let key = a.secret("nonces");
+    assert!(key.is_some() && key == b.secret("nonces") && key == c.secret("nonces"));
+    assert_ne!(key, a.secret("shard hints"));
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod cluster;
 mod features;
 mod kernel;
 mod phones;
+mod shared;
 mod soak;
 mod subscribe;
 mod three;

@@ -7,7 +7,7 @@
 //! out ──(net 0)── sbc ──(net 1)── in
 //! ```
 
-use std::net::UdpSocket;
+use std::net::{TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -78,6 +78,18 @@ pub fn socket_in(ns: &str, address: &str) -> UdpSocket {
         })
     });
     thread.join().expect("socket in namespace")
+}
+
+/// A TCP connection made inside a namespace; it stays there whoever uses it.
+pub fn stream_in(ns: &str, to: &str) -> TcpStream {
+    let path = format!("/run/netns/{ns}");
+    let to = to.to_owned();
+    let thread = std::thread::spawn(move || {
+        let file = std::fs::File::open(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+        nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).expect("enter namespace");
+        TcpStream::connect(&to).unwrap_or_else(|e| panic!("connect {to}: {e}"))
+    });
+    thread.join().expect("connection in namespace")
 }
 
 /// A set of namespaces of one test; removed when dropped.

@@ -92,6 +92,7 @@ pub(crate) struct Setup {
     pub(crate) tables: Arc<RwLock<Tables>>,
     pub(crate) orders: Orders,
     pub(crate) events: broadcast::Sender<Event>,
+    pub(crate) relayed: broadcast::Sender<(NodeId, Bytes)>,
     pub(crate) snapshots: Snapshots,
     pub(crate) runtime: tokio::runtime::Handle,
 }
@@ -107,6 +108,7 @@ struct Local {
     tables: Arc<RwLock<Tables>>,
     orders: Orders,
     events: broadcast::Sender<Event>,
+    relayed: broadcast::Sender<(NodeId, Bytes)>,
     snapshots: Snapshots,
     runtime: tokio::runtime::Handle,
     peers: Mutex<HashMap<NodeId, Peer>>,
@@ -153,6 +155,7 @@ impl Channel {
             tables: setup.tables,
             orders: setup.orders,
             events: setup.events,
+            relayed: setup.relayed,
             snapshots: setup.snapshots,
             runtime: setup.runtime.clone(),
             peers: Mutex::default(),

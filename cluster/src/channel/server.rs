@@ -26,7 +26,6 @@ use super::pki::{self, Ca};
 use super::tls::{Accepted, Caller};
 use super::{FRAME_BYTES_MAX, Local, RELAY_BYTES_MAX, snapshot};
 use crate::core::Input;
-use crate::event::Event;
 use crate::state::FORMAT_VERSION;
 use crate::types::{NodeId, Outcome, Rejection};
 
@@ -161,7 +160,8 @@ impl Service {
                 Ok(())
             }
             Some(Body::Relay(data)) if data.len() <= RELAY_BYTES_MAX => {
-                let _ = self.local.events.send(Event::Relayed { from, data });
+                // Nobody may be listening.
+                let _ = self.local.relayed.send((from, data));
                 Ok(())
             }
             Some(Body::Relay(_) | Body::Hello(_)) | None => {

@@ -200,8 +200,8 @@ impl Core {
                 }
                 Effect::Setting(key) => self.event(Event::SettingChanged(key)),
                 Effect::Ban { key, added } => self.event(Event::BanChanged { key, added }),
-                Effect::Binding { key, change } => {
-                    self.event(Event::BindingChanged { key, change });
+                Effect::Binding { key, change, last } => {
+                    self.event(Event::BindingChanged { key, change, last });
                 }
             }
         }

@@ -154,7 +154,7 @@ impl Tables {
             value,
         };
         self.put_binding(key, binding);
-        effects.push(Effect::Binding { key, change: BindingChange::Put });
+        effects.push(Effect::Binding { key, change: BindingChange::Put, last: None });
         Ok(CHANGED)
     }
 
@@ -181,8 +181,9 @@ impl Tables {
     }
 
     fn drop_binding(&mut self, key: BindingKey, change: BindingChange, effects: &mut Vec<Effect>) {
+        let last = self.rows.bindings.get(&key).map(|row| Arc::clone(&row.value));
         if self.remove_binding(&key) {
-            effects.push(Effect::Binding { key, change });
+            effects.push(Effect::Binding { key, change, last });
         }
     }
 

@@ -28,7 +28,7 @@ pub(crate) use record::node_id;
 pub use record::{Address, Ban, BanKey, Binding, BindingKey, Dialog, Next, Node, NodeState};
 pub use snapshot::SnapshotError;
 pub(crate) use snapshot::{Frozen, Position};
-pub use tables::Tables;
+pub use tables::{BindingRows, Tables};
 
 use crate::types::{BindingChange, DialogKey, NodeId, Outcome, Rejection, Table};
 
@@ -56,6 +56,8 @@ pub(crate) enum Effect {
     Binding {
         key: BindingKey,
         change: BindingChange,
+        /// The value of a row that is gone.
+        last: Option<std::sync::Arc<[u8]>>,
     },
 }
 

@@ -19,6 +19,16 @@ pub struct Tables {
     changes: Changes,
 }
 
+/// The bindings of one moment.
+pub struct BindingRows(CowMap<BindingKey, Binding>);
+
+impl BindingRows {
+    /// Contacts of one AOR follow one another.
+    pub fn iter(&self) -> impl Iterator<Item = (&BindingKey, &Binding)> {
+        self.0.iter()
+    }
+}
+
 #[derive(Clone)]
 pub(super) struct Rows {
     pub(super) dialogs: CowMap<DialogKey, Dialog>,
@@ -107,6 +117,12 @@ impl Tables {
             .take_while(move |(key, _)| key.aor == aor)
             .filter(|(_, binding)| binding.expires_ms > self.rows.clock_ms)
             .map(|(key, binding)| (key.contact, binding))
+    }
+
+    /// All bindings as they are now, to be looked at without the lock. Costs a few thousand
+    /// references.
+    pub fn freeze_bindings(&self) -> BindingRows {
+        BindingRows(self.rows.bindings.clone())
     }
 
     pub fn all_bindings(&self) -> impl Iterator<Item = (&BindingKey, &Binding)> {

@@ -226,7 +226,7 @@ fn bindings_of_connections_go_with_the_process_that_holds_them() {
     assert_eq!(m.write(1, Command::delete_own_binding(aor, 3)), NOTHING);
     let applied = m.down(1);
     let void = applied.effects.iter().any(|effect| {
-        matches!(effect, Effect::Binding { key, change: BindingChange::Void } if key.contact == 2)
+        matches!(effect, Effect::Binding { key, change: BindingChange::Void, .. } if key.contact == 2)
     });
     assert!(void, "{:?}", applied.effects);
     let contacts: Vec<u64> = m.tables.bindings(aor).map(|(contact, _)| contact).collect();

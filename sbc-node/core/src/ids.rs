@@ -7,7 +7,8 @@
 //! tell which Call-ID it belongs to, or aim a flood at one shard.
 //!
 //! Forms, all lower-case hexadecimal: Call-ID `hint(8) random(24)`, tag `hint(8) random(12)`,
-//! branch `z9hG4bK hint(8) random(16)`. A foreign value of the same form is read as if it were
+//! branch
+//! `z9hG4bK hint(8) node(4) random(12)`. A foreign value of the same form is read as if it were
 //! ours; that is harmless, because it is read the same way every time.
 
 use std::fmt;
@@ -78,6 +79,8 @@ impl ShardHint {
 const CALL_ID_LEN: usize = 32;
 const TAG_LEN: usize = 20;
 const BRANCH_LEN: usize = 31;
+/// Where the node's number begins in what makes a branch unique; 48 random bits are below.
+const NODE_AT: u32 = 48;
 
 /// A short ASCII string of fixed length, kept in place.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -140,6 +143,11 @@ impl Branch {
         })
     }
 
+    /// The number of the node that minted it.
+    pub fn node(&self) -> u16 {
+        u16::try_from(self.unique >> NODE_AT).unwrap_or(0)
+    }
+
     pub fn token(&self) -> Token<BRANCH_LEN> {
         let mut token = Token([0; BRANCH_LEN]);
         token.0[..MAGIC_COOKIE.len()].copy_from_slice(MAGIC_COOKIE.as_bytes());
@@ -160,17 +168,24 @@ impl fmt::Display for Branch {
 pub struct Ids {
     rng: StdRng,
     hints: HintKey,
+    node: u16,
 }
 
 impl Ids {
     /// For tests and replay: the same seed mints the same identifiers.
     pub fn from_seed(seed: u64) -> Self {
-        Ids { rng: StdRng::seed_from_u64(seed), hints: HintKey::default() }
+        Ids { rng: StdRng::seed_from_u64(seed), hints: HintKey::default(), node: 0 }
     }
 
     /// Seeded with 256 bits, which in production are entropy of the operating system.
     pub fn new(seed: [u8; 32], hints: HintKey) -> Self {
-        Ids { rng: StdRng::from_seed(seed), hints }
+        Ids { rng: StdRng::from_seed(seed), hints, node: 0 }
+    }
+
+    /// The same on a node of a cluster, by its number there.
+    pub fn of_node(mut self, node: u16) -> Self {
+        self.node = node;
+        self
     }
 
     /// What the hints of foreign Call-IDs depend on.
@@ -198,8 +213,11 @@ impl Ids {
         token
     }
 
+    /// Carries the number of this node in its topmost bits: a response that comes by another node
+    /// finds its way back.
     pub fn branch(&mut self, hint: ShardHint) -> Branch {
-        Branch { hint, unique: self.rng.next_u64() }
+        let random = self.rng.next_u64() & (1 << NODE_AT) - 1;
+        Branch { hint, unique: u64::from(self.node) << NODE_AT | random }
     }
 }
 

@@ -94,6 +94,7 @@ impl Config {
             transactions: self.transactions,
             limits: self.sip_limits,
             hint_key: keys.hint,
+            node: keys.node,
             guard: None,
             overload: None,
             registrar: self.registrar.clone().map(|registrar| keys.given_to(registrar)),
@@ -124,6 +125,8 @@ pub struct BanList {
 pub struct Keys {
     /// Of shard hints: the owner of a call or user is found by the message alone, on any node.
     pub hint: HintKey,
+    /// This node's number; `None` on a node by itself.
+    pub node: Option<u16>,
     /// Of digest nonces: what one node challenged, another verifies.
     pub nonce: NonceKey,
 }
@@ -131,7 +134,7 @@ pub struct Keys {
 impl Keys {
     /// Of a node by itself: drawn once per process.
     pub fn drawn() -> Keys {
-        Keys { hint: HintKey::new(rand::random()), nonce: NonceKey(rand::random()) }
+        Keys { hint: HintKey::new(rand::random()), nonce: NonceKey(rand::random()), node: None }
     }
 
     fn given_to(

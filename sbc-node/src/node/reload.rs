@@ -114,6 +114,9 @@ impl Context {
         let mut core = core;
         self.border.given_to(&mut core);
         let core = Arc::new(core);
+        if let Some(cluster) = &self.cluster {
+            cluster.configured(&core);
+        }
         self.give(&core, opened).await;
         let retiring = retiring(&core.interfaces, &running);
         self.running.store(Arc::new(Running {

@@ -19,8 +19,10 @@ use crate::config::{ClusterConfig, FailoverMode, JoinToken, Keys};
 use crate::shard::queue::Handle;
 use crate::shard::stats::Kind;
 use crate::store::bans::ClusterBans;
-use crate::store::cluster::{ClusterStore, StoreStats};
-use crate::store::follow;
+use crate::store::binding::Names;
+use crate::store::cluster::{ClusterStore, Parts, StoreStats};
+use crate::store::follow::{Follow, FollowStats};
+use crate::store::link::{self, Link, LinkStats};
 use crate::store::takeover::{REMOVED, Takeover, TakeoverStats, drained};
 use crate::store::tell::Tell;
 use crate::telemetry::metrics::{Sample, number};
@@ -39,6 +41,11 @@ const TABLES_WITHIN: Duration = Duration::from_secs(60);
 pub struct Replication {
     pub handle: ClusterHandle,
     pub store: Arc<ClusterStore>,
+    tell: Arc<Tell>,
+    names: Arc<Names>,
+    mode: FailoverMode,
+    followed: Arc<FollowStats>,
+    linked: Arc<LinkStats>,
     /// Bans of the whole cluster.
     pub bans: ClusterBans,
     written: Arc<StoreStats>,
@@ -54,7 +61,8 @@ pub(super) fn keys(handle: &ClusterHandle) -> anyhow::Result<Keys> {
     let until = Instant::now() + TABLES_WITHIN;
     loop {
         if let (Some(hint), Some(nonce)) = (handle.secret("shard hints"), handle.secret("nonces")) {
-            return Ok(Keys { hint: HintKey::derive(&hint), nonce: NonceKey(nonce) });
+            let node = Some(link::number(handle.id()));
+            return Ok(Keys { hint: HintKey::derive(&hint), nonce: NonceKey(nonce), node });
         }
         if Instant::now() >= until {
             anyhow::bail!("cluster: no member has given us its tables yet");
@@ -94,14 +102,38 @@ pub(super) fn start(
         FailoverMode::Address => config.addresses.first().map_or(0, |a| a.group),
         FailoverMode::None | FailoverMode::Reinvite => 0,
     };
-    let store = Arc::new(ClusterStore::new(handle.clone(), Arc::clone(&tell), group));
-    let takeover = Takeover::new(handle.clone(), tell, config).context("floating addresses")?;
+    let names = Arc::new(Names::default());
+    let linked = Arc::new(LinkStats::default());
+    let store = ClusterStore::new(Parts {
+        handle: handle.clone(),
+        tell: Arc::clone(&tell),
+        group,
+        names: Arc::clone(&names),
+        mode: config.failover,
+        linked: Arc::clone(&linked),
+    });
+    let store = Arc::new(store);
+    let takeover =
+        Takeover::new(handle.clone(), Arc::clone(&tell), config).context("floating addresses")?;
     let (written, taken) = (Arc::clone(&store.stats), Arc::clone(&takeover.stats));
     let bans = ClusterBans::new(handle.clone());
-    runtime.spawn(follow::run(handle.clone(), bans.clone()));
     let takeover = Mutex::new(Some(runtime.spawn(takeover.run())));
     tracing::info!(node = handle.id().0, data = %config.data.display(), "cluster node started");
-    Ok(Replication { handle, store, bans, written, taken, takeover })
+    let mode = config.failover;
+    let followed = Arc::default();
+    Ok(Replication {
+        tell,
+        names,
+        mode,
+        followed,
+        linked,
+        handle,
+        store,
+        bans,
+        written,
+        taken,
+        takeover,
+    })
 }
 
 /// What a node knew that was removed from its cluster meanwhile is of no use to the new one it becomes.
@@ -143,6 +175,36 @@ fn origin(config: &ClusterConfig) -> Origin {
 }
 
 impl Replication {
+    /// Begins to give shards what other nodes write: once they have the keys.
+    pub(super) fn follow(&self, core: &sbc_core::core::Config, runtime: &Runtime) {
+        self.configured(core);
+        let follow = Follow {
+            handle: self.handle.clone(),
+            bans: self.bans.clone(),
+            tell: Arc::clone(&self.tell),
+            names: Arc::clone(&self.names),
+            hints: core.hint_key,
+            mode: self.mode,
+            stats: Arc::clone(&self.followed),
+        };
+        runtime.spawn(follow.run());
+        let link = Link {
+            handle: self.handle.clone(),
+            tell: Arc::clone(&self.tell),
+            names: Arc::clone(&self.names),
+            hints: core.hint_key,
+            stats: Arc::clone(&self.linked),
+        };
+        runtime.spawn(link.run());
+        // The first write of this run tells the others that the former one is over.
+        self.handle.submit(sbc_cluster::Command::set_counts(&[]), Duration::from_secs(5), |_| {});
+    }
+
+    /// A new configuration is in force.
+    pub(super) fn configured(&self, core: &sbc_core::core::Config) {
+        self.names.set(&core.interfaces);
+    }
+
     /// Stops the cluster node and lets go of the floating addresses; what was accepted is on disk
     /// afterwards. Blocks for a few milliseconds.
     pub(super) fn stop(&self, runtime: &Runtime) {
@@ -251,6 +313,15 @@ impl Replication {
         push("sbc_cluster_calls_adopted", "Calls taken over", c, read(&t.adopted));
         push("sbc_cluster_calls_lost", "Calls given to others", c, read(&t.lost));
         push("sbc_cluster_records_unreadable", "Records not read", c, read(&t.unreadable));
+        push("sbc_cluster_bindings_written", "Contacts written", c, read(&w.bindings));
+        push("sbc_cluster_bindings_failed", "Contacts not written", c, read(&w.bindings_failed));
+        let f = &self.followed;
+        push("sbc_cluster_bindings_followed", "Users' contacts taken", c, read(&f.users));
+        push("sbc_cluster_bindings_unreadable", "Contacts not read", c, read(&f.unreadable));
+        let l = &self.linked;
+        push("sbc_cluster_relayed_out", "Messages passed on to other nodes", c, read(&l.sent));
+        push("sbc_cluster_relayed_in", "Messages of other nodes", c, read(&l.received));
+        push("sbc_cluster_relay_failures", "Messages not passed on", c, read(&l.failed));
         let b = self.bans.stats();
         push("sbc_cluster_bans", "Bans in force in the cluster", g, {
             self.handle.read(|tables| u64::try_from(tables.bans().count()).unwrap_or(0))

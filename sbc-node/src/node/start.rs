@@ -90,6 +90,9 @@ pub(super) fn start(
     let mut core = built(&config, &keys)?;
     border.given_to(&mut core);
     let core = Arc::new(core);
+    if let Some(cluster) = &cluster {
+        cluster.follow(&core, runtime);
+    }
     let store: Arc<dyn Store> = match &cluster {
         Some(cluster) => Arc::clone(&cluster.store) as Arc<dyn Store>,
         None => Arc::new(Alone),

@@ -5,9 +5,12 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use sbc_core::b2bua::Cdr;
-use sbc_core::core::{Record, StoreId};
+use sbc_core::core::{Record, StoreId, Wanted};
+use sbc_core::net::Flow;
 
+use super::run::Elsewhere;
 use crate::telemetry::cdr::CdrSink;
 
 /// Takes replicated writes off the shards' hands. Called on a shard: it must not wait.
@@ -15,6 +18,16 @@ pub trait Store: Send + Sync {
     /// Starts a write; the outcome goes to shard `shard` as `Input::Stored` when `wait` is set.
     /// False means that there will be none: the call goes on unprotected.
     fn write(&self, shard: usize, id: StoreId, wait: Option<Duration>, record: Record) -> bool;
+
+    /// See [`Outside::elsewhere`](super::run::Outside::elsewhere).
+    fn elsewhere(&self, _: &Wanted, _: &Flow, _: &Bytes) -> Elsewhere {
+        Elsewhere::Here(None)
+    }
+
+    /// See [`Outside::send_elsewhere`](super::run::Outside::send_elsewhere).
+    fn send_elsewhere(&self, _: &Flow, _: &Bytes) -> bool {
+        false
+    }
 
     /// A call attempt is over: its record goes to `sink`, unless another node tells it.
     fn ended(&self, cdr: Box<Cdr>, sink: &CdrSink) {

@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use sbc_core::core::{Destination, Event, Input, Output, Record, StoreId};
+use sbc_core::b2bua::CallRecord;
+use sbc_core::core::{AdoptMode, Destination, Event, Input, Output, Record, StoreId, Wanted};
 use sbc_core::media::Anchor;
 use sbc_core::net::{Flow, Interface};
 
@@ -51,6 +52,16 @@ pub trait Outside: Send {
     fn store(&mut self, id: StoreId, wait: Option<Duration>, record: Record) -> bool;
     /// Starts a lookup; false when it could not be queued.
     fn resolve(&mut self, request: Request) -> bool;
+    /// Finds the node that a message belongs to and passes it on, or says what to do with it here.
+    fn elsewhere(&mut self, wanted: &Wanted, flow: &Flow, data: &Bytes) -> Elsewhere {
+        let _ = (wanted, flow, data);
+        Elsewhere::Here(None)
+    }
+    /// Sends by another node's flow; false when that cannot be.
+    fn send_elsewhere(&mut self, flow: &Flow, data: &Bytes) -> bool {
+        let _ = (flow, data);
+        false
+    }
     /// What other threads have for the machine (media events), after they woke the shard.
     fn next_input(&mut self) -> Option<Input>;
     /// When [`Outside::tick`] wants to be called.
@@ -61,6 +72,15 @@ pub trait Outside: Send {
     fn tick(&mut self, now: Instant) {
         let _ = now;
     }
+}
+
+/// Where a message that is unknown here goes.
+#[derive(Debug)]
+pub enum Elsewhere {
+    /// It was passed on, or is lost as a datagram may be.
+    Gone,
+    /// Nobody else knows it; there may be a call to carry on first.
+    Here(Option<(Box<CallRecord>, AdoptMode)>),
 }
 
 /// What a shard is made of.
@@ -405,6 +425,15 @@ impl<M: Machine> Shard<M> {
                             let input = Input::Stored { id, protected: false };
                             self.machine.handle(now, input, &mut *self.anchor);
                         }
+                    }
+                }
+                Output::Elsewhere { wanted, flow, data } => {
+                    if let Elsewhere::Here(call) = self.outside.elsewhere(&wanted, &flow, &data) {
+                        if let Some((record, mode)) = call {
+                            let input = Input::Adopt { record, mode };
+                            self.machine.handle(now, input, &mut *self.anchor);
+                        }
+                        self.machine.handle(now, Input::Here { flow, data }, &mut *self.anchor);
                     }
                 }
                 Output::Shard { shard, input } => self.hand_over(shard, *input, now),

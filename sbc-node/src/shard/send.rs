@@ -13,6 +13,7 @@ use super::command::Command;
 use super::listen::{StreamDoor, same, watch_udp};
 use super::queue::Parcel;
 use super::run::Shard;
+use crate::store::link;
 use crate::transport::tcp::{self, Opening};
 use crate::transport::udp::UdpListener;
 
@@ -27,6 +28,12 @@ impl<M: Machine> Shard<M> {
         let result = match dest {
             Destination::Flow(flow) => match flow.conn {
                 None => self.send_udp(flow.local, flow.remote, data, token),
+                Some(conn) if link::split(conn).is_some() => {
+                    match self.outside.send_elsewhere(&flow, &data) {
+                        true => Ok(()),
+                        false => Err(SendError::Closed),
+                    }
+                }
                 Some(conn) => self.send_conn(conn, flow, data, token),
             },
             Destination::Target { interface, target } => {
@@ -143,7 +150,7 @@ impl<M: Machine> Shard<M> {
         Ok(conn)
     }
 
-    /// Another shard sends on a connection of ours.
+    /// Another shard, or another node, sends on a connection of ours.
     pub(super) fn transmit_for(
         &mut self,
         flow: Flow,
@@ -151,8 +158,12 @@ impl<M: Machine> Shard<M> {
         token: Option<SendToken>,
         from: usize,
     ) {
-        let Some(conn) = flow.conn else { return };
-        if let Err(error) = self.tcp.send(conn, data, token, from) {
+        let sent = match flow.conn {
+            Some(conn) => self.tcp.send(conn, data, token, from),
+            // For another node, from an address of ours.
+            None => self.send_udp(flow.local, flow.remote, data, token),
+        };
+        if let Err(error) = sent {
             self.stats.unroutable.add(1);
             if let (Some(token), Some(handle)) = (token, self.shards.get(from)) {
                 // A shard whose control queue is full lets its transaction time out instead.

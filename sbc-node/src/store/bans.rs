@@ -201,7 +201,11 @@ fn net_of(key: &BanKey) -> Option<Cidr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::FailoverMode;
+    use crate::store::follow::Follow;
+    use crate::store::tell::Tell;
     use sbc_cluster::{Cluster, Config};
+    use sbc_core::ids::HintKey;
     use std::sync::mpsc::channel;
 
     fn net(text: &str) -> Cidr {
@@ -216,7 +220,16 @@ mod tests {
         bans.set_trusted(vec![net("192.0.2.0/28")]);
         let (tell, told) = channel();
         bans.on_applied(move |change| drop(tell.send(change.clone())));
-        let task = tokio::spawn(super::super::follow::run(handle.clone(), bans.clone()));
+        let follow = Follow {
+            handle: handle.clone(),
+            bans: bans.clone(),
+            tell: Arc::new(Tell::new(vec![])),
+            names: Arc::default(),
+            hints: HintKey::default(),
+            mode: FailoverMode::None,
+            stats: Arc::default(),
+        };
+        let task = tokio::spawn(follow.run());
         let next = || told.recv_timeout(Duration::from_secs(10)).expect("a change");
         assert_eq!(next(), BanChange::All(vec![]));
         let trusted = Err(BanRefused::Trusted(net("192.0.2.0/28")));

@@ -1,4 +1,5 @@
-//! Calls in the replicated dialogs table: the write before a 2xx, later changes, the end.
+//! Calls and bindings in the replicated tables: the write before a 2xx, later changes, the end; what
+//! changes of a user's contacts.
 //!
 //! Called on shards, answered on the cluster's own thread; nothing here waits.
 
@@ -6,17 +7,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use sbc_cluster::{Command, DialogKey, Handle, Outcome};
+use bytes::Bytes;
+use sbc_cluster::{Command, DialogKey, Handle, NodeId, Outcome, ProposeError, Tables};
 use sbc_core::b2bua::{CallId, CallRecord, Cdr};
-use sbc_core::core::{Input, Record, StoreId};
+use sbc_core::core::{AdoptMode, Input, Record, StoreId, Wanted};
+use sbc_core::net::Flow;
+use sbc_core::registrar::{AorRecord, contact_key};
 
+use super::binding::{self, Names, aor_key};
+use super::link::{self, LinkStats};
 use super::record;
 use super::tell::Tell;
+use crate::config::FailoverMode;
 use crate::shard::commit::Store;
+use crate::shard::run::Elsewhere;
 use crate::telemetry::cdr::CdrSink;
+use crate::telemetry::time::unix_ms;
 
 /// How long a write that nobody waits for may take before it counts as lost.
 const BACKGROUND: Duration = Duration::from_secs(5);
+/// How often a contact's deletion is tried, [`BACKGROUND`] each.
+const DELETE_TRIES: u32 = 60;
 
 /// What has been written, for metrics.
 #[derive(Debug, Default)]
@@ -30,6 +41,10 @@ pub struct StoreStats {
     pub cdrs_elsewhere: AtomicU64,
     /// Bytes of the records written.
     pub bytes: AtomicU64,
+    /// Contacts written and deleted.
+    pub bindings: AtomicU64,
+    /// Contacts that were not written, or not deleted, in time.
+    pub bindings_failed: AtomicU64,
 }
 
 /// Writes calls to the cluster.
@@ -38,13 +53,101 @@ pub struct ClusterStore {
     tell: Arc<Tell>,
     /// The address group that calls are anchored on; 0 where addresses do not move.
     group: u32,
+    names: Arc<Names>,
+    mode: FailoverMode,
+    linked: Arc<LinkStats>,
     pub stats: Arc<StoreStats>,
 }
 
+/// What a store is made of.
+pub struct Parts {
+    pub handle: Handle,
+    pub tell: Arc<Tell>,
+    /// The address group that calls are anchored on; 0 where addresses do not move.
+    pub group: u32,
+    pub names: Arc<Names>,
+    pub mode: FailoverMode,
+    pub linked: Arc<LinkStats>,
+}
+
 impl ClusterStore {
-    pub fn new(handle: Handle, tell: Arc<Tell>, group: u32) -> ClusterStore {
-        ClusterStore { handle, tell, group, stats: Arc::default() }
+    pub fn new(parts: Parts) -> ClusterStore {
+        let Parts { handle, tell, group, names, mode, linked } = parts;
+        ClusterStore { handle, tell, group, names, mode, linked, stats: Arc::default() }
     }
+
+    /// The owner of a dialog: another node that lives, or this one with what is to be carried on.
+    fn find(&self, call_id: &str) -> Found {
+        let id = self.handle.id();
+        self.handle.read(|tables| match tables.find_dialog(lookup(call_id)) {
+            Some((_, dialog)) if dialog.owner == id => Found::Ours(Arc::clone(&dialog.value)),
+            Some((_, dialog)) if is_live(tables, dialog.owner) => Found::There(dialog.owner),
+            Some(_) | None => Found::Nowhere,
+        })
+    }
+
+    fn pass_on(&self, to: NodeId, flow: &Flow, data: &Bytes) -> Elsewhere {
+        let message = link::received(flow, data, &self.names);
+        self.linked.note(self.handle.relay(to, message));
+        Elsewhere::Gone
+    }
+
+    /// Writes what changed of a user's contacts. What is lost is written again by the next refresh.
+    fn write_aor(&self, shard: usize, aor: &AorRecord) {
+        let (key, now_ms) = (aor_key(&aor.aor), unix_ms());
+        for record in &aor.bindings {
+            let value = binding::encode(&aor.aor, record, &self.names);
+            let ttl = Duration::from_millis(record.good_until_ms.saturating_sub(now_ms));
+            let contact = contact_key(&record.contact);
+            let command = Command::put_binding(key, contact, ttl, record.flow_only, value);
+            let (tell, stats) = (Arc::clone(&self.tell), Arc::clone(&self.stats));
+            let aor = aor.aor.clone();
+            self.handle.submit(command, BACKGROUND, move |result| {
+                match result.map(|committed| committed.outcome) {
+                    Ok(Outcome::Done { .. } | Outcome::Node(_)) => {
+                        stats.bindings.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Ok(Outcome::Rejected(_)) | Err(_) => {
+                        stats.bindings_failed.fetch_add(1, Ordering::Relaxed);
+                        tell.tell(shard, Input::BindingsUnstored(aor));
+                    }
+                }
+            });
+        }
+        for gone in &aor.gone {
+            let command = match gone.own_only {
+                true => Command::delete_own_binding(key, gone.contact),
+                false => Command::delete_binding(key, gone.contact),
+            };
+            delete(self.handle.clone(), Arc::clone(&self.stats), command, DELETE_TRIES);
+        }
+    }
+}
+
+enum Found {
+    There(NodeId),
+    Ours(Arc<[u8]>),
+    Nowhere,
+}
+
+fn is_live(tables: &Tables, node: NodeId) -> bool {
+    tables.node(node).is_some_and(|node| node.state.is_live())
+}
+
+/// Deletes a contact, again and again for a while: a user who is gone must not be called.
+fn delete(handle: Handle, stats: Arc<StoreStats>, command: Command, tries: u32) {
+    let (again, counters) = (handle.clone(), Arc::clone(&stats));
+    handle.submit(command.clone(), BACKGROUND, move |result| match result {
+        Ok(_) => {
+            stats.bindings.fetch_add(1, Ordering::Relaxed);
+        }
+        Err(ProposeError::Timeout | ProposeError::NoQuorum) if tries > 1 => {
+            delete(again, counters, command, tries - 1);
+        }
+        Err(_) => {
+            stats.bindings_failed.fetch_add(1, Ordering::Relaxed);
+        }
+    });
 }
 
 /// The name of a call in the dialogs table.
@@ -87,8 +190,10 @@ impl Store for ClusterStore {
             }
             // The end is written together with the CDR: whose delete changed something writes it.
             Record::CallEnded(_) => return true,
-            // Registrations stay on their node as yet.
-            Record::Aor(_) => return true,
+            Record::Aor(aor) => {
+                self.write_aor(shard, &aor);
+                return true;
+            }
         };
         let (tell, stats) = (Arc::clone(&self.tell), Arc::clone(&self.stats));
         self.handle.submit(command, wait.unwrap_or(BACKGROUND), move |result| {
@@ -113,6 +218,41 @@ impl Store for ClusterStore {
             }
         });
         true
+    }
+
+    fn elsewhere(&self, wanted: &Wanted, flow: &Flow, data: &Bytes) -> Elsewhere {
+        match wanted {
+            Wanted::Dialog(call_id) => match self.find(call_id) {
+                Found::There(owner) => self.pass_on(owner, flow, data),
+                // Given to us, and its turn to be carried on has not come: now it has.
+                Found::Ours(value) => {
+                    let mode = match self.mode {
+                        FailoverMode::Address => AdoptMode::Address,
+                        FailoverMode::None | FailoverMode::Reinvite => AdoptMode::Reinvite,
+                    };
+                    let record = record::decode(Bytes::copy_from_slice(&value)).ok();
+                    Elsewhere::Here(record.map(|record| (Box::new(record), mode)))
+                }
+                Found::Nowhere => Elsewhere::Here(None),
+            },
+            Wanted::Node(number) => {
+                let own = self.handle.id();
+                let there = self.handle.read(|tables| link::node(tables, *number));
+                match there.filter(|node| *node != own) {
+                    Some(node) => self.pass_on(node, flow, data),
+                    None => Elsewhere::Here(None),
+                }
+            }
+        }
+    }
+
+    fn send_elsewhere(&self, flow: &Flow, data: &Bytes) -> bool {
+        let Some((number, conn)) = flow.conn.and_then(link::split) else { return false };
+        let Some(node) = self.handle.read(|tables| link::node(tables, number)) else {
+            return false;
+        };
+        let message = link::transmit(&Flow { conn, ..*flow }, data, &self.names);
+        self.linked.note(self.handle.relay(node, message))
     }
 
     /// One CDR per call in the whole cluster: the node whose delete found the dialog writes it. A

@@ -2,9 +2,11 @@
 //! the cluster gives this node another's calls or addresses.
 
 pub mod bans;
+pub mod binding;
 pub mod carrier;
 pub mod cluster;
 pub mod follow;
+pub mod link;
 pub mod record;
 pub mod standby;
 pub mod takeover;

@@ -90,14 +90,7 @@ fn leg_out(leg: &LegRecord) -> wire::Leg {
         remote_seq: leg.remote_seq,
         target: leg.target.clone(),
         routes: leg.routes.clone(),
-        transport: match leg.transport {
-            Transport::Udp => wire::Transport::Udp,
-            Transport::Tcp => wire::Transport::Tcp,
-            Transport::Tls => wire::Transport::Tls,
-            Transport::Ws => wire::Transport::Ws,
-            Transport::Wss => wire::Transport::Wss,
-        }
-        .into(),
+        transport: transport_out(leg.transport).into(),
         next_hop: address_out(leg.next_hop),
         allow: leg.allow,
         supported: leg.supported,
@@ -113,16 +106,7 @@ fn leg_out(leg: &LegRecord) -> wire::Leg {
 
 fn leg_in(leg: wire::Leg) -> Result<LegRecord, RecordError> {
     Ok(LegRecord {
-        transport: match leg.transport() {
-            wire::Transport::Udp if leg.transport != 0 => {
-                return Err(RecordError::Bad("transport"));
-            }
-            wire::Transport::Udp => Transport::Udp,
-            wire::Transport::Tcp => Transport::Tcp,
-            wire::Transport::Tls => Transport::Tls,
-            wire::Transport::Ws => Transport::Ws,
-            wire::Transport::Wss => Transport::Wss,
-        },
+        transport: transport_in(leg.transport)?,
         next_hop: address_in(&leg.next_hop, "next hop")?,
         trunk: leg.trunk,
         interface: leg.interface,
@@ -145,6 +129,27 @@ fn leg_in(leg: wire::Leg) -> Result<LegRecord, RecordError> {
         sdp_local: leg.sdp_local,
         sdp_remote: leg.sdp_remote,
     })
+}
+
+pub(super) fn transport_out(transport: Transport) -> wire::Transport {
+    match transport {
+        Transport::Udp => wire::Transport::Udp,
+        Transport::Tcp => wire::Transport::Tcp,
+        Transport::Tls => wire::Transport::Tls,
+        Transport::Ws => wire::Transport::Ws,
+        Transport::Wss => wire::Transport::Wss,
+    }
+}
+
+pub(super) fn transport_in(transport: i32) -> Result<Transport, RecordError> {
+    match wire::Transport::try_from(transport) {
+        Ok(wire::Transport::Udp) => Ok(Transport::Udp),
+        Ok(wire::Transport::Tcp) => Ok(Transport::Tcp),
+        Ok(wire::Transport::Tls) => Ok(Transport::Tls),
+        Ok(wire::Transport::Ws) => Ok(Transport::Ws),
+        Ok(wire::Transport::Wss) => Ok(Transport::Wss),
+        Err(_) => Err(RecordError::Bad("transport")),
+    }
 }
 
 fn kind_out(kind: StreamKind) -> wire::StreamKind {
@@ -230,7 +235,7 @@ fn remote_in(remote: wire::Remote) -> Result<Remote, RecordError> {
 }
 
 /// Address (4 or 16 bytes) then port (2 bytes), network order; empty for none.
-fn address_out(address: Option<SocketAddr>) -> Bytes {
+pub(super) fn address_out(address: Option<SocketAddr>) -> Bytes {
     let Some(address) = address else { return Bytes::new() };
     let mut out = Vec::with_capacity(18);
     match address.ip() {
@@ -241,7 +246,10 @@ fn address_out(address: Option<SocketAddr>) -> Bytes {
     out.into()
 }
 
-fn address_in(bytes: &[u8], what: &'static str) -> Result<Option<SocketAddr>, RecordError> {
+pub(super) fn address_in(
+    bytes: &[u8],
+    what: &'static str,
+) -> Result<Option<SocketAddr>, RecordError> {
     if bytes.is_empty() {
         return Ok(None);
     }

@@ -240,7 +240,6 @@ impl Takeover {
             | Event::BanChanged { .. }
             | Event::BindingChanged { .. }
             | Event::MembersChanged
-            | Event::Relayed { .. }
             | Event::Stopped { .. } => {}
         }
     }

@@ -3,11 +3,13 @@
 use std::collections::VecDeque;
 use std::sync::Mutex;
 
+use bytes::Bytes;
 use sbc_core::core::{Core, Input};
 use sbc_core::ids::ShardHint;
+use sbc_core::net::Flow;
 
 use crate::shard::command::Command;
-use crate::shard::queue::Handle;
+use crate::shard::queue::{Handle, Parcel};
 
 /// Gives inputs to shards. What finds a queue full waits here, in order, and is offered again
 /// before anything newer: a commit that is never told would hold a 2xx back for good. The backlog
@@ -40,6 +42,27 @@ impl Tell {
         for shard in 0..self.shards.len() {
             self.tell(shard, input());
         }
+    }
+
+    /// Gives `input` to a shard that has room for it; otherwise it is lost, as a datagram may be.
+    pub fn offer_now(&self, shard: usize, input: Input) -> bool {
+        let handle = self.shards.get(shard);
+        handle.is_some_and(|handle| handle.command(Command::Input(input)).is_ok())
+    }
+
+    /// Has a message sent by a flow of this node; false when the shard has no room for it.
+    pub fn transmit(&self, flow: Flow, data: Bytes) -> bool {
+        let shard = flow.conn.map_or(0, crate::transport::tcp::owner);
+        let Some(handle) = self.shards.get(shard) else { return false };
+        let from = u8::try_from(shard).unwrap_or(0);
+        let queued = handle.parcel(Parcel::Transmit { flow, data, token: None, from }).is_ok();
+        handle.wake();
+        queued
+    }
+
+    /// How many inputs wait for room.
+    pub fn waiting(&self) -> usize {
+        self.backlog.lock().unwrap_or_else(|e| e.into_inner()).len()
     }
 
     /// Offers what waits once more; to be called regularly.

@@ -9,10 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use hashbrown::HashMap;
 use sbc_core::b2bua::{CallId, Cdr};
-use sbc_core::core::{Event, Input, Record, StoreId};
+use sbc_core::core::{Event, Input, Record, StoreId, Wanted};
 use sbc_core::media::StreamStats;
+use sbc_core::net::Flow;
 use tokio::sync::mpsc;
 
 use super::cdr::CdrSink;
@@ -21,7 +23,7 @@ use super::trace::{TraceHub, Watched};
 use crate::anchor::{MediaEvent, MediaEvents};
 use crate::resolve::Request;
 use crate::shard::commit::Store;
-use crate::shard::run::Outside;
+use crate::shard::run::{Elsewhere, Outside};
 
 /// How long a CDR waits for the kernel's last counters.
 const FINAL_WAIT: Duration = Duration::from_secs(1);
@@ -67,6 +69,14 @@ impl Outside for ShardOutside {
 
     fn resolve(&mut self, request: Request) -> bool {
         self.resolver.try_send(request).is_ok()
+    }
+
+    fn elsewhere(&mut self, wanted: &Wanted, flow: &Flow, data: &Bytes) -> Elsewhere {
+        self.store.elsewhere(wanted, flow, data)
+    }
+
+    fn send_elsewhere(&mut self, flow: &Flow, data: &Bytes) -> bool {
+        self.store.send_elsewhere(flow, data)
     }
 
     fn next_input(&mut self) -> Option<Input> {

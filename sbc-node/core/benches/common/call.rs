@@ -127,6 +127,7 @@ fn config(now: Instant) -> Config {
         guard: None,
         overload: None,
         hint_key: Default::default(),
+        node: None,
         registrar: None,
     }
 }

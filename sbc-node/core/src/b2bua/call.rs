@@ -429,6 +429,11 @@ impl Call {
 
     /// A peer behind NAT is where its last request came from.
     pub(crate) fn came_by(&mut self, side: Side, fork: u8, flow: &Flow) {
+        // A datagram that came by another node is answered there; who sent it may be reached from
+        // here all the same.
+        if !flow.transport.is_reliable() && flow.conn.is_some() {
+            return;
+        }
         if let Some(leg) = self.leg_at_mut(side, fork).filter(|l| l.trunk.config.symmetric) {
             leg.hop = wire::hop_of_flow(flow);
         }

@@ -15,6 +15,7 @@ use super::stats::Stats;
 use super::subscription::SubKey;
 use crate::core::{
     Config, Destination, Direction, Event, Output, Record, ResolveId, ResolveQuery, StoreId, Trace,
+    Wanted,
 };
 use crate::guard::{Guard, Overload};
 use crate::ids::{Branch, Ids};
@@ -166,6 +167,8 @@ pub(crate) struct Env {
     pub(crate) stores: HashMap<StoreId, CallKey>,
     pub(crate) clock: WallClock,
     pub(crate) draining: bool,
+    /// What is being handled is for this node and no other.
+    pub(crate) here: bool,
     /// Trace every new call.
     pub(crate) trace_all: bool,
     pub(crate) stats: Stats,
@@ -327,6 +330,22 @@ impl Cx<'_> {
 
     pub(crate) fn unix_ms(&self) -> u64 {
         self.env.clock.unix_ms(self.now)
+    }
+
+    /// Whether what is unknown here may be known to another node.
+    pub(crate) fn may_be_elsewhere(&self) -> bool {
+        self.env.config.node.is_some() && !self.env.here
+    }
+
+    /// Asks for whom a message of an unknown dialog is.
+    pub(crate) fn dialog_elsewhere(&mut self, flow: Flow, message: &Message) {
+        let call_id = message.call_id().unwrap_or("").into();
+        self.elsewhere(Wanted::Dialog(call_id), flow, message);
+    }
+
+    pub(crate) fn elsewhere(&mut self, wanted: Wanted, flow: Flow, message: &Message) {
+        let data = message.as_bytes().clone();
+        self.env.out.push_back(Output::Elsewhere { wanted, flow, data });
     }
 
     pub(crate) fn event(&mut self, event: Event) {

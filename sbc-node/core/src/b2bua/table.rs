@@ -149,6 +149,11 @@ impl Calls {
         let asked = Asked { server, request: message, flow };
         let Some(dialog) = dialog else {
             let Err(asked) = self.relays.subscriptions.request(cx, asked) else { return };
+            if cx.may_be_elsewhere() {
+                // Without our transaction: the node that has the dialog makes its own.
+                cx.env.txn.forget(server);
+                return cx.dialog_elsewhere(flow, &asked.request);
+            }
             cx.env.stats.unknown_dialogs += 1;
             let out = cx.response(&asked.request, &flow, 481, "", None);
             return cx.respond(None, &flow, server, 481, out.finish());
@@ -165,6 +170,9 @@ impl Calls {
     /// An ACK: of a 2xx of ours, or of nothing.
     pub(crate) fn ack(&mut self, cx: &mut Cx<'_>, flow: &Flow, message: &Message) {
         let Some(dialog) = self.dialog_of(cx, message) else {
+            if cx.may_be_elsewhere() && message.to_tag().is_some() {
+                return cx.dialog_elsewhere(*flow, message);
+            }
             cx.env.stats.dropped += 1;
             return;
         };

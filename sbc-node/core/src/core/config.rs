@@ -27,6 +27,8 @@ pub struct Config {
     pub limits: sip::Limits,
     /// The same on all nodes of a cluster; taken when the shard starts, a later one is not.
     pub hint_key: HintKey,
+    /// This node's number in its cluster; `None` on a node by itself. Taken when the shard starts.
+    pub node: Option<u16>,
     /// The node's one guard, handed on from configuration to configuration. `None`: nothing is
     /// guarded (tests of calls).
     pub guard: Option<Arc<Guard>>,

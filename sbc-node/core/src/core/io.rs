@@ -16,7 +16,7 @@ use super::Config;
 use crate::b2bua::{CallId, CallRecord, Cdr};
 use crate::media::{MediaId, Side};
 use crate::net::{Flow, InterfaceId, Target, Transport};
-use crate::registrar::{AorRecord, Reached};
+use crate::registrar::{AorRecord, AorState, Reached};
 use crate::sip::Method;
 
 /// Ties a transmission to the failure that may come back for it.
@@ -53,6 +53,9 @@ pub enum Input {
     Tick,
     /// One whole SIP message: a datagram, or a frame cut out of a stream.
     Message { flow: Flow, data: Bytes },
+    /// The same, and it is for this node and no other: it came back from [`Output::Elsewhere`], or
+    /// from the node that received it.
+    Here { flow: Flow, data: Bytes },
     /// A transmission failed.
     SendFailed { token: SendToken, error: SendError },
     /// A connection is gone; transactions on it that wait for it fail over. `flow` as in the
@@ -73,7 +76,9 @@ pub enum Input {
     /// writes it; for the shard that owns the address of record ([`Core::shard_of_aor`]).
     ///
     /// [`Core::shard_of_aor`]: super::Core::shard_of_aor
-    Bindings(Box<AorRecord>),
+    Bindings(Box<AorState>),
+    /// What [`Record::Aor`] said of this address of record was not committed.
+    BindingsUnstored(Box<str>),
     /// Another shard of this node asks where a user is.
     Locate { from: u32, id: ResolveId, ask: Box<Locate> },
     /// The answer to [`Output::Shard`] with [`Input::Locate`]; empty when the user is offline or
@@ -146,6 +151,13 @@ pub enum Output {
         wait: Option<Duration>,
         record: Record,
     },
+    /// A message of no dialog or transaction here, though it may be another node's. Who is asked
+    /// passes it on, or gives it back as [`Input::Here`].
+    Elsewhere {
+        wanted: Wanted,
+        flow: Flow,
+        data: Bytes,
+    },
     /// Hand this to another shard of this node. An [`Input::Locate`] that cannot be handed over is
     /// answered by an empty [`Input::Located`].
     Shard {
@@ -156,6 +168,15 @@ pub enum Output {
     Event(Event),
 }
 
+/// What a message belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// The dialog with this Call-ID.
+    Dialog(Box<str>),
+    /// A transaction of the node with this number.
+    Node(u16),
+}
+
 /// A write to the replicated state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
@@ -163,7 +184,7 @@ pub enum Record {
     Call(Box<CallRecord>),
     /// The call is over: forget it.
     CallEnded(CallId),
-    /// All bindings of one address of record; none means that the user is gone.
+    /// Bindings of one address of record that are new, changed or gone.
     Aor(Box<AorRecord>),
 }
 

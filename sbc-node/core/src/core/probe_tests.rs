@@ -339,6 +339,7 @@ fn a_shard_probes_by_itself_once_told_to() {
         guard: None,
         overload: None,
         hint_key: crate::ids::HintKey::default(),
+        node: None,
         registrar: None,
     };
     let clock = crate::b2bua::WallClock { at: t0, unix_ms: 0 };

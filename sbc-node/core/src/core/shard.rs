@@ -12,9 +12,9 @@ use hashbrown::HashMap;
 use rand::Rng;
 
 use super::guarded;
-use super::{Config, Event, Input, Output, ProbeCx, Prober};
+use super::{Config, Event, Input, Output, ProbeCx, Prober, Wanted};
 use crate::b2bua::{CallId, CallSummary, Calls, Cx, Env, Incoming, Purpose, Stats, WallClock};
-use crate::ids::{Ids, ShardHint};
+use crate::ids::{Branch, Ids, ShardHint};
 use crate::media::Anchor;
 use crate::net::{Flow, InterfaceId};
 use crate::routing::Routing;
@@ -36,7 +36,7 @@ impl Core {
     /// in production and a constant in tests.
     pub fn new(config: Arc<Config>, seed: [u8; 32], clock: WallClock) -> Self {
         let now = clock.at;
-        let mut ids = Ids::new(seed, config.hint_key);
+        let mut ids = Ids::new(seed, config.hint_key).of_node(config.node.unwrap_or(0));
         let routes = ids.rng().next_u64();
         let txn = TransactionLayer::new(config.transactions, ids, now);
         let env = Env {
@@ -55,6 +55,7 @@ impl Core {
             stores: HashMap::new(),
             clock,
             draining: false,
+            here: false,
             trace_all: false,
             stats: Stats::default(),
             next_id: 0,
@@ -92,6 +93,10 @@ impl Core {
         match input {
             Input::Tick => {}
             Input::Message { flow, data } => Self::message(&mut cx, flow, data),
+            Input::Here { flow, data } => {
+                cx.env.here = true;
+                Self::message(&mut cx, flow, data);
+            }
             Input::SendFailed { token, error } => {
                 cx.env.txn.handle_send_failed(now, token, error);
             }
@@ -116,7 +121,8 @@ impl Core {
             Input::MediaLatched { session } => self.calls.media_latched(&mut cx, session),
             Input::Stored { id, protected } => self.calls.stored(&mut cx, id, protected),
             Input::Adopt { record, mode } => self.calls.adopt(&mut cx, &record, mode),
-            Input::Bindings(record) => super::users::adopt(&mut cx, &record),
+            Input::Bindings(state) => super::users::adopt(&mut cx, &state),
+            Input::BindingsUnstored(aor) => super::users::unstored(&mut cx, &aor),
             Input::Locate { from, id, ask } => super::users::tell(&mut cx, from, id, &ask),
             Input::Located { id, found } => self.calls.located(&mut cx, id, found),
             Input::Command(command) => self.calls.command(&mut cx, &command),
@@ -128,6 +134,7 @@ impl Core {
             }
         }
         self.settle(now, anchor);
+        self.env.here = false;
     }
 
     /// The next output, if any.
@@ -208,6 +215,9 @@ impl Core {
         let limits = cx.env.config.limits;
         match sip::parse(data.clone(), &limits) {
             Ok(message) => match sip::validate(&message) {
+                Ok(()) if let Some(node) = other_node(cx, &message) => {
+                    cx.elsewhere(Wanted::Node(node), flow, &message);
+                }
                 Ok(()) if guarded::lets_through(cx, &flow, &message) => {
                     cx.env.txn.handle_message(cx.now, flow, message);
                 }
@@ -255,6 +265,13 @@ impl Core {
         }
         self.drained = cx.env.draining && empty;
     }
+}
+
+/// The node whose transaction a response answers, if that is another.
+fn other_node(cx: &Cx<'_>, message: &Message) -> Option<u16> {
+    let own = cx.env.config.node.filter(|_| !cx.env.here && !message.is_request())?;
+    let branch = Branch::parse(message.via().ok()?.branch().as_bytes())?;
+    (branch.node() != own).then(|| branch.node())
 }
 
 /// What the prober may touch of the shard.

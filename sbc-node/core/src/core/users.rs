@@ -11,7 +11,7 @@ use super::{Config, Destination, Input, Locate, Output, Record, ResolveId, Store
 use crate::b2bua::users::{look_up, users_trunk};
 use crate::b2bua::{Cx, Incoming, WallClock};
 use crate::net::{ConnId, Flow, Target};
-use crate::registrar::{AorRecord, Due, KeepaliveKind, Ping, Registrar};
+use crate::registrar::{AorState, Due, KeepaliveKind, Ping, Registrar};
 use crate::sip::{Builder, HeaderName, Method};
 use crate::transaction::{self, ClientRequest, Large, Owner};
 
@@ -63,11 +63,18 @@ pub(super) fn conn_closed(cx: &mut Cx<'_>, conn: ConnId) {
 }
 
 /// What the replicated state says of a user. A full table drops it: the user registers again.
-pub(super) fn adopt(cx: &mut Cx<'_>, record: &AorRecord) {
+pub(super) fn adopt(cx: &mut Cx<'_>, state: &AorState) {
     if let Some(registrar) = &mut cx.env.registrar
-        && registrar.bindings().adopt(cx.now, record).is_err()
+        && registrar.bindings().adopt(cx.now, state).is_err()
     {
         cx.env.stats.dropped += 1;
+    }
+}
+
+/// A write of bindings was lost.
+pub(super) fn unstored(cx: &mut Cx<'_>, aor: &str) {
+    if let Some(registrar) = &mut cx.env.registrar {
+        registrar.bindings().unstored(aor);
     }
 }
 

@@ -33,6 +33,10 @@ pub(super) struct Binding {
     pub(super) interface: InterfaceId,
     pub(super) transport: Transport,
     pub(super) natted: bool,
+    /// This node heard the REGISTER. What another node heard is kept for lookups alone.
+    pub(super) own: bool,
+    /// This node sends the keepalives.
+    pub(super) keeper: bool,
     /// Keepalives in a row without an answer.
     pub(super) missed: u8,
     pub(super) q: u16,
@@ -69,6 +73,8 @@ impl Binding {
             interface: said.flow.interface,
             transport: said.flow.transport,
             natted: said.natted,
+            own: true,
+            keeper: true,
             missed: 0,
             q: said.q,
             local: said.flow.local,
@@ -111,6 +117,7 @@ impl Binding {
         self.contact() == before.contact()
             && self.instance() == before.instance()
             && self.path() == before.path()
+            && (self.own, self.conn) == (before.own, before.conn)
             && (self.interface, self.transport, self.local, self.remote)
                 == (before.interface, before.transport, before.local, before.remote)
             && (self.q, self.methods, self.reg_id, self.natted)
@@ -125,6 +132,15 @@ impl Binding {
             remote: self.remote,
             conn: self.conn,
         }
+    }
+
+    /// Whether it is gone when its connection closes (RFC 5626 §4.2): nobody could open another.
+    pub(super) fn by_conn_alone(&self) -> bool {
+        self.path().is_empty() && (self.natted || self.reg_id != 0)
+    }
+
+    pub(super) fn key(&self) -> u64 {
+        contact_key(self.contact())
     }
 
     /// Whether the way that the REGISTER came is the way back: behind NAT and on connections.
@@ -160,8 +176,57 @@ impl Binding {
             transport: self.transport,
             local: self.local,
             remote: self.remote,
+            conn: self.conn,
+            flow_only: self.conn.is_some() && self.by_conn_alone(),
             good_until_ms: unix_ms_of(self.stored_s),
         }
+    }
+
+    /// As another node heard it.
+    pub(super) fn adopted(held: &Held, now_s: u32, until_s: u32) -> Option<Binding> {
+        let b = &held.record;
+        if b.natted && b.transport.is_reliable() && b.conn.is_none() {
+            // Nobody can be called into the void.
+            return None;
+        }
+        let said = Said {
+            contact: &b.contact,
+            call_id: &b.call_id,
+            cseq: b.cseq,
+            path: &b.path,
+            instance: &b.instance,
+            reg_id: b.reg_id,
+            q: b.q,
+            methods: b.methods,
+            natted: b.natted,
+            flow: Flow {
+                interface: b.interface,
+                transport: b.transport,
+                local: b.local,
+                remote: b.remote,
+                conn: b.conn,
+            },
+        };
+        let mut binding = Binding::new(&said, now_s, until_s)?;
+        (binding.own, binding.keeper, binding.stored_s) = (false, held.keeper, until_s);
+        Some(binding)
+    }
+
+    /// Whether a record is of the same contact, or of the same flow of the same device.
+    pub(super) fn is_device_of(&self, record: &BindingRecord) -> bool {
+        let flow = (self.instance(), self.reg_id);
+        *record.contact == *self.contact()
+            || (self.reg_id != 0 && flow == (&*record.instance, record.reg_id))
+    }
+
+    /// Whether it was registered after what a record tells (RFC 3261 §10.2.4).
+    pub(super) fn is_after(&self, record: &BindingRecord) -> bool {
+        *record.call_id == *self.call_id() && self.cseq > record.cseq
+    }
+
+    /// It is lost here: to be deleted unless it registered elsewhere since.
+    pub(super) fn gone(&self) -> Gone {
+        Gone { contact: self.key(), own_only: self.own }
     }
 
     pub(super) fn copy(&self) -> Binding {
@@ -199,14 +264,51 @@ pub struct Reached {
     pub reach: Reach,
 }
 
-/// All bindings of one address of record as they are replicated; none: the user is gone.
+/// Names a contact within its address of record, on all nodes and in all releases.
+pub fn contact_key(contact: &str) -> u64 {
+    use sha2::{Digest, Sha256};
+    let digest = Sha256::digest(contact.as_bytes());
+    digest.iter().take(8).fold(0, |key, &byte| key << 8 | u64::from(byte))
+}
+
+/// What is to be written of one address of record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AorRecord {
     pub aor: Box<str>,
+    /// New, changed, or about to run out in the replicated state.
     pub bindings: Vec<BindingRecord>,
+    pub gone: Vec<Gone>,
 }
 
-/// One binding as it is replicated. Connections are not: they end with their node.
+/// A contact that is to be deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gone {
+    /// See [`contact_key`].
+    pub contact: u64,
+    /// Only if this node wrote it last: it was lost here, and may have registered elsewhere since.
+    pub own_only: bool,
+}
+
+/// All that the replicated state holds of one address of record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AorState {
+    pub aor: Box<str>,
+    pub bindings: Vec<Held>,
+    /// Contacts that were deleted on purpose just now, by [`contact_key`].
+    pub deleted: Vec<u64>,
+}
+
+/// One replicated binding as it concerns this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub record: BindingRecord,
+    /// This run of this node wrote it last, and knows better.
+    pub ours: bool,
+    /// This node is to keep the way open: the node that did is gone.
+    pub keeper: bool,
+}
+
+/// One binding as it is replicated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BindingRecord {
     pub contact: Box<str>,
@@ -224,6 +326,11 @@ pub struct BindingRecord {
     pub transport: Transport,
     pub local: SocketAddr,
     pub remote: SocketAddr,
+    /// The connection by which it is reached, as the node that holds it names it; on another node
+    /// the edge puts a name of its own, by which it finds that node.
+    pub conn: Option<ConnId>,
+    /// Goes when that connection closes.
+    pub flow_only: bool,
     /// Unix milliseconds; past it the binding is forgotten unless written again.
     pub good_until_ms: u64,
 }

@@ -15,7 +15,7 @@ mod table;
 
 pub use aor::aor_of;
 pub use auth::{Access, Guard, Replays, User, Users};
-pub use binding::{AorRecord, BindingRecord, Reach, Reached};
+pub use binding::{AorRecord, AorState, BindingRecord, Gone, Held, Reach, Reached, contact_key};
 pub use nat::is_natted;
 pub use policy::{AuthPolicy, Keepalive, KeepaliveKind, Overflow, RegistrarPolicy};
 pub use register::Answer;

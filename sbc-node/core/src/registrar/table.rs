@@ -12,7 +12,7 @@ use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 use slab::Slab;
 use smallvec::SmallVec;
 
-use super::binding::{AorRecord, Binding, Reached};
+use super::binding::{AorRecord, AorState, Binding, Gone, Held, Reached, contact_key};
 use super::policy::{Keepalive, KeepaliveKind};
 use crate::net::{ConnId, Flow};
 use crate::timer::{TimerKey, TimerWheel};
@@ -170,83 +170,96 @@ impl Bindings {
         aor: &str,
         mut new: Vec<Binding>,
     ) -> Result<(), Full> {
-        let found = self.find(aor);
-        let before = found.and_then(|i| self.aors.get(i as usize)).map_or(0, |a| a.bindings.len());
-        if new.len() > before && self.stats.bindings - before + new.len() > self.max {
-            return Err(Full);
-        }
         let now_s = self.seconds(now);
-        let index = match found {
-            Some(index) => index,
-            None if new.is_empty() => return Ok(()),
-            None => self.insert(aor),
-        };
-        self.schedule_pings(index, &mut new, now_s);
-        let Some(entry) = self.aors.get_mut(index as usize) else { return Ok(()) };
-        new.shrink_to_fit();
-        let old = std::mem::replace(&mut entry.bindings, new);
-        self.stats.bindings = self.stats.bindings - before + entry.bindings.len();
-        let kept = |b: &Binding| old.iter().any(|o| o.same_way(b)) && b.stored_s >= b.expires_s;
-        let known = |o: &Binding| o.stored_s > now_s;
-        let changed = !entry.bindings.iter().all(kept)
-            || old
-                .iter()
-                .filter(|o| known(o))
-                .any(|o| !entry.bindings.iter().any(|b| b.same_way(o)));
-        for conn in old.iter().filter_map(|b| b.conn) {
-            self.unlink_conn(conn, index);
+        let old = self.of(aor);
+        for b in new.iter_mut().filter(|b| b.own) {
+            if !old.iter().any(|o| o.same_way(b)) {
+                // Another node would not reach the user in the same way.
+                b.stored_s = 0;
+            }
         }
-        self.link_conns(index);
-        if changed {
-            self.store(index, now_s);
-        } else {
+        let stays = |o: &Binding| new.iter().any(|b| b.contact() == o.contact());
+        let gone: Vec<Gone> = old
+            .iter()
+            .filter(|o| o.stored_s > now_s && !stays(o))
+            .map(|o| Gone { contact: o.key(), own_only: false })
+            .collect();
+        let Some(index) = self.swap(now_s, aor, new)? else { return Ok(()) };
+        if !self.store(index, now_s, gone) {
             self.stats.coalesced += 1;
         }
         self.settle(index, now_s);
         Ok(())
     }
 
-    /// Takes what another node replicated: the whole set of an address of record, in place of what
-    /// is here. Connections of other nodes are not ours: such bindings are reached by their
-    /// contact, or not at all.
-    pub fn adopt(&mut self, now: Instant, record: &AorRecord) -> Result<(), Full> {
+    /// Puts another set of bindings in the place of that of an address of record; `None` where
+    /// neither has any.
+    fn swap(&mut self, now_s: u32, aor: &str, mut new: Vec<Binding>) -> Result<Option<u32>, Full> {
+        let found = self.find(aor);
+        let before = found.and_then(|i| self.aors.get(i as usize)).map_or(0, |a| a.bindings.len());
+        if new.len() > before && self.stats.bindings - before + new.len() > self.max {
+            return Err(Full);
+        }
+        let index = match found {
+            Some(index) => index,
+            None if new.is_empty() => return Ok(None),
+            None => self.insert(aor),
+        };
+        self.schedule_pings(index, &mut new, now_s);
+        let Some(entry) = self.aors.get_mut(index as usize) else { return Ok(None) };
+        new.shrink_to_fit();
+        let old = std::mem::replace(&mut entry.bindings, new);
+        self.stats.bindings = self.stats.bindings - before + entry.bindings.len();
+        for conn in old.iter().filter_map(|b| b.conn) {
+            self.unlink_conn(conn, index);
+        }
+        self.link_conns(index);
+        Ok(Some(index))
+    }
+
+    /// Takes what the replicated state holds of an address of record. What this node heard itself
+    /// stays, unless the device has registered elsewhere since or was taken out on purpose; where
+    /// the replicated state has lost it, it is written again.
+    ///
+    /// # Errors
+    /// [`Full`]: nothing changed.
+    pub fn adopt(&mut self, now: Instant, state: &AorState) -> Result<(), Full> {
         let now_s = self.seconds(now);
-        let mut new = Vec::with_capacity(record.bindings.len());
-        for b in &record.bindings {
-            let until_s = self.seconds_of_unix(b.good_until_ms);
-            if until_s <= now_s || (b.natted && b.transport.is_reliable()) {
+        let mut new = Vec::with_capacity(state.bindings.len());
+        for own in self.of(&state.aor).iter().filter(|b| b.own && b.expires_s > now_s) {
+            let key = own.key();
+            let newer = |held: &Held| {
+                !held.ours && own.is_device_of(&held.record) && !own.is_after(&held.record)
+            };
+            if state.deleted.contains(&key) || state.bindings.iter().any(newer) {
                 continue;
             }
-            let said = super::binding::Said {
-                contact: &b.contact,
-                call_id: &b.call_id,
-                cseq: b.cseq,
-                path: &b.path,
-                instance: &b.instance,
-                reg_id: b.reg_id,
-                q: b.q,
-                methods: b.methods,
-                natted: b.natted,
-                flow: Flow {
-                    interface: b.interface,
-                    transport: b.transport,
-                    local: b.local,
-                    remote: b.remote,
-                    conn: None,
-                },
-            };
-            if let Some(mut binding) = Binding::new(&said, now_s, until_s) {
-                binding.stored_s = until_s;
-                new.push(binding);
+            let mut kept = own.copy();
+            let there = |held: &Held| held.ours && contact_key(&held.record.contact) == key;
+            if !state.bindings.iter().any(there) {
+                kept.stored_s = 0;
+            }
+            new.push(kept);
+        }
+        for held in state.bindings.iter().filter(|held| !held.ours) {
+            let until_s = self.seconds_of_unix(held.record.good_until_ms);
+            let known = new.iter().any(|b| b.is_device_of(&held.record));
+            if until_s > now_s && !known {
+                new.extend(Binding::adopted(held, now_s, until_s));
             }
         }
-        let pending = self.due.len();
-        self.replace(now, &record.aor, new)?;
-        // It came from the replicated state: it does not go back there.
-        while self.due.len() > pending {
-            self.due.pop_back();
-        }
+        let Some(index) = self.swap(now_s, &state.aor, new)? else { return Ok(()) };
+        self.store(index, now_s, Vec::new());
+        self.settle(index, now_s);
         Ok(())
+    }
+
+    /// What was to be written was not: the next refresh writes it.
+    pub fn unstored(&mut self, aor: &str) {
+        let entry = self.find(aor).and_then(|index| self.aors.get_mut(index as usize));
+        for b in entry.into_iter().flat_map(|entry| &mut entry.bindings).filter(|b| b.own) {
+            b.stored_s = 0;
+        }
     }
 
     /// A connection closed: who was reached by it alone is gone.
@@ -254,15 +267,20 @@ impl Bindings {
         let now_s = self.seconds(now);
         for index in self.by_conn.remove(&conn).unwrap_or_default() {
             let Some(entry) = self.aors.get_mut(index as usize) else { continue };
-            let before = entry.bindings.len();
+            let mut lost = Vec::new();
             entry.bindings.retain_mut(|b| {
-                let lost = b.conn == Some(conn);
-                if lost {
-                    b.conn = None;
+                if b.conn != Some(conn) {
+                    return true;
                 }
-                !(lost && b.path().is_empty() && (b.natted || b.reg_id != 0))
+                b.conn = None;
+                // Its record names a connection that is no more.
+                b.stored_s = b.stored_s.min(b.expires_s.saturating_sub(1));
+                if b.by_conn_alone() {
+                    lost.push(b.gone());
+                }
+                !b.by_conn_alone()
             });
-            self.dropped(index, before, now_s);
+            self.dropped(index, lost, now_s);
         }
     }
 
@@ -281,16 +299,20 @@ impl Bindings {
         let misses = self.keepalive.map_or(0, |k| k.misses);
         let now_s = self.seconds(now);
         let Some(entry) = self.aors.get_mut(index as usize) else { return };
-        let before = entry.bindings.len();
         let hasher = &self.hasher;
+        let mut lost = Vec::new();
         entry.bindings.retain_mut(|b| {
             if check_of(hasher, b.contact()) != check {
                 return true;
             }
             b.missed = b.missed.saturating_add(1);
-            misses == 0 || b.missed < misses
+            let stays = misses == 0 || b.missed < misses;
+            if !stays {
+                lost.push(b.gone());
+            }
+            stays
         });
-        self.dropped(index, before, now_s);
+        self.dropped(index, lost, now_s);
     }
 
     /// Expires bindings and makes the keepalives that are due.
@@ -300,7 +322,8 @@ impl Bindings {
             let Some(entry) = self.aors.get_mut(index as usize) else { continue };
             entry.timer = None;
             let before = entry.bindings.len();
-            let known = entry.bindings.iter().any(|b| b.expires_s <= now_s && b.stored_s > now_s);
+            let over = |b: &&Binding| b.expires_s <= now_s && b.stored_s > now_s && b.own;
+            let gone: Vec<Gone> = entry.bindings.iter().filter(over).map(Binding::gone).collect();
             let conns: SmallVec<[ConnId; 2]> = entry
                 .bindings
                 .iter()
@@ -315,9 +338,7 @@ impl Bindings {
                 conns.into_iter().for_each(|conn| self.unlink_conn(conn, index));
                 self.link_conns(index);
             }
-            if known {
-                self.store(index, now_s);
-            }
+            self.store(index, now_s, gone);
             self.ping(index, now_s);
             self.settle(index, now_s);
         }
@@ -343,15 +364,11 @@ impl Bindings {
             + self.wheel.heap_bytes()
     }
 
-    /// Bindings were taken out of an entry that had `before`.
-    fn dropped(&mut self, index: u32, before: usize, now_s: u32) {
-        let Some(entry) = self.aors.get(index as usize) else { return };
-        let lost = before - entry.bindings.len();
-        if lost > 0 {
-            self.stats.bindings -= lost;
-            self.stats.gone += u64::try_from(lost).unwrap_or(0);
-            self.store(index, now_s);
-        }
+    /// Bindings were taken out of an entry.
+    fn dropped(&mut self, index: u32, lost: Vec<Gone>, now_s: u32) {
+        self.stats.bindings -= lost.len();
+        self.stats.gone += u64::try_from(lost.len()).unwrap_or(0);
+        self.store(index, now_s, lost);
         self.settle(index, now_s);
     }
 
@@ -383,18 +400,24 @@ impl Bindings {
         }
     }
 
-    /// Writes the whole entry to the replicated state, good for a while.
-    fn store(&mut self, index: u32, now_s: u32) {
+    /// Writes what the replicated state lacks of an entry, good for a while, and what is gone.
+    /// False when there is nothing to write.
+    fn store(&mut self, index: u32, now_s: u32, gone: Vec<Gone>) -> bool {
         let ahead = u32::try_from(self.store_ahead.as_secs()).unwrap_or(SECONDS_MAX);
-        let Some(entry) = self.aors.get_mut(index as usize) else { return };
-        for b in &mut entry.bindings {
-            b.stored_s = b.expires_s.max(now_s.saturating_add(ahead));
-        }
+        let Some(entry) = self.aors.get_mut(index as usize) else { return false };
         let epoch = self.epoch_unix_ms;
         let unix_ms = |s: u32| epoch.saturating_add(u64::from(s) * 1_000);
-        let bindings = entry.bindings.iter().map(|b| b.record(unix_ms)).collect();
-        self.due.push_back(Due::Store(AorRecord { aor: entry.name.clone(), bindings }));
+        let mut bindings = Vec::new();
+        for b in entry.bindings.iter_mut().filter(|b| b.own && b.stored_s < b.expires_s) {
+            b.stored_s = b.expires_s.max(now_s.saturating_add(ahead));
+            bindings.push(b.record(unix_ms));
+        }
+        if bindings.is_empty() && gone.is_empty() {
+            return false;
+        }
+        self.due.push_back(Due::Store(AorRecord { aor: entry.name.clone(), bindings, gone }));
         self.stats.stores += 1;
+        true
     }
 
     fn seconds_of_unix(&self, unix_ms: u64) -> u32 {
@@ -408,7 +431,8 @@ impl Bindings {
         let old = self.aors.get(index as usize).map_or(&[][..], |a| &a.bindings);
         for b in new {
             // Connections are kept open by their transport and tell when they close.
-            let wanted = interval.filter(|_| b.natted && b.conn.is_none() && b.path().is_empty());
+            let wanted = interval
+                .filter(|_| b.keeper && b.natted && b.conn.is_none() && b.path().is_empty());
             b.ping_s = match (wanted, old.iter().find(|o| o.contact() == b.contact())) {
                 (None, _) => u32::MAX,
                 (Some(_), Some(before)) if before.ping_s != u32::MAX => before.ping_s,

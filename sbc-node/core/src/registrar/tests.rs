@@ -397,8 +397,7 @@ fn keepalives_go_to_natted_bindings_and_drop_the_dead() {
     }
     b.registrar.bindings().ping_failed(b.now, id);
     assert_eq!(b.contacts("alice"), [""; 0]);
-    let gone = AorRecord { aor: "alice@example.com".into(), bindings: vec![] };
-    assert_eq!(b.due(), [Due::Store(gone)]);
+    assert_eq!(b.due(), [Due::Store(gone("sip:a@10.0.0.5", true))]);
     assert!(b.registrar.bindings().is_empty());
 }
 
@@ -437,32 +436,122 @@ fn replication_is_written_at_first_at_changes_and_before_it_runs_out() {
     b.register("Contact: <sip:a@198.51.100.7:5060>;expires=60;q=0.3\r\n");
     assert_eq!(b.due().len(), 1, "a change");
     b.register("Contact: <sip:a@198.51.100.7:5060>;expires=0\r\n");
-    let gone = AorRecord { aor: "alice@example.com".into(), bindings: vec![] };
-    assert_eq!(b.due(), [Due::Store(gone)]);
+    assert_eq!(b.due(), [Due::Store(gone("sip:a@198.51.100.7:5060", false))]);
+    b.register("Contact: <sip:a@198.51.100.7:5060>;expires=60\r\n");
+    assert_eq!(b.due().len(), 1, "back again");
+    let AorRecord { bindings, gone, .. } = record(&b.run(70));
+    assert_eq!((bindings.len(), gone.len()), (0, 1), "it ran out before its copy did");
+}
+
+/// The record of one lost contact.
+fn gone(contact: &str, own_only: bool) -> AorRecord {
+    let gone = vec![Gone { contact: contact_key(contact), own_only }];
+    AorRecord { aor: "alice@example.com".into(), bindings: vec![], gone }
+}
+
+fn record(due: &[Due]) -> AorRecord {
+    let records: Vec<&AorRecord> = due
+        .iter()
+        .filter_map(|due| match due {
+            Due::Store(record) => Some(record),
+            Due::Ping(_) => None,
+        })
+        .collect();
+    let [record] = &records[..] else { panic!("{due:?}") };
+    AorRecord::clone(record)
+}
+
+/// What another node sees when the writes of `records` are applied.
+fn seen(records: &[AorRecord]) -> AorState {
+    let held = |record: &BindingRecord| Held { record: record.clone(), ours: false, keeper: false };
+    AorState {
+        aor: "alice@example.com".into(),
+        bindings: records.iter().flat_map(|r| &r.bindings).map(held).collect(),
+        deleted: vec![],
+    }
+}
+
+/// What the writer itself sees then.
+fn own(records: &[AorRecord]) -> AorState {
+    let mut state = seen(records);
+    state.bindings.iter_mut().for_each(|held| held.ours = true);
+    state
 }
 
 #[test]
-fn a_record_carries_a_binding_to_another_node_and_connections_stay_behind() {
+fn a_record_carries_a_binding_to_another_node() {
     let mut b = Bench::new(policy());
     b.register("Contact: <sip:a@10.0.0.5>;q=0.7\r\n");
-    let [Due::Store(record)] = &b.due()[..] else { panic!() };
-    assert_eq!(record.bindings[0].good_until_ms, (UNIX_S + 3_600) * 1_000);
+    let written = record(&b.due());
+    assert_eq!(written.bindings[0].good_until_ms, (UNIX_S + 3_600) * 1_000);
     let mut other = Bench::new(policy());
-    other.registrar.bindings().adopt(other.now, record).unwrap();
+    other.registrar.bindings().adopt(other.now, &seen(&[written.clone()])).unwrap();
     assert_eq!(other.due(), []);
     assert_eq!(other.contacts("alice"), ["sip:a@10.0.0.5"]);
     let found = other.registrar.locate_user(other.now, "alice", "example.com", &Method::Invite);
     assert_eq!(found[0].reach, Reach::Flow(b.flow));
-    // The device refreshes there: its flow is the same, nothing new to write.
+    assert_eq!(other.run(120), [], "who heard the REGISTER sends the keepalives");
+    // The device refreshes there: from now on that node answers for it.
     other.cseq = 50;
     other.register("Contact: <sip:a@10.0.0.5>;q=0.7\r\n");
-    assert_eq!(other.due(), []);
+    let moved = record(&other.due());
+    assert_eq!(moved.bindings.len(), 1);
+    b.registrar.bindings().adopt(b.now, &seen(&[moved])).unwrap();
+    assert_eq!(b.contacts("alice"), ["sip:a@10.0.0.5"]);
+    b.due();
+    let late = b.run(7_300);
+    assert!(late.is_empty(), "it does not delete what is the other's by now: {late:?}");
+}
+
+#[test]
+fn a_connection_is_reached_by_the_node_that_holds_it_and_no_other() {
     let mut b = Bench::new(policy());
     b.flow = flow(Transport::Tcp, "198.51.100.7:40000");
     b.register("Contact: <sip:a@10.0.0.5;transport=tcp>\r\n");
-    let [Due::Store(record)] = &b.due()[..] else { panic!() };
-    other.registrar.bindings().adopt(other.now, record).unwrap();
+    let written = record(&b.due());
+    assert!(written.bindings[0].flow_only);
+    let mut other = Bench::new(policy());
+    // The edge gives the connection a name of its own.
+    let mut state = seen(&[written.clone()]);
+    state.bindings[0].record.conn = Some(ConnId(1 << 60));
+    other.registrar.bindings().adopt(other.now, &state).unwrap();
+    let found = other.registrar.locate_user(other.now, "alice", "example.com", &Method::Invite);
+    assert_eq!(found[0].reach, Reach::Flow(Flow { conn: Some(ConnId(1 << 60)), ..b.flow }));
+    // The node that held it is gone.
+    state.bindings[0].record.conn = None;
+    other.registrar.bindings().adopt(other.now, &state).unwrap();
     assert_eq!(other.contacts("alice"), [""; 0], "nobody can be called into the void");
+    // The one that holds it was only thought dead: it says so again.
+    let voided = AorState { bindings: vec![], ..seen(&[]) };
+    b.registrar.bindings().adopt(b.now, &voided).unwrap();
+    assert_eq!(b.contacts("alice").len(), 1);
+    assert_eq!(record(&b.due()).bindings, written.bindings);
+    // Taken out on purpose by another node, it is gone here too.
+    let key = contact_key("sip:a@10.0.0.5;transport=tcp");
+    let deleted = AorState { deleted: vec![key], ..voided };
+    b.registrar.bindings().adopt(b.now, &deleted).unwrap();
+    assert_eq!(b.contacts("alice"), [""; 0]);
+    assert_eq!(b.due(), []);
+}
+
+#[test]
+fn what_two_nodes_heard_of_one_user_stands_side_by_side() {
+    let (mut b, mut other) = (Bench::new(policy()), Bench::new(policy()));
+    b.register("Contact: <sip:a@10.0.0.5>\r\n");
+    other.register("Contact: <sip:a@10.0.0.6>\r\n");
+    let (one, two) = (record(&b.due()), record(&other.due()));
+    let mut state = own(&[one]);
+    state.bindings.extend(seen(&[two]).bindings);
+    b.registrar.bindings().adopt(b.now, &state).unwrap();
+    let mut contacts = b.contacts("alice");
+    contacts.sort();
+    assert_eq!(contacts, ["sip:a@10.0.0.5", "sip:a@10.0.0.6"]);
+    assert_eq!(b.due(), [], "nothing to write");
+    // A write that was lost is made up for by the next refresh.
+    b.registrar.bindings().unstored("alice@example.com");
+    b.register("Contact: <sip:a@10.0.0.5>\r\n");
+    let again = record(&b.due());
+    assert_eq!((again.bindings.len(), again.gone.len()), (1, 0));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::basic::*;
 use super::world::*;
 use crate::b2bua::CallRecord;
-use crate::core::{AdoptMode, Input};
+use crate::core::{AdoptMode, Input, Wanted};
 use crate::media::Side;
 use crate::sip::HeaderName;
 
@@ -125,4 +125,56 @@ fn a_record_holds_both_legs() {
     );
     assert!(!call.ok.has(HeaderName::SessionExpires));
     assert_eq!(record.a.session_timer.unwrap().expires_s, 1800);
+}
+
+/// A node of a cluster that has no call.
+fn other_node() -> World {
+    let mut settings = Settings::new();
+    (settings.seed, settings.node) = (2, Some(2));
+    settings.begin()
+}
+
+#[test]
+fn a_request_of_an_unknown_dialog_may_be_another_nodes() {
+    let (record, call) = lost_call();
+    let mut w = other_node();
+    let bye = b_request(&mut w, &call.invite, "bobtag", "BYE", 1, "");
+    w.says(Who::B, &bye);
+    w.nothing(Who::B);
+    let (wanted, flow, data) = w.elsewhere.remove(0);
+    assert_eq!(wanted, Wanted::Dialog(record.b.call_id.as_str().into()));
+    assert!(data.starts_with(b"BYE "));
+    // It comes back: nobody else has it either.
+    w.input(Input::Here { flow, data: data.clone() });
+    w.expect(Who::B, "481");
+    assert!(w.elsewhere.is_empty());
+    // Or this node is to carry the call on.
+    let mut w = other_node();
+    w.input(Input::Adopt { record: Box::new(record), mode: AdoptMode::Address });
+    w.input(Input::Here { flow, data });
+    w.expect(Who::B, "200");
+    w.expect(Who::A, "BYE");
+}
+
+#[test]
+fn a_response_goes_back_to_the_node_whose_branch_it_carries() {
+    let mut settings = Settings::new();
+    settings.node = Some(1);
+    let mut one = settings.begin();
+    let invite = a_invite(&mut one);
+    let mut w = other_node();
+    w.answer(Who::B, &invite, 180, "bobtag", "");
+    assert_eq!(w.elsewhere.len(), 1);
+    assert_eq!(w.elsewhere[0].0, Wanted::Node(1));
+    assert_eq!(w.core.transaction_stats().stray_responses, 0);
+    one.answer(Who::B, &invite, 180, "bobtag", "");
+    assert!(one.elsewhere.is_empty(), "its own stays");
+    one.expect(Who::A, "180");
+}
+
+/// A's INVITE as B gets it.
+fn a_invite(w: &mut World) -> crate::sip::Message {
+    let text = invite_text(w, &sdp(SDP_A));
+    w.says(Who::A, &text);
+    w.expect(Who::B, "INVITE")
 }

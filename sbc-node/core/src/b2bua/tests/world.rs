@@ -195,6 +195,8 @@ pub(super) struct World {
     pub(super) aors: Vec<crate::registrar::AorRecord>,
     /// Handed to other shards.
     pub(super) shards: Vec<(u32, Input)>,
+    /// Messages that may be another node's.
+    pub(super) elsewhere: Vec<(crate::core::Wanted, crate::net::Flow, Bytes)>,
     pub(super) traces: Vec<String>,
     pub(super) drained: bool,
     pub(super) resolves: VecDeque<(ResolveId, String)>,
@@ -223,6 +225,7 @@ pub(super) struct Settings {
     pub(super) two: TrunkConfig,
     pub(super) calls: CallPolicy,
     pub(super) seed: u8,
+    pub(super) node: Option<u16>,
     pub(super) registrar: Option<crate::core::RegistrarConfig>,
 }
 
@@ -234,6 +237,7 @@ impl Settings {
             two: trunk("two", OUTSIDE, "192.0.2.2"),
             calls: CallPolicy::default(),
             seed: 1,
+            node: None,
             registrar: None,
         }
     }
@@ -289,6 +293,7 @@ impl Settings {
             guard: None,
             overload: None,
             hint_key: crate::ids::HintKey::default(),
+            node: self.node,
             registrar: self.registrar.clone(),
         }
     }
@@ -309,6 +314,7 @@ impl Settings {
             ended: 0,
             aors: Vec::new(),
             shards: Vec::new(),
+            elsewhere: Vec::new(),
             traces: Vec::new(),
             drained: false,
             resolves: VecDeque::new(),
@@ -361,6 +367,9 @@ impl World {
                 Output::Event(Event::Drained) => self.drained = true,
                 Output::Event(Event::Peer { .. }) => {}
                 Output::Shard { shard, input } => self.shards.push((shard, *input)),
+                Output::Elsewhere { wanted, flow, data } => {
+                    self.elsewhere.push((wanted, flow, data));
+                }
             }
         }
     }
