@@ -9,5 +9,6 @@ mod kernel;
 mod phones;
 mod shared;
 mod soak;
+mod standby;
 mod subscribe;
 mod three;

@@ -79,9 +79,23 @@ pub(crate) fn install(offload: &mut dyn Offload, flows: usize) {
     assert!(outcomes.iter().all(|o| matches!(o, FlowOutcome::Installed(_))), "{:?}", outcomes[0]);
 }
 
-/// Frames of the flows as they arrive at the relay.
+/// Frames of the flows as they arrive at the relay, unmarked.
 pub(crate) fn to_relay(flows: usize) -> Vec<Vec<u8>> {
     (0..flows).map(|n| frame((A, port(10_000, n)), (SA, port(20_000, n)))).collect()
+}
+
+/// The same marked as EF, as audio is.
+pub(crate) fn marked(frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let mark = |frame: &Vec<u8>| {
+        let mut frame = frame.clone();
+        let ip = &mut frame[14..34];
+        ip[1] = 0xb8;
+        ip[10..12].fill(0);
+        let sum = !fold(ip);
+        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+        frame
+    };
+    frames.iter().map(mark).collect()
 }
 
 /// Frames that are forwarded to the sink as they are.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use media_anchor::kernel::Way;
 use media_anchor::plan_types::{Flow, FlowChange, FlowOutcome, Offload, Stay};
 use media_anchor::{Side, StreamKind};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::call::{Call, addr, apply, count, flow, flow_id, opened, receive, waits};
 use crate::frame::{Frame, MAC_OTHER, Tap};
@@ -71,6 +72,11 @@ fn ipv6_is_rewritten(net: &Net, offload: &mut dyn Offload) {
     assert_eq!(call.remove(offload).map(|c| (c.packets, c.bytes)), [(1, 5), (1, 5)]);
 }
 
+/// The TTL of an IPv4 packet that came with `ttl`: nftables takes one off, as a router does.
+fn ttl_left(offload: &dyn Offload, ttl: u8) -> u8 {
+    if offload.name() == "nftables" { ttl - 1 } else { 64 }
+}
+
 /// A datagram from a's socket leaves its checksum to the (absent) hardware.
 fn marks_ttl_and_checksums(net: &Net, offload: &mut dyn Offload) {
     let call = Call::v4(net, 3);
@@ -78,13 +84,16 @@ fn marks_ttl_and_checksums(net: &Net, offload: &mut dyn Offload) {
     let tap = Tap::open(&net.b, "eth0");
     call.a_to_b(b"odd length");
     let offloaded = tap.next_udp(6003).expect("captured");
-    assert_eq!((offloaded.ttl, offloaded.dscp, offloaded.sport), (64, 46, 41_003));
+    assert_eq!(
+        (offloaded.ttl, offloaded.dscp, offloaded.sport),
+        (ttl_left(offload, 64), 46, 41_003)
+    );
     assert!(offloaded.checksums_hold, "{offloaded:?}");
     // And with checksums made by the sender.
     net.a.cmd("ethtool", &["-K", "eth0", "tx", "off"]);
     call.a_to_b(b"odd lengths");
     let finished = tap.next_udp(6003).expect("captured");
-    assert_eq!((finished.ttl, finished.dscp), (64, 46));
+    assert_eq!((finished.ttl, finished.dscp), (ttl_left(offload, 64), 46));
     assert!(finished.checksums_hold && finished.udp_checksum != 0, "{finished:?}");
 }
 
@@ -93,15 +102,33 @@ fn other_code_points(net: &Net, offload: &mut dyn Offload) {
     let call = Call::v4(net, 11);
     let tap = Tap::open(&net.b, "eth0");
     let [flow, _] = call.flows();
-    for (dscp, seen) in [(Some(34), 34), (None, 0), (Some(46), 46)] {
+    let ttl = ttl_left(offload, 64);
+    // However it comes: unmarked, as EF with and without an ECN mark, as AF41.
+    for (tos, (dscp, seen)) in [0, 0xb8, 0xba, 0x88]
+        .into_iter()
+        .flat_map(|tos| [(Some(34), 34), (None, 0), (Some(46), 46)].map(|d| (tos, d)))
+    {
         let flow = Flow { dscp, ..flow };
+        setsockopt(&call.a, sockopt::Ipv4Tos, &tos).expect("IP_TOS");
         assert_eq!(apply(offload, &[FlowChange::Install(flow)]), [FlowOutcome::Installed(flow.id)]);
         call.a_to_b(b"marked");
         let got = tap.next_udp(6011).expect("captured");
-        assert_eq!((got.ttl, got.dscp, got.checksums_hold), (64, seen, true), "{got:?}");
-        assert_eq!(count(offload, flow.id).packets, 1);
-        apply(offload, &[FlowChange::Remove(flow.id)]);
+        assert_eq!((got.ttl, got.dscp, got.checksums_hold), (ttl, seen, true), "{tos:#x} {got:?}");
+        assert_eq!(count(offload, flow.id).packets, 1, "counted once");
+        let gone = apply(offload, &[FlowChange::Remove(flow.id)]);
+        assert!(matches!(gone[..], [FlowOutcome::Removed(_, c)] if c.packets == 1), "{gone:?}");
     }
+    // In one transaction from one code point to another.
+    let marked = |dscp| FlowChange::Install(Flow { dscp, ..flow });
+    apply(offload, &[marked(Some(34))]);
+    let moved = apply(offload, &[FlowChange::Remove(flow.id), marked(Some(46))]);
+    assert!(
+        matches!(moved[..], [FlowOutcome::Removed(..), FlowOutcome::Installed(_)]),
+        "{moved:?}"
+    );
+    call.a_to_b(b"moved");
+    assert_eq!(tap.next_udp(6011).expect("captured").dscp, 46);
+    apply(offload, &[FlowChange::Remove(flow.id)]);
 }
 
 fn ipv6_marks_hop_limit_and_checksums(net: &Net, offload: &mut dyn Offload) {
@@ -138,7 +165,7 @@ fn a_datagram_without_checksum_stays_without(net: &Net, offload: &mut dyn Offloa
     let (inject, tap) = (Tap::open(&net.a, "eth0"), Tap::open(&net.b, "eth0"));
     inject.send(&Frame { with_checksum: false, ..frame_to(&call) }.bytes());
     let got = tap.next_udp(6005).expect("captured");
-    assert_eq!((got.udp_checksum, got.checksums_hold, got.ttl), (0, true, 64));
+    assert_eq!((got.udp_checksum, got.checksums_hold, got.ttl), (0, true, ttl_left(offload, 9)));
     inject.send(&frame_to(&call).bytes());
     let got = tap.next_udp(6005).expect("captured");
     assert!(got.udp_checksum != 0 && got.checksums_hold, "{got:?}");

@@ -4,7 +4,7 @@
 
 use super::super::backend::{Backend, CommitError, Device, Fault, Op};
 use super::super::element::{Counters, Key};
-use super::elements::Elements;
+use super::elements::{Elements, Map};
 use super::ruleset::{delete_chain, delete_table, relay_chain, relay_sets, replace_table};
 
 /// One netdev table and its sockets.
@@ -14,13 +14,8 @@ pub(crate) struct Nft {
     elements: Elements,
     /// A socket of its own, so that a listing and the changes in between don't mix.
     listing: Elements,
-    listed: Listed,
-}
-
-enum Listed {
-    Idle,
-    V4,
-    V6,
+    /// The map being listed.
+    listed: Option<Map>,
 }
 
 impl Nft {
@@ -31,10 +26,16 @@ impl Nft {
             size,
             elements: Elements::open(table)?,
             listing: Elements::open(table)?,
-            listed: Listed::Idle,
+            listed: None,
         };
         nft.reset()?;
         Ok(nft)
+    }
+
+    fn begin_listing(&mut self, map: Map) -> Result<Map, Fault> {
+        self.listing.start_listing(map)?;
+        self.listed = Some(map);
+        Ok(map)
     }
 }
 
@@ -48,7 +49,8 @@ impl Backend for Nft {
     }
 
     fn reset(&mut self) -> Result<(), Fault> {
-        self.listed = Listed::Idle;
+        self.listed = None;
+        self.elements.forget();
         self.elements.run(&replace_table(&self.table, &relay_sets(self.size)).finalize())
     }
 
@@ -78,25 +80,24 @@ impl Backend for Nft {
     }
 
     fn list(&mut self, keys: &mut Vec<Key>) -> Result<bool, Fault> {
-        let v6 = match self.listed {
-            Listed::Idle => {
-                self.listing.start_listing(false)?;
-                self.listed = Listed::V4;
-                false
-            }
-            Listed::V4 => false,
-            Listed::V6 => true,
+        let map = match self.listed {
+            Some(map) => map,
+            None => self.begin_listing(Map::ALL[0])?,
         };
-        if !self.listing.next_listed(keys)? {
+        let before = keys.len();
+        let done = self.listing.next_listed(keys)?;
+        if map == Map::Other {
+            self.elements.seen_elsewhere(&keys[before..]);
+        }
+        if !done {
             return Ok(false);
         }
-        if v6 {
-            self.listed = Listed::Idle;
-        } else {
-            self.listing.start_listing(true)?;
-            self.listed = Listed::V6;
+        let next = Map::ALL.into_iter().skip_while(|m| *m != map).nth(1);
+        self.listed = None;
+        match next {
+            Some(next) => self.begin_listing(next).map(|_| false),
+            None => Ok(true),
         }
-        Ok(v6)
     }
 
     fn remove(&mut self) {

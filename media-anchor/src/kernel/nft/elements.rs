@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use nftnl::FinalizedBatch;
 use nix::errno::Errno;
 
@@ -15,7 +15,7 @@ use super::super::netlink::{
     Attrs, Bus, MsgBuf, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REQUEST,
     Nest, NetlinkSocket, NlMsgView, RecvError, be64, ne32,
 };
-use super::ruleset::{MAP4, MAP6, NETDEV, lookups_per_packet, msg_type};
+use super::ruleset::{COMMON_DSCP, MAP4, MAP4_OTHER, MAP6, NETDEV, msg_type};
 
 const NFNL_MSG_BATCH_BEGIN: u16 = 16;
 const NFNL_MSG_BATCH_END: u16 = 17;
@@ -43,11 +43,43 @@ const NLM_F_CAPPED: u16 = 0x100;
 /// Elements of one message; of IPv6 about 12 KiB, of the 64 KiB that a nest may have.
 const PER_MESSAGE: usize = 100;
 
+/// The maps of a relay's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Map {
+    /// IPv4 with the common code point.
+    Common,
+    /// IPv4 with any other.
+    Other,
+    V6,
+}
+
+impl Map {
+    pub(super) const ALL: [Map; 3] = [Map::Common, Map::Other, Map::V6];
+
+    fn of(element: &Element) -> Map {
+        match (element.key.is_v6(), element.action.dscp == COMMON_DSCP) {
+            (true, _) => Map::V6,
+            (false, true) => Map::Common,
+            (false, false) => Map::Other,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Map::Common => MAP4,
+            Map::Other => MAP4_OTHER,
+            Map::V6 => MAP6,
+        }
+    }
+}
+
 /// The socket of one table.
 pub(super) struct Elements {
     socket: NetlinkSocket,
     table: String,
     buf: MsgBuf,
+    /// Keys in [`Map::Other`]: a key alone does not tell its map.
+    others: HashSet<Key>,
 }
 
 /// A message of a transaction: its sequence number and where its elements stand in it.
@@ -61,7 +93,7 @@ impl Elements {
     pub(super) fn open(table: &str) -> Result<Self, Fault> {
         let socket = NetlinkSocket::open(Bus::Netfilter, 0)
             .map_err(|e| fault(Errno::try_from(e).unwrap_or(Errno::EIO)))?;
-        Ok(Elements { socket, table: table.to_owned(), buf: MsgBuf::new() })
+        Ok(Elements { socket, table: table.to_owned(), buf: MsgBuf::new(), others: HashSet::new() })
     }
 
     /// Runs a batch of nftnl's as one transaction.
@@ -86,6 +118,52 @@ impl Elements {
         first.map_or(Ok(()), |errno| Err(fault(errno)))
     }
 
+    /// The maps are new and empty.
+    pub(super) fn forget(&mut self) {
+        self.others.clear();
+    }
+
+    /// A listing showed these keys in [`Map::Other`].
+    pub(super) fn seen_elsewhere(&mut self, keys: &[Key]) {
+        self.others.extend(keys);
+    }
+
+    /// Where an element with that key is, if it is anywhere.
+    fn map_of(&self, key: &Key) -> Map {
+        match (key.is_v6(), self.others.contains(key)) {
+            (true, _) => Map::V6,
+            (false, true) => Map::Other,
+            (false, false) => Map::Common,
+        }
+    }
+
+    /// Keeps in mind what is in [`Map::Other`] after a transaction.
+    fn note(&mut self, ops: &[Op], result: Result<(), CommitError>) {
+        match result {
+            Ok(()) => {
+                for op in ops {
+                    match op {
+                        Op::Delete(key) => drop(self.others.remove(key)),
+                        Op::Add(_) => {}
+                    }
+                }
+                for op in ops {
+                    match op {
+                        Op::Add(e) if Map::of(e) == Map::Other => drop(self.others.insert(e.key)),
+                        Op::Add(e) => drop(self.others.remove(&e.key)),
+                        Op::Delete(_) => {}
+                    }
+                }
+            }
+            Err(CommitError { at: Some(at), fault: Fault::Missing }) => {
+                if let Some(Op::Delete(key)) = ops.get(at) {
+                    self.others.remove(key);
+                }
+            }
+            Err(_) => {}
+        }
+    }
+
     /// One transaction: deletions, then additions.
     pub(super) fn commit(
         &mut self,
@@ -104,6 +182,7 @@ impl Elements {
             done.truncate(at);
             self.socket.drain();
         }
+        self.note(ops, result);
         result
     }
 
@@ -115,17 +194,18 @@ impl Elements {
         self.buf.finish();
         let mut sent = Vec::new();
         let mut left = ops.len();
-        for (add, v6) in [(false, false), (false, true), (true, false), (true, true)] {
+        let kinds = [false, true].into_iter().flat_map(|add| Map::ALL.map(|map| (add, map)));
+        for (add, map) in kinds {
             let of_kind = |(_, op): &(usize, &Op)| match op {
-                Op::Add(e) => add && e.key.is_v6() == v6,
-                Op::Delete(k) => !add && k.is_v6() == v6,
+                Op::Add(e) => add && Map::of(e) == map,
+                Op::Delete(k) => !add && self.map_of(k) == map,
             };
             let chosen: Vec<(usize, &Op)> = ops.iter().enumerate().filter(of_kind).collect();
             for chunk in chosen.chunks(PER_MESSAGE) {
                 left -= chunk.len();
                 // Errors always come; one acknowledgement tells that all was read.
                 let ack = if left == 0 { NLM_F_ACK } else { 0 };
-                sent.push(self.write_elements(add, v6, ack, chunk));
+                sent.push(self.write_elements(add, map, ack, chunk));
             }
         }
         let end = self.socket.next_seq();
@@ -134,7 +214,7 @@ impl Elements {
         (begin, sent)
     }
 
-    fn write_elements(&mut self, add: bool, v6: bool, ack: u16, chunk: &[(usize, &Op)]) -> Sent {
+    fn write_elements(&mut self, add: bool, map: Map, ack: u16, chunk: &[(usize, &Op)]) -> Sent {
         let seq = self.socket.next_seq();
         let (msg, flags) = if add {
             (libc::NFT_MSG_NEWSETELEM, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL)
@@ -142,7 +222,7 @@ impl Elements {
             (libc::NFT_MSG_DELSETELEM, NLM_F_REQUEST | NLM_F_ECHO)
         };
         let starts_at = self.buf.bytes().len();
-        let list = self.begin_list(msg, flags | ack, seq, v6);
+        let list = self.begin_list(msg, flags | ack, seq, map);
         let mut offsets = Vec::with_capacity(chunk.len());
         for (index, op) in chunk {
             offsets.push((self.buf.bytes().len() - starts_at, *index));
@@ -156,10 +236,10 @@ impl Elements {
         Sent { seq, offsets }
     }
 
-    fn begin_list(&mut self, msg: i32, flags: u16, seq: u32, v6: bool) -> Nest {
+    fn begin_list(&mut self, msg: i32, flags: u16, seq: u32, map: Map) -> Nest {
         self.buf.message(msg_type(msg), flags, seq, &NETDEV);
         self.buf.attr_str(LIST_TABLE, &self.table);
-        self.buf.attr_str(LIST_SET, if v6 { MAP6 } else { MAP4 });
+        self.buf.attr_str(LIST_SET, map.name());
         self.buf.nest(LIST_ELEMENTS)
     }
 
@@ -211,13 +291,13 @@ impl Elements {
         out: &mut Vec<Option<Counters>>,
     ) -> Result<(), Fault> {
         let mut found: HashMap<Key, Counters> = HashMap::with_capacity(keys.len());
-        for v6 in [false, true] {
-            let chosen: Vec<Key> = keys.iter().copied().filter(|k| k.is_v6() == v6).collect();
+        for map in Map::ALL {
+            let chosen: Vec<Key> = keys.iter().copied().filter(|k| self.map_of(k) == map).collect();
             let mut rest = &chosen[..];
             let mut room = PER_MESSAGE;
             while !rest.is_empty() {
                 let chunk = &rest[..rest.len().min(room)];
-                match self.read_chunk(v6, chunk, &mut found) {
+                match self.read_chunk(map, chunk, &mut found) {
                     // The request ends at the first key that is missing.
                     Ok(answered) => rest = rest.get(answered..).unwrap_or(&[]),
                     Err(Fault::NoRoom) if room > 1 => room /= 2,
@@ -232,13 +312,13 @@ impl Elements {
     /// How many keys of `chunk` were answered, a missing one at the end included.
     fn read_chunk(
         &mut self,
-        v6: bool,
+        map: Map,
         chunk: &[Key],
         found: &mut HashMap<Key, Counters>,
     ) -> Result<usize, Fault> {
         self.buf.clear();
         let seq = self.socket.next_seq();
-        let list = self.begin_list(libc::NFT_MSG_GETSETELEM, NLM_F_REQUEST | NLM_F_ACK, seq, v6);
+        let list = self.begin_list(libc::NFT_MSG_GETSETELEM, NLM_F_REQUEST | NLM_F_ACK, seq, map);
         let mut offsets = Vec::with_capacity(chunk.len());
         for (index, key) in chunk.iter().enumerate() {
             offsets.push((self.buf.bytes().len(), index));
@@ -283,14 +363,14 @@ impl Elements {
     }
 
     /// Asks for a listing of one map; the answer is read by [`Elements::next_listed`].
-    pub(super) fn start_listing(&mut self, v6: bool) -> Result<(), Fault> {
+    pub(super) fn start_listing(&mut self, map: Map) -> Result<(), Fault> {
         self.socket.drain();
         self.buf.clear();
         let seq = self.socket.next_seq();
         let flags = NLM_F_REQUEST | NLM_F_DUMP;
         self.buf.message(msg_type(libc::NFT_MSG_GETSETELEM), flags, seq, &NETDEV);
         self.buf.attr_str(LIST_TABLE, &self.table);
-        self.buf.attr_str(LIST_SET, if v6 { MAP6 } else { MAP4 });
+        self.buf.attr_str(LIST_SET, map.name());
         self.buf.finish();
         self.socket.send(&self.buf).map_err(fault)
     }
@@ -388,10 +468,8 @@ fn each_element(message: &NlMsgView<'_>, mut each: impl FnMut(Key, Counters)) {
             .or_else(|| elem.nested(ELEM_EXPRESSIONS).and_then(|list| list.nested(LIST_ELEM)));
         let counter = expr.and_then(|e| e.nested(EXPR_DATA));
         let number = |kind| counter.and_then(|c| c.find(kind)).and_then(be64).unwrap_or(0);
-        let data = elem.nested(ELEM_DATA).and_then(|d| d.find(DATA_VALUE)).unwrap_or(&[]);
-        let times = if key.is_v6() { 1 } else { lookups_per_packet(data) };
-        let packets = number(COUNTER_PACKETS) / times;
-        each(key, Counters { packets, bytes: number(COUNTER_BYTES) / times });
+        let (packets, bytes) = (number(COUNTER_PACKETS), number(COUNTER_BYTES));
+        each(key, Counters { packets, bytes });
     }
 }
 

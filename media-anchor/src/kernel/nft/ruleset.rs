@@ -5,6 +5,7 @@
 //! ```text
 //! table netdev <name>
 //!   map m4  saddr daddr sport dport → saddr daddr sport dport oif nexthop tos   (counter)
+//!   map o4  the same for streams that do not leave with the common code point
 //!   map m6
 //!   chain in_<device>  type filter hook ingress device <device> priority -300
 //! ```
@@ -20,8 +21,9 @@ use super::expr::{Base, Csum, Expr, reg};
 
 /// nfnetlink header of a netdev message: family (NFPROTO_NETDEV), version, resource id.
 pub(super) const NETDEV: [u8; 4] = [5, 0, 0, 0];
-/// Names of the two maps of the relay.
+/// Names of the maps of the relay.
 pub(super) const MAP4: &str = "m4";
+pub(super) const MAP4_OTHER: &str = "o4";
 pub(super) const MAP6: &str = "m6";
 /// Bytes of map data: quadruple, device, next hop, first four bytes of the IP header.
 pub(super) const DATA4: usize = QUAD4 + 4 + 4 + 4;
@@ -137,7 +139,7 @@ pub(super) fn delete_table(table: &str) -> Batch {
 }
 
 /// The maps of the relay.
-pub(super) fn relay_sets(size: u32) -> [SetSpec<'static>; 2] {
+pub(super) fn relay_sets(size: u32) -> [SetSpec<'static>; 3] {
     let map = |name, id, key: usize, data: usize| SetSpec {
         name,
         id,
@@ -148,7 +150,7 @@ pub(super) fn relay_sets(size: u32) -> [SetSpec<'static>; 2] {
         interval: false,
         counter: true,
     };
-    [map(MAP4, 1, QUAD4, DATA4), map(MAP6, 2, QUAD6, DATA6)]
+    [map(MAP4, 1, QUAD4, DATA4), map(MAP6, 2, QUAD6, DATA6), map(MAP4_OTHER, 3, QUAD4, DATA4)]
 }
 
 /// Name of a device's chain.
@@ -181,6 +183,7 @@ pub(super) fn relay_chain(table: &str, device: &Device) -> Batch {
     let name = cstring(&device.name);
     let chain = ingress_chain(&nft, &name, chain_name(&device.name), RELAY_PRIORITY);
     batch.add(&chain, MsgType::Add);
+    add_rule(&mut batch, &chain, &rule4_marked(device));
     add_rule(&mut batch, &chain, &rule4_common(device));
     add_rule(&mut batch, &chain, &rule4(device));
     add_rule(&mut batch, &chain, &rule6(device));
@@ -209,21 +212,19 @@ fn to_us() -> [Expr; 2] {
     [Expr::meta(libc::NFT_META_PKTTYPE, reg(0)), Expr::equals(reg(0), &[PACKET_HOST])]
 }
 
-/// The code point of the first rule: EF, what telephony is marked with (RFC 4594).
-const COMMON_DSCP: u8 = 46;
+/// The code point of the first two rules: EF, what telephony is marked with (RFC 4594).
+pub(super) const COMMON_DSCP: u8 = 46;
+const COMMON_TOS: u8 = COMMON_DSCP << 2;
 
-/// How often a packet of an IPv4 element is looked up, and by that counted: the rule for the
-/// common code point has looked before the other does.
-pub(super) fn lookups_per_packet(data: &[u8]) -> u64 {
-    if data.get(QUAD4 + 9) == Some(&(COMMON_DSCP << 2)) { 1 } else { 2 }
-}
-
-/// What both IPv4 rules match: the element's data is in r0 to r5 afterwards. Loads of 2 or 4
-/// bytes at a multiple of that are evaluated inline by the kernel, others cost a call each.
-fn match4(device: &Device) -> Vec<Expr> {
+/// What the IPv4 rules match: the element's data is in r0 to r5 afterwards. Loads of 2 or 4
+/// bytes at a multiple of that are evaluated inline by the kernel, others cost a call each. An
+/// element is in one map only, and a packet that is found leaves: it is counted once.
+fn match4(device: &Device, first: &[u8], map: (&str, u32)) -> Vec<Expr> {
     let mut rule = untagged(device, [0x08, 0x00]);
-    // Version 4 without options. Whatever is not IPv4 has no transport header below.
-    rule.extend([Expr::load(Base::Network, 0, 1, reg(0)), Expr::equals(reg(0), &[0x45])]);
+    // Version 4 without options, and the code point or not. Whatever is not IPv4 has no transport
+    // header below.
+    let len = u32::try_from(first.len()).expect("one byte or two");
+    rule.extend([Expr::load(Base::Network, 0, len, reg(0)), Expr::equals(reg(0), first)]);
     rule.extend(to_us());
     rule.extend([
         Expr::load(Base::Network, 9, 1, reg(0)),
@@ -235,12 +236,14 @@ fn match4(device: &Device) -> Vec<Expr> {
         Expr::load(Base::Network, 12, 4, reg(0)),
         Expr::load(Base::Network, 16, 4, reg(1)),
         Expr::load(Base::Transport, 0, 4, reg(2)),
-        Expr::lookup(MAP4, 1, reg(0), Some(reg(0))),
+        Expr::lookup(map.0, map.1, reg(0), Some(reg(0))),
     ]);
     rule
 }
 
-/// Addresses, ports, and away.
+/// Addresses, ports, and away. The TTL is one less than it came: `fwd` takes it off, as a router
+/// does. Writing it would cost more than a tenth of a packet, like every write that moves the
+/// header checksum along.
 fn send4() -> [Expr; 3] {
     [
         Expr::store(Base::Network, 12, 8, reg(0), IP_CSUM, true),
@@ -249,33 +252,25 @@ fn send4() -> [Expr; 3] {
     ]
 }
 
-/// The rule for the common code point: it and the TTL are constants, so that one write does for
-/// both. A write that moves the header checksum along costs more than a tenth of a packet.
+/// What comes with the common code point and is to leave with it: nothing but addresses is written.
+fn rule4_marked(device: &Device) -> Vec<Expr> {
+    let mut rule = match4(device, &[0x45, COMMON_TOS], (MAP4, 1));
+    rule.extend(send4());
+    rule
+}
+
+/// What comes with another code point and is to leave with the common one.
 fn rule4_common(device: &Device) -> Vec<Expr> {
-    let mut rule = match4(device);
-    let tos = COMMON_DSCP << 2;
-    rule.extend([
-        Expr::equals(reg(5), &[0x45, tos, 0, 0]),
-        Expr::load(Base::Network, 0, 4, reg(8)),
-        Expr::load(Base::Network, 4, 4, reg(9)),
-        Expr::load(Base::Network, 8, 4, reg(10)),
-        Expr::bits(reg(8), [0xff, 0, 0xff, 0xff], [0, tos, 0, 0]),
-        // fwd takes one off the TTL.
-        Expr::bits(reg(10), [0, 0xff, 0xff, 0xff], [TTL + 1, 0, 0, 0]),
-        Expr::store(Base::Network, 0, 10, reg(8), IP_CSUM, false),
-    ]);
+    let mut rule = match4(device, &[0x45], (MAP4, 1));
+    rule.push(Expr::store(Base::Network, 0, 2, reg(5), IP_CSUM, false));
     rule.extend(send4());
     rule
 }
 
 /// The rule for all others: the code point is the element's.
 fn rule4(device: &Device) -> Vec<Expr> {
-    let mut rule = match4(device);
-    rule.extend([
-        Expr::immediate(reg(6), &[TTL + 1, IPPROTO_UDP]),
-        Expr::store(Base::Network, 0, 2, reg(5), IP_CSUM, false),
-        Expr::store(Base::Network, 8, 2, reg(6), IP_CSUM, false),
-    ]);
+    let mut rule = match4(device, &[0x45], (MAP4_OTHER, 3));
+    rule.push(Expr::store(Base::Network, 0, 2, reg(5), IP_CSUM, false));
     rule.extend(send4());
     rule
 }
