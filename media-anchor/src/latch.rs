@@ -93,7 +93,7 @@ impl SideLatch {
     /// Takes what SDP says. Learning starts anew if `relearn` or when the address is another one.
     pub(crate) fn signal(&mut self, rtp: Option<SocketAddr>, mode: Latch, relearn: bool) {
         let restored = std::mem::take(&mut self.restored) && rtp.is_some() && mode != Latch::Off;
-        let moved = rtp != self.signalled && !(restored && !relearn);
+        let moved = rtp != self.signalled && (relearn || !restored);
         let previous = self.learnt().filter(|_| !moved);
         self.signalled = rtp;
         let learning = |force| {

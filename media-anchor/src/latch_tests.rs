@@ -257,3 +257,25 @@ fn turning_latching_off_mid_call_pins_the_signalled_address() {
     assert!(bench.latch.is_endpoint(addr(2)));
     assert!(!bench.latch.is_endpoint(addr(1)));
 }
+
+#[test]
+fn what_another_node_had_latched_stays_latched() {
+    let mut bench = Bench::new(Latch::Auto);
+    for mode in [Latch::Auto, Latch::Force] {
+        bench.latch = SideLatch::default();
+        bench.latch.restore(addr(9));
+        bench.latch.signal(Some(signalled()), mode, false);
+        assert_eq!(bench.latch.settled(bench.start), Some(addr(9)));
+        assert_eq!(bench.at(0, 9), Judgement::Accept);
+        assert_eq!(bench.at(20, 1), Judgement::Stranger, "as it was on the other node");
+        // The next offer or answer is one like any other.
+        bench.latch.signal(Some(addr(3)), mode, false);
+        assert_eq!(bench.latch.settled(bench.start), None);
+    }
+    bench.latch.restore(addr(9));
+    bench.latch.signal(Some(signalled()), Latch::Off, false);
+    assert_eq!(bench.latch.settled(bench.start), Some(signalled()), "SDP alone is trusted");
+    bench.latch.restore(addr(9));
+    bench.latch.signal(Some(signalled()), Latch::Auto, true);
+    assert_eq!(bench.latch.settled(bench.start), None, "told to learn anew");
+}

@@ -7,5 +7,6 @@ mod changes;
 mod frame;
 mod moves;
 mod netns;
+mod privileges;
 mod rewrite;
 mod takeover;
