@@ -83,13 +83,8 @@ impl Talk {
         self.bed.node().ctl("status")["kernel_flows"].as_u64().unwrap_or(0)
     }
 
-    /// The sum of a metric over its labels that contain `label`.
     fn metric(&self, name: &str, label: &str) -> u64 {
-        let reply = self.bed.node().ctl(&format!("stats {name}"));
-        let stats = reply["stats"].as_array().expect("a list");
-        let of_label = |s: &&serde_json::Value| s["labels"].as_str().unwrap_or("").contains(label);
-        let sum: f64 = stats.iter().filter(of_label).filter_map(|s| s["value"].as_f64()).sum();
-        sum.round() as u64
+        self.bed.node().metric(name, label)
     }
 
     fn relayed(&self) -> u64 {

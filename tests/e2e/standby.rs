@@ -14,15 +14,6 @@ fn of_status(three: &Three, node: usize, field: &str) -> u64 {
     three.node(node).try_ctl("status").and_then(|s| s[field].as_u64()).unwrap_or(0)
 }
 
-/// The sum of a metric over its labels that contain `label`.
-fn metric(three: &Three, node: usize, name: &str, label: &str) -> u64 {
-    let reply = three.node(node).ctl(&format!("stats {name}"));
-    let stats = reply["stats"].as_array().expect("a list");
-    let of_label = |s: &&serde_json::Value| s["labels"].as_str().unwrap_or("").contains(label);
-    let sum: f64 = stats.iter().filter(of_label).filter_map(|s| s["value"].as_f64()).sum();
-    sum.round() as u64
-}
-
 #[test]
 fn media_is_in_the_kernel_of_the_survivor_before_the_node_dies() {
     if !can_make_namespaces("standby in the kernel") {
@@ -48,7 +39,7 @@ fn media_is_in_the_kernel_of_the_survivor_before_the_node_dies() {
         assert_eq!(of_status(&three, *other, "kernel_flows"), FLOWS);
     }
     let relayed =
-        |three: &Three, node| metric(three, node, "sbc_media_relayed_datagrams_total", "");
+        |three: &Three, node| three.node(node).metric("sbc_media_relayed_datagrams_total", "");
     assert!(others.iter().all(|n| relayed(&three, *n) == 0), "a standby relays nothing");
 
     load.mark();
@@ -62,7 +53,7 @@ fn media_is_in_the_kernel_of_the_survivor_before_the_node_dies() {
         gaps.median, gaps.longest
     );
     wait_for("the sessions to have their flows", LONG, || {
-        let promoted = metric(&three, survivor, "sbc_kernel_flow_changes_total", "promoted");
+        let promoted = three.node(survivor).metric("sbc_kernel_flow_changes_total", "promoted");
         (promoted == FLOWS).then_some(())
     });
     assert_eq!(of_status(&three, survivor, "kernel_standby_flows"), 0);

@@ -74,6 +74,15 @@ impl Node {
         rows.iter().filter_map(|row| row["value"].as_f64()).sum()
     }
 
+    /// The sum of a metric over those of its labels that contain `label`.
+    pub fn metric(&self, name: &str, label: &str) -> u64 {
+        let reply = self.ctl(&format!("stats {name}"));
+        let stats = reply["stats"].as_array().expect("a list");
+        let fits = |s: &&Value| s["labels"].as_str().unwrap_or("").contains(label);
+        let sum: f64 = stats.iter().filter(fits).filter_map(|s| s["value"].as_f64()).sum();
+        format!("{sum:.0}").parse().expect("a count")
+    }
+
     /// The CDRs written so far.
     pub fn cdrs(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(self.dir.join("cdr.jsonl")).unwrap_or_default();
