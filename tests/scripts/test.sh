@@ -34,6 +34,7 @@ cargo build --workspace --all-targets || exit 1
 if [ "${1:-}" != e2e ]; then
     run cargo test --workspace --exclude sbc-tests --no-fail-fast
     run cargo test -p sbc-tests --test tidy --no-fail-fast
+    run "${inner[@]}" cargo test -p sbc-tests --test deploy --no-fail-fast -- --test-threads=1
 fi
 run "${inner[@]}" cargo test -p sbc-tests --test e2e --no-fail-fast -- --test-threads=2
 

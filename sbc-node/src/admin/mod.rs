@@ -8,6 +8,7 @@ mod calls;
 mod cluster;
 mod configuration;
 pub mod convert;
+mod events;
 mod media;
 mod nodes;
 pub mod server;

@@ -11,6 +11,7 @@ use sbc_proto::admin::v1::bans_server::BansServer;
 use sbc_proto::admin::v1::calls_server::CallsServer;
 use sbc_proto::admin::v1::cluster_server::ClusterServer;
 use sbc_proto::admin::v1::config_server::ConfigServer;
+use sbc_proto::admin::v1::events_server::EventsServer;
 use sbc_proto::admin::v1::media_server::MediaServer;
 use sbc_proto::admin::v1::node_server::NodeServer;
 use sbc_proto::admin::v1::trunks_server::TrunksServer;
@@ -27,6 +28,7 @@ use super::bans::BansService;
 use super::calls::CallsService;
 use super::cluster::ClusterService;
 use super::configuration::ConfigService;
+use super::events::EventsService;
 use super::media::MediaService;
 use super::nodes::NodeService;
 use super::tls;
@@ -86,6 +88,7 @@ fn router(context: &Arc<Context>) -> anyhow::Result<Router> {
         .add_service(BansServer::new(BansService(shared())))
         .add_service(CallsServer::new(CallsService(shared())))
         .add_service(ClusterServer::new(ClusterService(shared())))
+        .add_service(EventsServer::new(EventsService(shared())))
         .add_service(TrunksServer::new(TrunksService(shared())))
         .add_service(MediaServer::new(MediaService(shared())))
         .add_service(ConfigServer::new(ConfigService(shared()))))

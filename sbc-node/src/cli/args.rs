@@ -83,6 +83,14 @@ pub(super) enum Command {
     /// The node as a member of the service.
     #[command(subcommand)]
     Node(Node),
+    /// What happens on the node, as it happens.
+    Events {
+        /// Only kinds that begin with one of these: `call`, `cluster.leader`.
+        kinds: Vec<String>,
+        /// Stop after so many.
+        #[arg(long, short = 'n')]
+        count: Option<u64>,
+    },
     /// Place one call through an SBC, to see that it works.
     Call(Call),
     /// For pods: addresses of the node, the hook before a stop.

@@ -241,3 +241,14 @@ pub(super) fn changes(changes: &[String]) {
         println!("{change}");
     }
 }
+
+pub(super) fn event(event: &pb::NodeEvent) {
+    let clock = crate::telemetry::time::Utc(event.at_ms);
+    if event.missed > 0 {
+        println!("{clock}  {} events missed", event.missed);
+        return;
+    }
+    let mut details: Vec<_> = event.details.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    details.sort();
+    println!("{clock}  {:24} {} {}", event.kind, event.subject, details.join(" "));
+}

@@ -7,6 +7,7 @@ use clap::CommandFactory;
 use sbc_proto::admin::v1 as pb;
 use sbc_proto::admin::v1::calls_client::CallsClient;
 use sbc_proto::admin::v1::config_client::ConfigClient;
+use sbc_proto::admin::v1::events_client::EventsClient;
 use sbc_proto::admin::v1::media_client::MediaClient;
 use sbc_proto::admin::v1::node_client::NodeClient;
 use sbc_proto::admin::v1::trunks_client::TrunksClient;
@@ -60,6 +61,7 @@ pub(super) async fn run(args: Args) -> Done {
             let reply = NodeClient::new(channel).stats(request).await?.into_inner();
             show(json, &reply, output::stats)
         }
+        Command::Events { kinds, count } => events(channel, kinds, count, json).await,
         Command::Top { interval, count } => top(channel, interval, count, json).await,
         Command::Cluster(command) => cluster::run(channel, command, json).await,
         Command::Kube(command) => kube::pre_stop(channel, command).await,
@@ -125,6 +127,23 @@ async fn calls(channel: Channel, command: Calls, json: bool) -> Done {
             Ok(())
         }
     }
+}
+
+async fn events(channel: Channel, kinds: Vec<String>, count: Option<u64>, json: bool) -> Done {
+    let request = pb::WatchEventsRequest { kinds };
+    let mut events = EventsClient::new(channel).watch(request).await?.into_inner();
+    let mut shown = 0;
+    while count.is_none_or(|count| shown < count)
+        && let Some(event) = events.message().await?
+    {
+        if json {
+            output::json_line(&event)?;
+        } else {
+            output::event(&event);
+        }
+        shown += 1;
+    }
+    Ok(())
 }
 
 async fn trunks(channel: Channel, command: Trunks, json: bool) -> Done {

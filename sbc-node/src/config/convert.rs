@@ -17,14 +17,16 @@ use toml::Spanned;
 use super::parse::{Lines, read};
 use super::value::Span;
 use super::{
-    AdminConfig, CdrConfig, ClusterConfig, Config, DnsConfig, FloatingConfig, JoinConfig,
-    JoinToken, LogConfig, NodeConfig, Problem, Surroundings, TlsFiles, TransportConfig, diff,
-    guard, interface, place, raw, registrar, route, secure, trunk,
+    AdminConfig, CdrConfig, ClusterConfig, Config, DnsConfig, FloatingConfig, HepConfig,
+    JoinConfig, JoinToken, LogConfig, NodeConfig, Problem, Share, Surroundings, TlsFiles,
+    TraceConfig, TransportConfig, diff, guard, interface, place, raw, registrar, route, secure,
+    trunk,
 };
 
 const MAX_SHARDS: usize = 64;
 const DEFAULT_SOCKET: &str = "/run/sbc/admin.sock";
 const DEFAULT_CLUSTER_PORT: u16 = 7000;
+const DEFAULT_HEP_PORT: u16 = 9060;
 
 /// Gathers problems and knows the surroundings.
 pub(super) struct Context<'a> {
@@ -183,6 +185,8 @@ fn file_config(cx: &mut Context<'_>, file: &raw::File, document: toml::Table) ->
         cdr: cdr(cx, &file.cdr),
         log: log(cx, &file.log),
         metrics: file.metrics.listen.as_ref().map(|l| *l.get_ref()),
+        trace: file.trace.as_ref().map(|t| trace(cx, t.get_ref())),
+        hep: file.hep.as_ref().map(|h| hep(cx, h.get_ref())),
         admin: admin(cx, &file.admin),
         cluster,
         node,
@@ -317,6 +321,33 @@ fn cdr(cx: &mut Context<'_>, cdr: &raw::Cdr) -> Option<CdrConfig> {
     let keep = cx.bounded(cdr.keep.as_ref(), 30, 1..=100_000);
     let file = cx.path(cdr.file.as_ref()?);
     Some(CdrConfig { file, rotate_bytes, rotate_every: cdr.rotate_every.map(|s| s.0), keep })
+}
+
+/// A part of all calls.
+fn share(cx: &mut Context<'_>, value: Option<&Spanned<f64>>, default: f64) -> Share {
+    let Some(value) = value else { return Share::of(default) };
+    if !(0.0..=1.0).contains(value.get_ref()) {
+        cx.problem(value.span(), "a share of the calls is from 0 to 1");
+    }
+    Share::of(*value.get_ref())
+}
+
+fn trace(cx: &mut Context<'_>, raw: &raw::Trace) -> TraceConfig {
+    let endpoint = raw.endpoint.get_ref();
+    let plain = endpoint.strip_prefix("http://").is_some_and(|rest| rest.contains(':'));
+    if !plain {
+        cx.problem(raw.endpoint.span(), "the endpoint is http://HOST:PORT: a collector nearby");
+    }
+    TraceConfig { endpoint: endpoint.clone(), share: share(cx, raw.sample.as_ref(), 0.01) }
+}
+
+fn hep(cx: &mut Context<'_>, raw: &raw::Hep) -> HepConfig {
+    HepConfig {
+        collector: host_port(cx, &raw.collector, DEFAULT_HEP_PORT),
+        share: share(cx, raw.sample.as_ref(), 1.0),
+        capture_id: raw.capture_id,
+        key_file: raw.key_file.as_ref().map(|file| cx.path(file)),
+    }
 }
 
 fn log(cx: &mut Context<'_>, log: &raw::Log) -> LogConfig {

@@ -39,6 +39,8 @@ const NEEDS_RESTART: [&str; 24] = [
     "guard.devices",
     "metrics.listen",
     "admin",
+    "trace",
+    "hep",
     "cluster",
 ];
 

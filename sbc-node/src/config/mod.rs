@@ -29,6 +29,7 @@ use sbc_core::digest::NonceKey;
 use sbc_core::ids::HintKey;
 use sbc_core::routing::{BuildError, Table};
 
+pub use crate::telemetry::tap::Share;
 pub use diff::{Change, diff};
 pub use parse::Problem;
 pub use raw::{FailoverMode, Kernel, LogFormat, OnQuorumLoss};
@@ -70,6 +71,10 @@ pub struct Config {
     pub log: LogConfig,
     /// Where Prometheus scrapes; `None` for nowhere.
     pub metrics: Option<SocketAddr>,
+    /// `None`: no traces.
+    pub trace: Option<TraceConfig>,
+    /// `None`: no HEP.
+    pub hep: Option<HepConfig>,
     pub admin: AdminConfig,
     /// `None` for a node on its own.
     pub cluster: Option<ClusterConfig>,
@@ -214,6 +219,24 @@ pub struct LogConfig {
     /// A `tracing` filter: `info`, or `info,sbc_core::b2bua=debug`.
     pub level: String,
     pub format: LogFormat,
+}
+
+/// `[trace]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TraceConfig {
+    /// `http://HOST:PORT` of a collector that takes OTLP/gRPC.
+    pub endpoint: String,
+    pub share: Share,
+}
+
+/// `[hep]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HepConfig {
+    /// `HOST:PORT`, UDP.
+    pub collector: String,
+    pub share: Share,
+    pub capture_id: u32,
+    pub key_file: Option<PathBuf>,
 }
 
 /// `[admin]`.

@@ -62,6 +62,8 @@ pub(super) struct File {
     pub(super) cdr: Cdr,
     pub(super) log: Log,
     pub(super) metrics: Metrics,
+    pub(super) trace: Option<Spanned<Trace>>,
+    pub(super) hep: Option<Spanned<Hep>>,
     pub(super) admin: Admin,
     pub(super) cluster: Option<Spanned<Cluster>>,
 }
@@ -607,6 +609,25 @@ pub enum LogFormat {
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub(super) struct Metrics {
     pub(super) listen: Option<Spanned<std::net::SocketAddr>>,
+}
+
+/// Spans by OTLP/gRPC.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Trace {
+    pub(super) endpoint: Spanned<String>,
+    pub(super) sample: Option<Spanned<f64>>,
+}
+
+/// SIP messages by HEP version 3.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Hep {
+    pub(super) collector: Spanned<PeerText>,
+    pub(super) sample: Option<Spanned<f64>>,
+    #[serde(default = "one")]
+    pub(super) capture_id: u32,
+    pub(super) key_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]

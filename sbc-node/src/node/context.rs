@@ -18,11 +18,13 @@ use crate::shard::command::Command;
 use crate::shard::queue::Handle;
 use crate::shard::stats::{Kind, ShardStats};
 use crate::telemetry::cdr::CdrSink;
+use crate::telemetry::events::EventHub;
 use crate::telemetry::http::Pages;
 use crate::telemetry::log::LogControl;
 use crate::telemetry::metrics::{
     CallMetrics, CdrSource, Fetched, Metrics, ProcessSource, Sample, ShardSource, number,
 };
+use crate::telemetry::tap::TapStats;
 use crate::telemetry::time::unix_ms;
 use crate::telemetry::trace::TraceHub;
 use crate::transport::door::Doors;
@@ -60,6 +62,8 @@ pub(super) struct Made {
     pub(super) kernel: Arc<Report>,
     pub(super) calls: Arc<CallMetrics>,
     pub(super) traces: TraceHub,
+    pub(super) events: EventHub,
+    pub(super) tap: Option<Arc<TapStats>>,
     pub(super) cdrs: CdrSink,
     pub(super) log: LogControl,
     pub(super) doors: Arc<Doors>,
@@ -76,6 +80,8 @@ pub struct Context {
     /// Which kernel way is in use, and why.
     pub kernel: Arc<Report>,
     pub traces: TraceHub,
+    pub events: EventHub,
+    tap: Option<Arc<TapStats>>,
     pub cdrs: CdrSink,
     pub log: LogControl,
     pub running: ArcSwap<Running>,
@@ -111,6 +117,8 @@ impl Context {
             anchor: made.anchor,
             kernel: made.kernel,
             traces: made.traces,
+            events: made.events,
+            tap: made.tap,
             cdrs: made.cdrs,
             log: made.log,
             doors: made.doors,
@@ -250,6 +258,16 @@ impl Context {
             labels: Vec::new(),
             value: number(u64::try_from(self.traces.watchers()).unwrap_or(0)),
         });
+        samples.push(Sample {
+            name: "sbc_events_missed",
+            help: "Events that watchers were too slow for",
+            kind: Kind::Counter,
+            labels: Vec::new(),
+            value: number(self.events.missed()),
+        });
+        if let Some(tap) = &self.tap {
+            tap.samples(&mut samples);
+        }
         self.media_samples(&mut samples);
         self.kernel_samples(&mut samples);
         self.trunk_samples(&mut samples);

@@ -29,10 +29,12 @@ use crate::shard::queue::{Handle, Mailbox, mailbox};
 use crate::shard::run::{self, Shard};
 use crate::shard::stats::ShardStats;
 use crate::telemetry::cdr::{self, CdrWriter};
+use crate::telemetry::events::EventHub;
 use crate::telemetry::http;
 use crate::telemetry::log::LogControl;
 use crate::telemetry::metrics::CallMetrics;
 use crate::telemetry::outside::{Held, ShardOutside};
+use crate::telemetry::tap::Tap;
 use crate::telemetry::time::unix_ms;
 use crate::telemetry::trace::TraceHub;
 use crate::transport;
@@ -72,6 +74,10 @@ pub(super) fn start(
     let anchor = Arc::new(anchor);
     let calls = Arc::new(CallMetrics::default());
     let traces = TraceHub::default();
+    let events = EventHub::default();
+    let (hep, trace) = (config.hep.as_ref(), config.trace.as_ref());
+    let tap =
+        Tap::start(&config.node.name, hep, trace, runtime).context("watching from outside")?;
     let stats: Vec<_> = (0..shards).map(|_| Arc::new(ShardStats::default())).collect();
     let pairs: Vec<(Handle<Core>, Mailbox<Core>)> =
         (0..shards).map(|_| mailbox()).collect::<Result<_, _>>()?;
@@ -117,6 +123,8 @@ pub(super) fn start(
             store: Arc::clone(&store),
             media,
             held: Held::default(),
+            events: events.clone(),
+            tap: tap.clone(),
         };
         let seed = rand::rng().next_u64();
         let mut machine = Core::new(Arc::clone(&core), rand::random(), clock);
@@ -124,6 +132,9 @@ pub(super) fn start(
         machine.set_place(place, all);
         if index == 0 {
             machine.probe_trunks(clock.at, 0);
+        }
+        if let Some(tap) = &tap {
+            machine.sample(tap.share().below());
         }
         let shard = Shard::new(run::Parts {
             index,
@@ -140,6 +151,9 @@ pub(super) fn start(
         });
         built.push(shard.context("cannot open the listeners")?);
     }
+    if let Some(cluster) = &cluster {
+        runtime.spawn(tell_of_cluster(cluster.handle.subscribe(), events.clone()));
+    }
     start_resolver(&config, runtime, requests, handles.clone())?;
     let context = Context::new(Made {
         shards: handles,
@@ -148,6 +162,8 @@ pub(super) fn start(
         kernel: kernel.report,
         calls,
         traces,
+        events,
+        tap: tap.map(|tap| tap.stats),
         cdrs: cdrs.sink(),
         log,
         doors: Arc::clone(&transport.doors),
@@ -216,6 +232,13 @@ fn kernel_devices(config: &Config) -> Vec<String> {
     devices.sort();
     devices.dedup();
     devices
+}
+
+/// Tells those who watch of what happens in the cluster.
+async fn tell_of_cluster(mut from: sbc_cluster::Events, events: EventHub) {
+    while let Some(event) = from.next().await {
+        events.cluster(&event);
+    }
 }
 
 /// A thread per shard, which tells when it ends by itself.

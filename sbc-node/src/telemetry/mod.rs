@@ -3,9 +3,13 @@
 //! Nothing here is needed for a call to work, and nothing here makes a shard wait.
 
 pub mod cdr;
+pub mod events;
+pub mod hep;
 pub mod http;
 pub mod log;
 pub mod metrics;
 pub mod outside;
+pub mod spans;
+pub mod tap;
 pub mod time;
 pub mod trace;

@@ -18,7 +18,9 @@ use sbc_core::net::Flow;
 use tokio::sync::mpsc;
 
 use super::cdr::CdrSink;
+use super::events::EventHub;
 use super::metrics::CallMetrics;
+use super::tap::Tap;
 use super::trace::{TraceHub, Watched};
 use crate::anchor::{MediaEvent, MediaEvents};
 use crate::resolve::Request;
@@ -40,6 +42,9 @@ pub struct ShardOutside {
     pub store: Arc<dyn Store>,
     pub media: MediaEvents,
     pub held: Held,
+    pub events: EventHub,
+    /// `None` while nobody watches from outside.
+    pub tap: Option<Tap>,
 }
 
 impl Outside for ShardOutside {
@@ -50,20 +55,39 @@ impl Outside for ShardOutside {
                 if self.traces.watched() {
                     self.traces.publish(Watched::Ended(cdr.call));
                 }
+                self.events.ended(&cdr);
+                if let Some(tap) = &self.tap {
+                    tap.ended(&cdr);
+                }
                 if let Some(cdr) = self.held.take(cdr, Instant::now()) {
                     self.store.ended(cdr, &self.cdrs);
                 }
             }
-            Event::Trace(trace) => self.traces.publish(Watched::Message(Arc::from(trace))),
+            Event::Trace(trace) => {
+                let trace = Arc::from(trace);
+                if let Some(tap) = &self.tap {
+                    tap.message(&trace);
+                }
+                if self.traces.watched() {
+                    self.traces.publish(Watched::Message(trace));
+                }
+            }
             Event::Drained => tracing::info!(shard = self.shard, "drained"),
-            Event::Peer { trunk, host, up: true } => tracing::info!(%trunk, %host, "peer is up"),
+            Event::Peer { trunk, host, up: true } => {
+                tracing::info!(%trunk, %host, "peer is up");
+                let peer = || (trunk.to_string(), vec![("host", host.to_string())]);
+                self.events.tell("peer.up", peer);
+            }
             Event::Peer { trunk, host, up: false } => {
                 tracing::warn!(%trunk, %host, "peer is down");
+                let peer = || (trunk.to_string(), vec![("host", host.to_string())]);
+                self.events.tell("peer.down", peer);
             }
         }
     }
 
     fn store(&mut self, id: StoreId, wait: Option<Duration>, record: Record) -> bool {
+        self.events.stored(&record);
         self.store.write(self.shard, id, wait, record)
     }
 

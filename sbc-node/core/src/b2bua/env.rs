@@ -2,6 +2,7 @@
 //! anchor, and the queue of outputs. One per shard; passed to every operation as [`Cx`].
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ use crate::core::{
 use crate::guard::{Guard, Overload};
 use crate::ids::{Branch, Ids};
 use crate::media::{Anchor, Side};
-use crate::net::{ConnId, Flow, Listener, Target, Transport};
+use crate::net::{ConnId, Flow, InterfaceId, Listener, Target, Transport};
 use crate::registrar::Registrar;
 use crate::routing::Routing;
 use crate::sip::{Message, Method};
@@ -171,6 +172,8 @@ pub(crate) struct Env {
     pub(crate) here: bool,
     /// Trace every new call.
     pub(crate) trace_all: bool,
+    /// Trace new calls whose id is below this: a share of all; the largest number is all of them.
+    pub(crate) trace_below: u64,
     pub(crate) stats: Stats,
     pub(crate) next_id: u64,
 }
@@ -352,6 +355,24 @@ impl Cx<'_> {
         self.env.out.push_back(Output::Event(event));
     }
 
+    /// Whether a new call with this id is traced.
+    pub(crate) fn is_traced(&self, call: CallId) -> bool {
+        let below = self.env.trace_below;
+        self.env.trace_all || call.0 < below || below == u64::MAX
+    }
+
+    /// Where a message to `to` will leave from, as far as an interface's listeners tell.
+    fn local_of(
+        &self,
+        interface: InterfaceId,
+        transport: Transport,
+        to: SocketAddr,
+    ) -> Option<SocketAddr> {
+        let interface = self.env.config.interfaces.iter().find(|i| i.id == interface)?;
+        let fits = |l: &&Listener| l.transport == transport && l.local.is_ipv4() == to.is_ipv4();
+        interface.listeners.iter().find(fits).map(|l| l.local)
+    }
+
     /// One rung of a traced call's ladder.
     pub(crate) fn trace(
         &mut self,
@@ -362,8 +383,8 @@ impl Cx<'_> {
     ) {
         let (local, remote, transport) = match *dest {
             Destination::Flow(flow) => (Some(flow.local), flow.remote, flow.transport),
-            Destination::Target { target: Target { transport, addr, .. }, .. } => {
-                (None, addr, transport)
+            Destination::Target { interface, target: Target { transport, addr, .. } } => {
+                (self.local_of(interface, transport, addr), addr, transport)
             }
         };
         let trace = Trace {

@@ -250,7 +250,7 @@ pub(crate) fn make(
         facts: Box::new(facts),
         refers: SmallVec::new(),
         conn: incoming.flow.conn,
-        trace: cx.env.trace_all,
+        trace: cx.is_traced(key.id),
         revision: 0,
     }
 }

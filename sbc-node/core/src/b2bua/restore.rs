@@ -171,7 +171,7 @@ fn restored_call(cx: &mut Cx<'_>, key: CallKey, record: &CallRecord, a: Leg, b: 
         facts: Box::new(facts),
         refers: SmallVec::new(),
         conn: None,
-        trace: cx.env.trace_all,
+        trace: cx.is_traced(key.id),
         revision: record.revision,
     };
     for side in [Side::A, Side::B] {

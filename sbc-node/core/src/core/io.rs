@@ -213,7 +213,7 @@ pub enum Command {
 }
 
 /// Which way a traced message went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
     Received,
     Sent,

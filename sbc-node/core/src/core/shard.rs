@@ -57,6 +57,7 @@ impl Core {
             draining: false,
             here: false,
             trace_all: false,
+            trace_below: 0,
             stats: Stats::default(),
             next_id: 0,
         };
@@ -68,6 +69,12 @@ impl Core {
         let mut prober = Prober::new(now, ShardHint(shard));
         prober.configure(&mut probe_cx(&mut self.env, now));
         self.prober = Some(prober);
+    }
+
+    /// Emits [`Event::Trace`] for each message of new calls whose id is below this; 0 for none, the
+    /// largest number for all.
+    pub fn sample(&mut self, below: u64) {
+        self.env.trace_below = below;
     }
 
     /// Says which of how many shards this is; without it, the only one.

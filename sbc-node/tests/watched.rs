@@ -1,0 +1,241 @@
+//! Watching from outside: a collector of OpenTelemetry, one of HEP and a watcher of events are told of
+//! a call what happened in it, and agree with its CDR.
+
+mod process;
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, UdpSocket};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
+    TraceService, TraceServiceServer,
+};
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
+use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
+use opentelemetry_proto::tonic::trace::v1::Span;
+use process::{Node, Phone, eventually, http_get};
+use serde_json::Value;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status};
+
+#[derive(Clone, Default)]
+struct Collector(Arc<Mutex<Vec<ExportTraceServiceRequest>>>);
+
+#[tonic::async_trait]
+impl TraceService for Collector {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        self.0.lock().unwrap().push(request.into_inner());
+        Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+impl Collector {
+    /// Listens on a thread of its own until the test ends.
+    fn start() -> (Collector, SocketAddr) {
+        let collector = Collector::default();
+        let (tell, told) = std::sync::mpsc::channel();
+        let service = TraceServiceServer::new(collector.clone());
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(async move {
+                let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+                tell.send(listener.local_addr().unwrap()).unwrap();
+                let incoming = TcpListenerStream::new(listener);
+                let server = tonic::transport::Server::builder().add_service(service);
+                server.serve_with_incoming(incoming).await.unwrap();
+            });
+        });
+        (collector, told.recv().unwrap())
+    }
+
+    fn spans(&self) -> Vec<Span> {
+        let requests = self.0.lock().unwrap();
+        let resources = requests.iter().flat_map(|r| &r.resource_spans);
+        resources.flat_map(|r| &r.scope_spans).flat_map(|s| &s.spans).cloned().collect()
+    }
+}
+
+fn attribute(span: &Span, key: &str) -> Option<String> {
+    let value = span.attributes.iter().find(|a| a.key == key)?.value.clone()?.value?;
+    Some(match value {
+        Any::StringValue(text) => text,
+        Any::IntValue(n) => n.to_string(),
+        Any::BoolValue(b) => b.to_string(),
+        other => panic!("{key} is {other:?}"),
+    })
+}
+
+/// The chunks of a HEP packet by type.
+fn decode(packet: &[u8]) -> BTreeMap<u16, Vec<u8>> {
+    assert_eq!(&packet[..4], b"HEP3");
+    let number = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
+    assert_eq!(usize::from(number(4)), packet.len(), "the length is the packet's");
+    let (mut chunks, mut at) = (BTreeMap::new(), 6);
+    while at < packet.len() {
+        assert_eq!(number(at), 0, "no vendor's own");
+        let end = at + usize::from(number(at + 4));
+        assert!(chunks.insert(number(at + 2), packet[at + 6..end].to_vec()).is_none());
+        at = end;
+    }
+    chunks
+}
+
+fn call(node: &Node) -> (Phone, Phone) {
+    let (caller, callee) = (Phone::at(node.pbx), Phone::at(node.carrier));
+    let invite = caller.invite(node.inside, "1");
+    caller.send(node.inside, &invite);
+    let incoming = callee.receive("INVITE ");
+    callee.answer(&incoming, 180, "Ringing", false);
+    caller.receive("SIP/2.0 180");
+    callee.answer(&incoming, 200, "OK", true);
+    let answered = caller.receive("SIP/2.0 200");
+    caller.send(node.inside, &caller.in_dialog("ACK", &invite, &answered, 1));
+    callee.receive("ACK ");
+    caller.send(node.inside, &caller.in_dialog("BYE", &invite, &answered, 2));
+    let bye = callee.receive("BYE ");
+    callee.answer(&bye, 200, "OK", false);
+    caller.receive("SIP/2.0 200");
+    (caller, callee)
+}
+
+#[test]
+fn a_call_is_a_trace_and_a_ladder_of_hep_and_two_events() {
+    let (collector, endpoint) = Collector::start();
+    let hep = UdpSocket::bind("127.0.0.1:0").unwrap();
+    hep.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let node = Node::start_with(&format!(
+        "[trace]\nendpoint = \"http://{endpoint}\"\nsample = 1.0\n\
+         [hep]\ncollector = \"{}\"\ncapture-id = 42\n",
+        hep.local_addr().unwrap()
+    ));
+    let mut watching = Command::new(env!("CARGO_BIN_EXE_sbcctl"))
+        .args(["--socket", node.socket.to_str().unwrap(), "--output", "json"])
+        .args(["events", "call", "--count", "2"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The watcher is there when an event reaches it: calls are made until one did.
+    let mut events = BufReader::new(watching.stdout.take().unwrap());
+    let first = std::thread::spawn(move || {
+        let mut line = String::new();
+        events.read_line(&mut line).unwrap();
+        (line, events)
+    });
+    let mut calls = 0;
+    eventually("an event", || {
+        call(&node);
+        calls += 1;
+        first.is_finished().then_some(())
+    });
+    let (line, mut events) = first.join().unwrap();
+    let event: Value = serde_json::from_str(&line).unwrap();
+    let kind = event["kind"].as_str().unwrap().to_owned();
+    assert!(kind == "call.answered" || kind == "call.ended", "{line}");
+    let mut line = String::new();
+    events.read_line(&mut line).unwrap();
+    let event: Value = serde_json::from_str(&line).unwrap();
+    assert!(event["kind"].as_str().unwrap().starts_with("call."), "{line}");
+    watching.wait().unwrap();
+
+    let cdr = node.cdrs(calls).remove(0);
+    let id = cdr["call"].as_str().or(cdr["id"].as_str()).unwrap().to_owned();
+    traced(&collector, &cdr, &id);
+    laddered(&hep, &node, &id);
+    let metrics = http_get(node.metrics, "/metrics");
+    assert!(metrics.contains("sbc_tap_lost_messages_total 0"), "{metrics}");
+    node.stop();
+}
+
+/// The spans of the call fit together and say what the CDR says.
+fn traced(collector: &Collector, cdr: &Value, id: &str) {
+    let root = eventually("the call's span", || {
+        let spans = collector.spans();
+        spans
+            .into_iter()
+            .find(|s| s.name == "call" && attribute(s, "sbc.call").as_deref() == Some(id))
+    });
+    let spans: Vec<Span> =
+        collector.spans().into_iter().filter(|s| s.trace_id == root.trace_id).collect();
+    let mut names: Vec<&str> = spans.iter().map(|s| s.name.as_str()).collect();
+    names.sort_unstable();
+    let wanted = ["BYE A", "BYE B", "INVITE A", "INVITE B", "call", "commit", "media", "routing"];
+    assert_eq!(names, wanted, "one span for each part of the call");
+    assert!(root.parent_span_id.is_empty(), "the call is the root");
+    for span in spans.iter().filter(|s| s.name != "call") {
+        assert_eq!(span.parent_span_id, root.span_id, "{}", span.name);
+        assert!(span.start_time_unix_nano <= span.end_time_unix_nano, "{}", span.name);
+        let inside = span.start_time_unix_nano >= root.start_time_unix_nano
+            && span.end_time_unix_nano <= root.end_time_unix_nano;
+        assert!(inside, "{} lies within the call", span.name);
+    }
+    let named = |name: &str| spans.iter().find(|s| s.name == name).unwrap();
+    assert_eq!(attribute(named("INVITE A"), "sip.status_code").as_deref(), Some("200"));
+    assert_eq!(attribute(&root, "sip.status_code").as_deref(), Some("200"));
+    assert_eq!(attribute(&root, "sbc.trunk.a").as_deref(), Some("pbx"));
+    assert_eq!(attribute(&root, "sbc.trunk.b").as_deref(), Some("carrier"));
+    assert_eq!(attribute(&root, "sbc.ended_by"), cdr["ended_by"].as_str().map(str::to_owned));
+    let (routing, invite_b) = (named("routing"), named("INVITE B"));
+    assert_eq!(routing.end_time_unix_nano, invite_b.start_time_unix_nano, "then it is sent");
+    assert_eq!(named("commit").start_time_unix_nano, invite_b.end_time_unix_nano);
+}
+
+/// Both legs came with one correlation id, with our address and the peer's in the right places.
+fn laddered(hep: &UdpSocket, node: &Node, id: &str) {
+    let mut rungs = Vec::new();
+    let mut bytes = [0; 65_536];
+    // INVITE, 100?, 180, 200, ACK, BYE, 200 on each leg: until the last answer to the caller.
+    loop {
+        let length = hep.recv(&mut bytes).expect("the whole ladder");
+        let chunks = decode(&bytes[..length]);
+        if chunks[&0x0011] != id.as_bytes() {
+            continue;
+        }
+        assert_eq!((&chunks[&0x0b][..], &chunks[&0x0c][..]), (&[1][..], &[0, 0, 0, 42][..]));
+        assert_eq!(chunks[&0x03], [127, 0, 0, 1]);
+        let port = |kind: u16| u16::from_be_bytes([chunks[&kind][0], chunks[&kind][1]]);
+        let text = String::from_utf8(chunks[&0x0f].clone()).unwrap();
+        let line = text.lines().next().unwrap().to_owned();
+        let last = line.contains("200") && text.contains("BYE") && port(8) == node.pbx.port();
+        rungs.push((port(7), port(8), line));
+        if last {
+            break;
+        }
+    }
+    let has = |from: SocketAddr, to: SocketAddr, begin: &str| {
+        let fits = |(source, destination, line): &(u16, u16, String)| {
+            *source == from.port() && *destination == to.port() && line.starts_with(begin)
+        };
+        assert!(rungs.iter().any(fits), "{begin} from {from} to {to}: {rungs:?}");
+    };
+    for begin in ["INVITE ", "ACK ", "BYE "] {
+        has(node.pbx, node.inside, begin);
+        has(node.outside, node.carrier, begin);
+    }
+    for begin in ["SIP/2.0 180", "SIP/2.0 200"] {
+        has(node.carrier, node.outside, begin);
+        has(node.inside, node.pbx, begin);
+    }
+}
+
+#[test]
+fn with_a_share_of_none_nothing_is_told() {
+    let hep = UdpSocket::bind("127.0.0.1:0").unwrap();
+    hep.set_nonblocking(true).unwrap();
+    let node = Node::start_with(&format!(
+        "[hep]\ncollector = \"{}\"\nsample = 0.0\n",
+        hep.local_addr().unwrap()
+    ));
+    call(&node);
+    node.cdrs(1);
+    let nothing = hep.recv(&mut [0; 16]).expect_err("nothing");
+    assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
+    assert!(!http_get(node.metrics, "/metrics").contains("sbc_hep_sent"), "no watcher at all");
+}

