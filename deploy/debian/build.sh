@@ -69,5 +69,5 @@ for script in postinst prerm postrm; do install -m 0755 "$here/$script" "$tree/D
 find "$tree" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 mkdir -p "$out"
 deb=$out/sbc_${version}_$arch.deb
-dpkg-deb --root-owner-group -Zxz --build "$tree" "$deb" >/dev/null
+dpkg-deb --root-owner-group -Z"${SBC_DEB_COMPRESSION:-xz}" --build "$tree" "$deb" >/dev/null
 echo "$deb"

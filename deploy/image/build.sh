@@ -16,9 +16,10 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "$here/rootfs.sh" "$bin" "$work/rootfs"
 cp "$here/Containerfile" "$work/"
+mkdir "$work/own" && touch -d "@$epoch" "$work/own"
 case $engine in
 # The same files give the same image: all times are the commit's.
-buildah) buildah build --timestamp "$epoch" --layers=false -f "$work/Containerfile" -t "$name" "$work" ;;
+buildah) buildah build --format docker --timestamp "$epoch" --layers=false -f "$work/Containerfile" -t "$name" "$work" ;;
 docker) docker build -f "$work/Containerfile" -t "$name" "$work" ;;
 *) echo "build: ENGINE is buildah or docker" >&2; exit 2 ;;
 esac

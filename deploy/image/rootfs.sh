@@ -9,7 +9,7 @@ root=$(cd "$here/../.." && pwd)
 epoch=${SOURCE_DATE_EPOCH:-$(git -C "$root" log -1 --format=%ct 2>/dev/null || echo 0)}
 
 rm -rf "$out"
-mkdir -p "$out"/usr/bin "$out"/etc/sbc "$out"/etc/ssl/certs "$out"/var/lib/sbc "$out"/run/sbc "$out"/tmp \
+mkdir -p "$out"/usr/bin "$out"/etc/sbc "$out"/etc/ssl/certs "$out"/var/lib "$out"/run "$out"/tmp \
     "$out"/usr/share/sbc "$out"/usr/share/doc/sbc
 for name in sbc-node sbcctl; do
     install -m 0755 "$bin/$name" "$out/usr/bin/$name"
@@ -30,7 +30,6 @@ chmod 1777 "$out/tmp"
 chmod 0644 "$out/usr/share/sbc/sbom.cdx.json"
 if [ "$(id -u)" = 0 ]; then
     chown -R 0:0 "$out"
-    chown 10001:10001 "$out/var/lib/sbc" "$out/run/sbc"
     # Permitted, not effective: it starts without them too, and raises what it was given.
     setcap cap_net_admin,cap_net_bind_service,cap_bpf,cap_perfmon=p "$out/usr/bin/sbc-node" ||
         echo "rootfs: no file capabilities here: media in the kernel and floating addresses need root" >&2

@@ -88,9 +88,9 @@ fn decode(packet: &[u8]) -> BTreeMap<u16, Vec<u8>> {
     chunks
 }
 
-fn call(node: &Node) -> (Phone, Phone) {
+fn call(node: &Node, number: usize) {
     let (caller, callee) = (Phone::at(node.pbx), Phone::at(node.carrier));
-    let invite = caller.invite(node.inside, "1");
+    let invite = caller.invite(node.inside, &number.to_string());
     caller.send(node.inside, &invite);
     let incoming = callee.receive("INVITE ");
     callee.answer(&incoming, 180, "Ringing", false);
@@ -103,7 +103,6 @@ fn call(node: &Node) -> (Phone, Phone) {
     let bye = callee.receive("BYE ");
     callee.answer(&bye, 200, "OK", false);
     caller.receive("SIP/2.0 200");
-    (caller, callee)
 }
 
 #[test]
@@ -131,8 +130,8 @@ fn a_call_is_a_trace_and_a_ladder_of_hep_and_two_events() {
     });
     let mut calls = 0;
     eventually("an event", || {
-        call(&node);
         calls += 1;
+        call(&node, calls);
         first.is_finished().then_some(())
     });
     let (line, mut events) = first.join().unwrap();
@@ -233,7 +232,7 @@ fn with_a_share_of_none_nothing_is_told() {
         "[hep]\ncollector = \"{}\"\nsample = 0.0\n",
         hep.local_addr().unwrap()
     ));
-    call(&node);
+    call(&node, 1);
     node.cdrs(1);
     let nothing = hep.recv(&mut [0; 16]).expect_err("nothing");
     assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);

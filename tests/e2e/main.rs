@@ -7,6 +7,7 @@ mod cluster;
 mod features;
 mod kernel;
 mod phones;
+mod pods;
 mod shared;
 mod soak;
 mod standby;

@@ -29,11 +29,14 @@ pub(crate) struct Plan {
     pub(crate) failover: &'static str,
     /// Each node's log lies on a file system of its own, so that its power can be cut.
     pub(crate) own_disks: bool,
+    /// The nodes are like pods: they make their cluster from a join key, know each other by name
+    /// alone, and come back with other addresses.
+    pub(crate) pods: bool,
 }
 
 impl Default for Plan {
     fn default() -> Plan {
-        Plan { failover: "address", own_disks: false }
+        Plan { failover: "address", own_disks: false, pods: false }
     }
 }
 
@@ -42,6 +45,8 @@ pub(crate) struct Three {
     pub(crate) dir: TempDir,
     pub(crate) nodes: Vec<Option<Node>>,
     plan: Plan,
+    /// The last part of each node's addresses.
+    hosts: [u32; 3],
 }
 
 impl Three {
@@ -65,7 +70,11 @@ impl Three {
             &[("n1", "10.3.0.11/24"), ("n2", "10.3.0.12/24"), ("n3", "10.3.0.13/24")],
         );
         let dir = tempfile::tempdir().expect("temporary directory");
-        let mut three = Three { net, dir, nodes: Vec::new(), plan };
+        let mut three = Three { net, dir, nodes: Vec::new(), plan, hosts: [11, 12, 13] };
+        if plan.pods {
+            three.start_pods();
+            return three;
+        }
         for number in 1..=3 {
             if plan.own_disks {
                 three.make_disk(number);
@@ -75,6 +84,49 @@ impl Three {
         }
         three.wait_up(3);
         three
+    }
+
+    /// All at once: none is up before all are there.
+    fn start_pods(&mut self) {
+        self.name_pods(&[1, 2, 3]);
+        let nodes = std::thread::scope(|scope| {
+            let three = &*self;
+            let starting: Vec<_> =
+                (1..=3).map(|n| scope.spawn(move || three.start_with(n, JOIN_BY_KEY))).collect();
+            starting.into_iter().map(|n| n.join().expect("a pod")).collect::<Vec<_>>()
+        });
+        self.nodes = nodes.into_iter().map(Some).collect();
+        self.wait_up(3);
+    }
+
+    /// What the pods resolve: each by its name, and `sbc-peers` to those that are there.
+    pub(crate) fn name_pods(&self, there: &[usize]) {
+        let mut hosts = "127.0.0.1 localhost\n".to_owned();
+        for number in there {
+            let host = self.hosts[number - 1];
+            hosts.push_str(&format!("10.3.0.{host} n{number}.sbc-peers sbc-peers\n"));
+        }
+        for number in 1..=3 {
+            // `ip netns exec` puts this file in the place of /etc/hosts.
+            let dir = PathBuf::from("/etc/netns").join(self.ns(number));
+            std::fs::create_dir_all(&dir).expect("a folder for the namespace");
+            // Written in place: processes that run see this very file.
+            std::fs::write(dir.join("hosts"), &hosts).expect("hosts");
+        }
+    }
+
+    /// Gives a node that does not run other addresses, as a pod has that is born again.
+    pub(crate) fn readdress(&mut self, number: usize, host: u32) {
+        let (ns, old) = (self.ns(number), self.hosts[number - 1]);
+        for (device, net) in [("to-swo", 1), ("to-swi", 2), ("to-swc", 3)] {
+            sbc_tests::net::ip(&format!("-n {ns} addr del 10.{net}.0.{old}/24 dev {device}"));
+            sbc_tests::net::ip(&format!("-n {ns} addr add 10.{net}.0.{host}/24 dev {device}"));
+        }
+        self.hosts[number - 1] = host;
+    }
+
+    pub(crate) fn host(&self, number: usize) -> u32 {
+        self.hosts[number - 1]
     }
 
     /// Starts node `number`; one that has no data yet joins by a token of another.
@@ -94,13 +146,23 @@ impl Three {
 
     pub(crate) fn start_with(&self, number: usize, join: &str) -> Node {
         let name = format!("n{number}");
-        let config = config(number, join, self.plan.failover);
+        let config = config(number, self.hosts[number - 1], join, self.plan.failover);
+        let config = if self.plan.pods { podlike(number, &config) } else { config };
+        if self.plan.pods {
+            let dir = self.dir.path().join(&name);
+            std::fs::create_dir_all(&dir).expect("node directory");
+            std::fs::write(dir.join("join.key"), "a secret of 32 bytes or more, for tests")
+                .expect("key");
+        }
         Node::start(&self.net.ns(&name), self.dir.path(), &name, &config)
     }
 
     /// Starts a node that was killed or stopped, and waits until all three are up.
     pub(crate) fn restart(&mut self, number: usize) {
-        let node = self.start(number);
+        let node = match self.plan.pods {
+            true => self.start_with(number, JOIN_BY_KEY),
+            false => self.start(number),
+        };
         self.nodes[number - 1] = Some(node);
         self.wait_up(3);
     }
@@ -300,6 +362,12 @@ impl Three {
 impl Drop for Three {
     fn drop(&mut self) {
         self.nodes.clear();
+        if self.plan.pods {
+            for number in 1..=3 {
+                let dir = PathBuf::from("/etc/netns").join(self.ns(number));
+                drop(std::fs::remove_dir_all(dir));
+            }
+        }
         if self.plan.own_disks {
             for number in 1..=3 {
                 let place = self.dir.path().join(format!("n{number}/raft"));
@@ -342,7 +410,14 @@ impl Load {
         rate: u64,
         hold: Duration,
     ) -> Load {
-        Load::start_as(three, &format!("10.1.0.1{node}"), "reinvited", count, rate, hold)
+        Load::start_as(
+            three,
+            &format!("10.1.0.{}", three.host(node)),
+            "reinvited",
+            count,
+            rate,
+            hold,
+        )
     }
 
     fn start_as(
@@ -502,12 +577,21 @@ fn busy(request: &str) -> String {
     answer
 }
 
-fn config(number: usize, join: &str, failover: &str) -> String {
+/// How a pod finds the others; all say the same.
+const JOIN_BY_KEY: &str =
+    "join = { key-file = \"join.key\", begin = 3, dns = \"sbc-peers\", within = \"60s\" }";
+
+/// A pod is known by its name, wherever it is.
+fn podlike(number: usize, config: &str) -> String {
+    config.replace("\nfailover =", &format!("\nadvertise = \"n{number}.sbc-peers\"\nfailover ="))
+}
+
+fn config(number: usize, host: u32, join: &str, failover: &str) -> String {
     let floats = failover == "address";
     let (outside, inside) = if floats {
         ("10.1.0.100".to_owned(), "10.2.0.100".to_owned())
     } else {
-        (format!("10.1.0.1{number}"), format!("10.2.0.1{number}"))
+        (format!("10.1.0.{host}"), format!("10.2.0.{host}"))
     };
     let addresses = if floats {
         "[[cluster.address]]\naddress = \"10.1.0.100\"\ndevice = \"to-swo\"\n\n\
@@ -571,7 +655,7 @@ target = "outside"
 
 [cluster]
 data = "@DIR@/raft"
-listen = "10.3.0.1{number}:7000"
+listen = "10.3.0.{host}:7000"
 failover = "{failover}"
 {join}
 

@@ -22,6 +22,17 @@ pub(super) struct Order {
     pub(super) wait: Duration,
     /// Leave the cluster when drained: the node is not meant to come back.
     pub(super) leave: bool,
+    /// What is printed is for scripts.
+    pub(super) json: bool,
+}
+
+impl Order {
+    fn say(&self, state: &str) {
+        match self.json {
+            true => println!("{}", serde_json::json!({ "state": state })),
+            false => println!("{state}"),
+        }
+    }
 }
 
 /// Drains, waits, and tells what is left.
@@ -42,7 +53,9 @@ pub(super) async fn run(channel: Channel, order: Order) -> Done {
         let calls = node.status(pb::StatusRequest {}).await?.into_inner().calls;
         let drained = !clustered || own_state(&mut cluster).await.as_deref() == Some("drained");
         if calls == 0 && drained {
-            println!("drained");
+            if !order.leave || !clustered {
+                order.say("drained");
+            }
             break;
         }
         if Instant::now() >= until {
@@ -54,7 +67,7 @@ pub(super) async fn run(channel: Channel, order: Order) -> Done {
     if order.leave && clustered {
         let id = cluster.status(pb::ClusterStatusRequest {}).await?.into_inner().id;
         cluster.remove(pb::RemoveNodeRequest { node: id }).await?;
-        println!("left the cluster");
+        order.say("drained, left the cluster");
     }
     Ok(())
 }

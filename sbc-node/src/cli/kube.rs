@@ -111,7 +111,7 @@ pub(super) async fn pre_stop(channel: Channel, command: Kube) -> Done {
         }
         _ => false,
     };
-    let order = Order { wait: Duration::from_secs(timeout), leave };
+    let order = Order { wait: Duration::from_secs(timeout), leave, json: false };
     drain::run(channel, order).await
 }
 

@@ -66,7 +66,7 @@ pub(super) async fn run(args: Args) -> Done {
         Command::Cluster(command) => cluster::run(channel, command, json).await,
         Command::Kube(command) => kube::pre_stop(channel, command).await,
         Command::Node(Node::Drain { wait: true, timeout, leave, .. }) => {
-            let order = Order { wait: Duration::from_secs(timeout), leave };
+            let order = Order { wait: Duration::from_secs(timeout), leave, json };
             drain::run(channel, order).await
         }
         Command::Node(Node::Drain { undo, .. }) => {

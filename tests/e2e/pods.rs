@@ -1,0 +1,99 @@
+//! The life of pods: three nodes that share a join key and know each other by name alone. They are
+//! deleted one by one and come back with other addresses, with their disk and without, and the calls
+//! go on.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use sbc_tests::{can_make_namespaces, wait_for};
+
+use crate::three::{LONG, Load, Plan, Three};
+
+const CALLS: u64 = 10;
+/// How long calls go on after they were moved.
+const HOLD: Duration = Duration::from_secs(3);
+
+fn pods() -> Three {
+    Three::with(Plan { failover: "reinvite", pods: true, ..Plan::default() })
+}
+
+fn names(three: &Three, number: usize) -> Vec<String> {
+    let status = three.node(number).ctl("cluster status");
+    let nodes = status["nodes"].as_array().expect("nodes");
+    let mut names: Vec<String> =
+        nodes.iter().filter_map(|n| n["name"].as_str().map(str::to_owned)).collect();
+    names.sort();
+    names
+}
+
+fn everyone(three: &Three) {
+    for number in 1..=3 {
+        wait_for(&format!("three names, as node {number} sees it"), LONG, || {
+            (names(three, number) == ["n1", "n2", "n3"]).then_some(())
+        });
+    }
+}
+
+/// A rolling update: each pod in turn is told to stop while it carries calls (the hook drains it,
+/// SIGTERM ends it within its grace) and comes back elsewhere under its name, with its disk.
+#[test]
+fn a_rolling_update_loses_no_call() {
+    if !can_make_namespaces("rolling update") {
+        return;
+    }
+    let mut three = pods();
+    everyone(&three);
+    for number in [3, 2, 1] {
+        let load = Load::start_own(&three, number, CALLS, CALLS, HOLD);
+        let id = three.id(number);
+        load.mark();
+        let hook = three.node(number).ctl("node drain --wait --timeout 50");
+        assert_eq!(hook["state"], "drained", "node {number}");
+        let others: Vec<usize> = (1..=3).filter(|n| *n != number).collect();
+        let node = three.nodes[number - 1].take().expect("it runs");
+        // There is nothing left to wait for: it ends at once, and with 0.
+        node.stop();
+        three.wait_carried(&others, CALLS);
+        let gaps = load.heard_again();
+        eprintln!("node {number} moved its {CALLS} calls: audio gap {:?}", gaps.median);
+        load.end(&three);
+        three.readdress(number, 20 + u32::try_from(number).expect("small"));
+        three.name_pods(&[1, 2, 3]);
+        three.restart(number);
+        everyone(&three);
+        assert_eq!(three.id(number), id, "its disk says who it is");
+        wait_for("the node to take calls again", LONG, || {
+            (three.node(number).ctl("status")["state"] == "running").then_some(())
+        });
+    }
+}
+
+/// A pod is killed and its disk is lost: it comes back as a new node of the same cluster, whichever
+/// it is. The first by name began the cluster, and must not begin another.
+#[test]
+fn a_pod_without_its_disk_comes_back_into_the_cluster() {
+    if !can_make_namespaces("lost disk") {
+        return;
+    }
+    let mut three = pods();
+    for (turn, number) in [1, 2].into_iter().enumerate() {
+        let load = Load::start_own(&three, number, CALLS, CALLS, HOLD);
+        let id = three.id(number);
+        load.mark();
+        let mut node = three.nodes[number - 1].take().expect("it runs");
+        node.proc.signal(Signal::SIGKILL);
+        node.proc.wait(LONG);
+        std::fs::remove_dir_all(node.dir.join("raft")).expect("lose the disk");
+        drop(node);
+        let others: Vec<usize> = (1..=3).filter(|n| *n != number).collect();
+        three.wait_carried(&others, CALLS);
+        let gaps = load.heard_again();
+        eprintln!("node {number} killed: audio gap {:?}, longest {:?}", gaps.median, gaps.longest);
+        three.readdress(number, 31 + u32::try_from(turn).expect("small"));
+        three.name_pods(&[1, 2, 3]);
+        three.restart(number);
+        assert_ne!(three.id(number), id, "a lost disk is a new node");
+        everyone(&three);
+        load.end(&three);
+    }
+}
