@@ -144,12 +144,12 @@ fn the_unit_is_right_and_confined() {
     let ours: Vec<_> = complaints.lines().filter(|l| l.contains("sbc.service")).collect();
     assert!(ours.is_empty(), "{ours:?}");
     let scored = Command::new("systemd-analyze")
-        .args(["security", "--offline=true", "--threshold=35", "--no-pager"])
+        .args(["security", "--offline=true", "--threshold=25", "--no-pager"])
         .arg(&unit)
         .output()
         .expect("systemd-analyze");
     let table = String::from_utf8_lossy(&scored.stdout);
-    assert!(scored.status.success(), "exposed more than 3.5:\n{table}");
+    assert!(scored.status.success(), "exposed more than 2.5:\n{table}");
     println!("{}", table.lines().last().unwrap_or_default());
     for promise in ["Type=notify", "WatchdogSec=", "NoNewPrivileges=yes", "StateDirectory=sbc"] {
         assert!(text.contains(promise), "{promise} is gone");

@@ -2,10 +2,11 @@
 //! deleted one by one and come back with other addresses, with their disk and without, and the calls
 //! go on.
 
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use sbc_tests::{can_make_namespaces, wait_for};
+use sbc_tests::{binary, can_make_namespaces, wait_for};
 
 use crate::three::{LONG, Load, Plan, Three};
 
@@ -34,6 +35,24 @@ fn everyone(three: &Three) {
     }
 }
 
+/// What `helm test` runs: one call through the SBC, by its own caller.
+fn place_call(three: &Three) {
+    let callee = three.callee("uas-answer.xml", "-m 1");
+    let out = Command::new("ip")
+        .args(["netns", "exec", &three.net.ns("out")])
+        .arg(binary("sbcctl"))
+        .args(["call", "--via", "10.1.0.11:5060", "--from", "sip:test@10.1.0.10"])
+        .args(["--talk", "1", "sip:1234@10.1.0.11"])
+        .output()
+        .expect("sbcctl");
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{text}{errors}");
+    assert!(text.starts_with("INVITE sip:1234@10.1.0.11: 200\n"), "{text}");
+    assert!(text.ends_with("BYE: 200\n"), "{text}");
+    callee.expect_success(LONG);
+}
+
 /// A rolling update: each pod in turn is told to stop while it carries calls (the hook drains it,
 /// SIGTERM ends it within its grace) and comes back elsewhere under its name, with its disk.
 #[test]
@@ -43,6 +62,7 @@ fn a_rolling_update_loses_no_call() {
     }
     let mut three = pods();
     everyone(&three);
+    place_call(&three);
     for number in [3, 2, 1] {
         let load = Load::start_own(&three, number, CALLS, CALLS, HOLD);
         let id = three.id(number);

@@ -12,6 +12,7 @@ use sbc_core::cidr::Cidr;
 use sbc_core::guard::{Ban, BanEvent, BanReason, Guard};
 
 use crate::store::bans::{BanChange, ClusterBan, ClusterBans};
+use crate::telemetry::events::EventHub;
 
 /// The kernel's word for "until it is lifted".
 const ENDLESS: Duration = Duration::from_secs(10 * 365 * 86_400);
@@ -52,6 +53,7 @@ impl Keeper {
         guard: Arc<Guard>,
         kernel: Arc<Bans>,
         cluster: Option<ClusterBans>,
+        events: EventHub,
     ) -> io::Result<Keeper> {
         let shared = Arc::new(Shared::default());
         if let Some(cluster) = &cluster {
@@ -62,6 +64,7 @@ impl Keeper {
             guard: Arc::clone(&guard),
             kernel,
             cluster,
+            events,
             shared: Arc::clone(&shared),
             lines: (Instant::now(), 0),
         };
@@ -144,6 +147,7 @@ struct Follower {
     guard: Arc<Guard>,
     kernel: Arc<Bans>,
     cluster: Option<ClusterBans>,
+    events: EventHub,
     shared: Arc<Shared>,
     /// Second and lines logged in it.
     lines: (Instant, u32),
@@ -222,6 +226,11 @@ impl Follower {
             let (reason, by) = (ban.reason.as_str(), &ban.by);
             tracing::warn!(net = %ban.net, reason, %by, cluster = ban.shared, "banned");
         }
+        self.events.tell("ban.added", || {
+            let details =
+                vec![("reason", ban.reason.as_str().to_owned()), ("by", ban.by.to_string())];
+            (ban.net.to_string(), details)
+        });
         if let (Some(cluster), false) = (&self.cluster, ban.shared) {
             let left = ban.until.map(|until| until.saturating_duration_since(Instant::now()));
             let proposed = cluster.propose_ban(ban.net, ban.reason.as_str(), &ban.by, left);
@@ -236,6 +245,7 @@ impl Follower {
         if self.may_log() {
             tracing::info!(%net, expired, "ban over");
         }
+        self.events.tell("ban.over", || (net.to_string(), vec![("expired", expired.to_string())]));
         if let (Some(cluster), false, false) = (&self.cluster, expired, shared) {
             cluster.propose_unban(*net);
         }

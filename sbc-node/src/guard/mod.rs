@@ -19,6 +19,7 @@ use sbc_core::guard::{Guard, Overload};
 use crate::config::Config;
 use crate::shard::stats::Kind;
 use crate::store::bans::ClusterBans;
+use crate::telemetry::events::EventHub;
 use crate::telemetry::metrics::{Sample, number};
 use keeper::Keeper;
 
@@ -34,7 +35,11 @@ pub struct Border {
 impl Border {
     /// Opens the kernel's drop set, unless the configuration is against it, and follows the guard
     /// from now on. It never fails: without the kernel bans are userspace's alone.
-    pub fn start(config: &Config, cluster: Option<ClusterBans>) -> std::io::Result<Border> {
+    pub fn start(
+        config: &Config,
+        cluster: Option<ClusterBans>,
+        events: EventHub,
+    ) -> std::io::Result<Border> {
         let guard = Arc::new(Guard::new(config.guard.clone(), Instant::now()));
         let kernel = Arc::new(if config.ban_set.kernel {
             Bans::start(BanConfig {
@@ -48,7 +53,8 @@ impl Border {
         if let Some(cluster) = &cluster {
             cluster.set_trusted(config.guard.trusted.clone());
         }
-        let keeper = Keeper::start(Arc::clone(&guard), Arc::clone(&kernel), cluster.clone())?;
+        let keeper =
+            Keeper::start(Arc::clone(&guard), Arc::clone(&kernel), cluster.clone(), events)?;
         let overload = ArcSwap::from_pointee(Overload::new(config.overload));
         let border = Border { guard, overload, kernel, keeper, cluster };
         border.import(config);

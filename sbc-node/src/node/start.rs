@@ -92,7 +92,7 @@ pub(super) fn start(
         None => Keys::drawn(),
     };
     let bans = cluster.as_ref().map(|c| c.bans.clone());
-    let border = Arc::new(Border::start(&config, bans).context("guard")?);
+    let border = Arc::new(Border::start(&config, bans, events.clone()).context("guard")?);
     let mut core = built(&config, &keys)?;
     border.given_to(&mut core);
     let core = Arc::new(core);
