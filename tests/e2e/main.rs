@@ -4,6 +4,7 @@ mod bad_input;
 mod basic;
 mod bed;
 mod cluster;
+mod edge;
 mod features;
 mod kernel;
 mod phones;

@@ -30,7 +30,22 @@ pub struct Phone<'a> {
 }
 
 impl Baresip {
+    /// A phone that registers nowhere.
     pub fn start(ns: &str, dir: &Path, phone: &Phone) -> Baresip {
+        let host = phone.listen.rsplit_once(':').map_or(phone.listen, |(host, _)| host);
+        let (user, transport, params) = (phone.user, phone.transport, phone.params);
+        let account = format!("<sip:{user}@{host};transport={transport}>;regint=0{params}");
+        Baresip::start_as(ns, dir, phone, &account, "")
+    }
+
+    /// A phone with an account of its own words, and more lines for its configuration.
+    pub fn start_as(
+        ns: &str,
+        dir: &Path,
+        phone: &Phone,
+        account: &str,
+        config_lines: &str,
+    ) -> Baresip {
         let dir = dir.join(phone.user);
         std::fs::create_dir_all(&dir).expect("phone directory");
         let path = dir.to_string_lossy().into_owned();
@@ -42,18 +57,12 @@ impl Baresip {
              audio_buffer 20-160\nrtp_ports 10000-10100\nrtcp_mux no\n\
              module_path /usr/lib/baresip/modules\nmodule g711.so\nmodule aufile.so\n\
              module aubridge.so\nmodule sndfile.so\nsnd_path {path}\n\
-             module_app account.so\nmodule_app menu.so\n",
+             module_app account.so\nmodule_app menu.so\n{config_lines}",
             listen = phone.listen,
             transport = phone.transport,
         );
         std::fs::write(dir.join("config"), config).expect("config");
-        let host = phone.listen.rsplit_once(':').map_or(phone.listen, |(host, _)| host);
-        let account = format!(
-            "<sip:{user}@{host};transport={transport}>;regint=0;answermode=auto;audio_codecs=PCMA/8000/1{params}\n",
-            user = phone.user,
-            transport = phone.transport,
-            params = phone.params,
-        );
+        let account = format!("{account};answermode=auto;audio_codecs=PCMA/8000/1\n");
         std::fs::write(dir.join("accounts"), account).expect("accounts");
         std::fs::write(dir.join("contacts"), "").expect("contacts");
         let mut args = vec!["-f".to_owned(), path, "-t".to_owned(), phone.quit_after_s.to_string()];

@@ -11,6 +11,7 @@ pub mod convert;
 mod events;
 mod media;
 mod nodes;
+mod registrations;
 pub mod server;
 pub mod tls;
 mod trunks;

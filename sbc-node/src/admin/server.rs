@@ -14,6 +14,7 @@ use sbc_proto::admin::v1::config_server::ConfigServer;
 use sbc_proto::admin::v1::events_server::EventsServer;
 use sbc_proto::admin::v1::media_server::MediaServer;
 use sbc_proto::admin::v1::node_server::NodeServer;
+use sbc_proto::admin::v1::registrations_server::RegistrationsServer;
 use sbc_proto::admin::v1::trunks_server::TrunksServer;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::runtime::Runtime;
@@ -31,6 +32,7 @@ use super::configuration::ConfigService;
 use super::events::EventsService;
 use super::media::MediaService;
 use super::nodes::NodeService;
+use super::registrations::RegistrationsService;
 use super::tls;
 use super::trunks::TrunksService;
 use crate::config::AdminConfig;
@@ -90,6 +92,7 @@ fn router(context: &Arc<Context>) -> anyhow::Result<Router> {
         .add_service(ClusterServer::new(ClusterService(shared())))
         .add_service(EventsServer::new(EventsService(shared())))
         .add_service(TrunksServer::new(TrunksService(shared())))
+        .add_service(RegistrationsServer::new(RegistrationsService(shared())))
         .add_service(MediaServer::new(MediaService(shared())))
         .add_service(ConfigServer::new(ConfigService(shared()))))
 }

@@ -6,6 +6,7 @@ use super::bans::Bans;
 use super::call::Call;
 use super::cluster::Cluster;
 use super::kube::Kube;
+use super::registrations::Registrations;
 use clap::{Parser, Subcommand, ValueEnum};
 
 /// Look at and steer a running sbc-node.
@@ -56,6 +57,9 @@ pub(super) enum Command {
     /// Who is kept out.
     #[command(subcommand)]
     Bans(Bans),
+    /// Users and where they are.
+    #[command(subcommand)]
+    Registrations(Registrations),
     /// The configuration.
     #[command(subcommand)]
     Config(Config),

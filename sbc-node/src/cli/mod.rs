@@ -13,6 +13,7 @@ mod drain;
 mod kube;
 mod ladder;
 mod output;
+mod registrations;
 mod run;
 
 use std::process::ExitCode;

@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 
 use super::args::{Args, Calls, Command, Config, Format, Log, Media, Node, Trunks};
 use super::drain::{self, Order};
-use super::{Failure, bans, call, client, cluster, kube, ladder, output};
+use super::{Failure, bans, call, client, cluster, kube, ladder, output, registrations};
 
 pub(super) type Done = Result<(), Failure>;
 
@@ -50,6 +50,7 @@ pub(super) async fn run(args: Args) -> Done {
             show(json, &reply, output::media)
         }
         Command::Bans(command) => bans::run(channel, command, json).await,
+        Command::Registrations(command) => registrations::run(channel, command, json).await,
         Command::Config(command) => config(channel, command, json).await,
         Command::Log(Log::Level { level }) => {
             let request = pb::LogLevelRequest { level: level.unwrap_or_default() };

@@ -115,7 +115,7 @@ pub(super) fn convert(
         }
         Some(_) => {}
     }
-    let policy = policy(cx, raw, shards);
+    let policy = policy(cx, file, raw, shards);
     let users = users(cx, file, &policy);
     static REPLAYS: OnceLock<Arc<Replays>> = OnceLock::new();
     Some(RegistrarConfig {
@@ -126,7 +126,12 @@ pub(super) fn convert(
     })
 }
 
-fn policy(cx: &mut Context<'_>, raw: &Registrar, shards: usize) -> RegistrarPolicy {
+fn policy(
+    cx: &mut Context<'_>,
+    file: &raw::File,
+    raw: &Registrar,
+    shards: usize,
+) -> RegistrarPolicy {
     let default = RegistrarPolicy::default();
     if raw.domains.is_empty() {
         cx.dependent(raw.trunk.span(), "the registrar serves no domain");
@@ -171,7 +176,7 @@ fn policy(cx: &mut Context<'_>, raw: &Registrar, shards: usize) -> RegistrarPoli
         },
         bindings_max: all.div_ceil(shards.max(1)),
         service_route: routes(cx, raw),
-        auth: raw.auth.then(|| auth(cx, raw)),
+        auth: raw.auth.then(|| auth(cx, file, raw)),
         keepalive: kind.map(|kind| Keepalive { kind, interval, misses }),
         store_ahead: cx.span(raw.store_ahead.as_ref(), default.store_ahead),
         domains,
@@ -189,7 +194,7 @@ fn routes(cx: &mut Context<'_>, raw: &Registrar) -> Vec<Box<str>> {
     raw.service_route.iter().map(|r| r.get_ref().as_str().into()).collect()
 }
 
-fn auth(cx: &mut Context<'_>, raw: &Registrar) -> AuthPolicy {
+fn auth(cx: &mut Context<'_>, file: &raw::File, raw: &Registrar) -> AuthPolicy {
     let mut algorithms = Vec::new();
     for text in &raw.algorithms {
         match Algorithm::from_token(text.get_ref()) {
@@ -198,7 +203,14 @@ fn auth(cx: &mut Context<'_>, raw: &Registrar) -> AuthPolicy {
         }
     }
     if raw.algorithms.is_empty() {
-        algorithms = vec![Algorithm::Sha256, Algorithm::Md5];
+        // Only what some user can answer: there are phones that give up at the first challenge that
+        // they do not know, though one that they do know stands below it.
+        let any = |has: fn(&UserText) -> bool| file.user.iter().any(|u| has(u.get_ref()));
+        let offered = [
+            (Algorithm::Sha256, any(|u| u.ha1_sha256.is_some())),
+            (Algorithm::Md5, any(|u| u.ha1_md5.is_some()) || file.user.is_empty()),
+        ];
+        algorithms.extend(offered.into_iter().filter(|(_, any)| *any).map(|(a, _)| a));
     }
     if let Some(realm) = &raw.realm
         && realm.get_ref().contains(['"', '\\'])

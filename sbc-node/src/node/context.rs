@@ -24,6 +24,7 @@ use crate::telemetry::log::LogControl;
 use crate::telemetry::metrics::{
     CallMetrics, CdrSource, Fetched, Metrics, ProcessSource, Sample, ShardSource, number,
 };
+use crate::telemetry::registrations::RegistrationHub;
 use crate::telemetry::tap::TapStats;
 use crate::telemetry::time::unix_ms;
 use crate::telemetry::trace::TraceHub;
@@ -64,6 +65,7 @@ pub(super) struct Made {
     pub(super) traces: TraceHub,
     pub(super) events: EventHub,
     pub(super) tap: Option<Arc<TapStats>>,
+    pub(super) registrations: RegistrationHub,
     pub(super) cdrs: CdrSink,
     pub(super) log: LogControl,
     pub(super) doors: Arc<Doors>,
@@ -82,6 +84,7 @@ pub struct Context {
     pub traces: TraceHub,
     pub events: EventHub,
     tap: Option<Arc<TapStats>>,
+    pub registrations: RegistrationHub,
     pub cdrs: CdrSink,
     pub log: LogControl,
     pub running: ArcSwap<Running>,
@@ -119,6 +122,7 @@ impl Context {
             traces: made.traces,
             events: made.events,
             tap: made.tap,
+            registrations: made.registrations,
             cdrs: made.cdrs,
             log: made.log,
             doors: made.doors,
@@ -246,10 +250,13 @@ impl Context {
     /// The metrics, with what must be asked for freshly asked.
     pub async fn metrics_text(&self) -> String {
         let mut samples = Vec::new();
-        for (shard, (calls, txn)) in
-            self.ask(|core, _, _| (core.stats(), core.transaction_stats())).await
-        {
+        let all = self.ask(|core, _, _| {
+            let users = core.registrar().map(|r| r.bindings().stats());
+            (core.stats(), core.transaction_stats(), users)
+        });
+        for (shard, (calls, txn, users)) in all.await {
             core_samples(shard, &calls, &txn, &mut samples);
+            user_samples(shard, &users.unwrap_or_default(), &mut samples);
         }
         samples.push(Sample {
             name: "sbc_trace_watchers",
@@ -421,4 +428,20 @@ impl Pages for Context {
     async fn stuck(&self) -> Option<String> {
         self.stuck_shard().await.map(|shard| format!("shard {shard} does not turn"))
     }
+}
+
+fn user_samples(shard: usize, users: &sbc_core::registrar::Stats, out: &mut Vec<Sample>) {
+    let mut push = |name, help, kind, value: u64| {
+        let labels = vec![("shard", shard.to_string())];
+        out.push(Sample { name, help, kind, labels, value: number(value) });
+    };
+    let (c, g) = (Kind::Counter, Kind::Gauge);
+    let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    push("sbc_registered_users", "Users with a contact", g, count(users.aors));
+    push("sbc_registered_contacts", "Contacts of all users", g, count(users.bindings));
+    push("sbc_registrations_expired", "Contacts that ran out", c, users.expired);
+    push("sbc_registrations_gone", "Contacts without connection or answer", c, users.gone);
+    push("sbc_registrations_coalesced", "Refreshes that wrote nothing", c, users.coalesced);
+    push("sbc_registrations_stored", "Replicated writes of users", c, users.stores);
+    push("sbc_registrar_pings", "Keepalives sent to phones", c, users.pings);
 }

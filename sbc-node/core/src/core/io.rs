@@ -243,6 +243,8 @@ pub enum Event {
     Trace(Box<Trace>),
     /// Draining and no call is left.
     Drained,
+    /// A user came, went or moved.
+    Registration(crate::registrar::Changed),
     /// A peer of a trunk went up or down, by its probes.
     Peer { trunk: Arc<str>, host: Arc<str>, up: bool },
 }

@@ -88,6 +88,11 @@ impl Core {
         hint.shard(self.env.place.1)
     }
 
+    /// Whether this shard is the one.
+    pub fn owns_aor(&self, aor: &str) -> bool {
+        self.shard_of_aor(aor) == self.env.place.0
+    }
+
     /// Probes the peers of a trunk at once; `false` where nobody probes it from here.
     pub fn probe_now(&mut self, now: Instant, trunk: &str) -> bool {
         let mut cx = probe_cx(&mut self.env, now);
@@ -204,6 +209,12 @@ impl Core {
     pub fn interface_used(&self, interface: InterfaceId, until_ms: u64) -> bool {
         self.calls.relays.subscriptions.uses(interface)
             || self.calls.iter().any(|call| call.uses(interface, until_ms))
+    }
+
+    /// The shard's users and where they are; `None` where nobody registers. What is changed by it is
+    /// replicated with the next tick at the latest.
+    pub fn registrar(&mut self) -> Option<&mut crate::registrar::Registrar> {
+        self.env.registrar.as_mut()
     }
 
     /// The shard's routing: trunk states and counters.

@@ -101,6 +101,9 @@ pub(super) fn flush(cx: &mut Cx<'_>) {
                 cx.env.out.push_back(Output::Store { id, wait: None, record });
             }
             Due::Ping(ping) => send_ping(cx, &ping),
+            Due::Changed(changed) => {
+                cx.env.out.push_back(Output::Event(super::Event::Registration(changed)));
+            }
         }
     }
 }

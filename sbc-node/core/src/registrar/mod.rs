@@ -12,6 +12,7 @@ mod nat;
 mod policy;
 mod register;
 mod table;
+mod view;
 
 pub use aor::aor_of;
 pub use auth::{Access, Guard, Replays, User, Users};
@@ -19,7 +20,8 @@ pub use binding::{AorRecord, AorState, BindingRecord, Gone, Held, Reach, Reached
 pub use nat::is_natted;
 pub use policy::{AuthPolicy, Keepalive, KeepaliveKind, Overflow, RegistrarPolicy};
 pub use register::Answer;
-pub use table::{Bindings, Due, Full, Ping, Stats};
+pub use table::{Bindings, Change, Changed, Due, Full, Ping, Stats};
+pub use view::{Contact, Registration};
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -42,6 +42,30 @@ pub enum Due {
     /// Replicate this.
     Store(AorRecord),
     Ping(Ping),
+    /// Tell whoever watches: where a user is has changed.
+    Changed(Changed),
+}
+
+/// A user came, went or moved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changed {
+    pub aor: Box<str>,
+    pub how: Change,
+    /// Contacts that are left.
+    pub contacts: usize,
+}
+
+/// Why a set of contacts changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A contact that was not there before.
+    Registered,
+    /// Taken out by the device or an operator.
+    Removed,
+    /// Its time ran out.
+    Expired,
+    /// Its connection closed or it answers no keepalives.
+    Gone,
 }
 
 /// Sizes now and counters since the start.
@@ -123,6 +147,11 @@ impl Bindings {
         self.index.find(self.hasher.hash_one(aor), same).copied()
     }
 
+    /// Every address of record with its bindings, in no order.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&str, &[Binding])> {
+        self.aors.iter().map(|(_, a)| (&*a.name, &*a.bindings))
+    }
+
     /// The bindings of an address of record, in no order, expired ones among them.
     pub(super) fn of(&self, aor: &str) -> &[Binding] {
         let found = self.find(aor).and_then(|index| self.aors.get(index as usize));
@@ -178,6 +207,11 @@ impl Bindings {
                 b.stored_s = 0;
             }
         }
+        let news = |b: &Binding| old.iter().all(|o| o.contact() != b.contact());
+        let how = match new.iter().any(news) {
+            true => Some(Change::Registered),
+            false => (new.len() < old.len()).then_some(Change::Removed),
+        };
         let stays = |o: &Binding| new.iter().any(|b| b.contact() == o.contact());
         let gone: Vec<Gone> = old
             .iter()
@@ -185,6 +219,7 @@ impl Bindings {
             .map(|o| Gone { contact: o.key(), own_only: false })
             .collect();
         let Some(index) = self.swap(now_s, aor, new)? else { return Ok(()) };
+        self.tell(index, how);
         if !self.store(index, now_s, gone) {
             self.stats.coalesced += 1;
         }
@@ -338,6 +373,7 @@ impl Bindings {
                 conns.into_iter().for_each(|conn| self.unlink_conn(conn, index));
                 self.link_conns(index);
             }
+            self.tell(index, (lost > 0).then_some(Change::Expired));
             self.store(index, now_s, gone);
             self.ping(index, now_s);
             self.settle(index, now_s);
@@ -368,8 +404,15 @@ impl Bindings {
     fn dropped(&mut self, index: u32, lost: Vec<Gone>, now_s: u32) {
         self.stats.bindings -= lost.len();
         self.stats.gone += u64::try_from(lost.len()).unwrap_or(0);
+        self.tell(index, (!lost.is_empty()).then_some(Change::Gone));
         self.store(index, now_s, lost);
         self.settle(index, now_s);
+    }
+
+    fn tell(&mut self, index: u32, how: Option<Change>) {
+        let (Some(how), Some(entry)) = (how, self.aors.get(index as usize)) else { return };
+        let changed = Changed { aor: entry.name.clone(), how, contacts: entry.bindings.len() };
+        self.due.push_back(Due::Changed(changed));
     }
 
     fn insert(&mut self, aor: &str) -> u32 {
@@ -420,7 +463,7 @@ impl Bindings {
         true
     }
 
-    fn seconds_of_unix(&self, unix_ms: u64) -> u32 {
+    pub(super) fn seconds_of_unix(&self, unix_ms: u64) -> u32 {
         let seconds = unix_ms.saturating_sub(self.epoch_unix_ms) / 1_000;
         u32::try_from(seconds).unwrap_or(SECONDS_MAX).min(SECONDS_MAX)
     }

@@ -18,6 +18,7 @@ struct Bench {
     now: Instant,
     flow: Flow,
     cseq: u32,
+    seen: Vec<(Change, usize)>,
 }
 
 fn flow(transport: Transport, remote: &str) -> Flow {
@@ -58,7 +59,7 @@ impl Bench {
         let registrar =
             Registrar::new(Arc::new(policy), Arc::new(users()), replays, t0, UNIX_S * 1_000);
         let flow = flow(Transport::Udp, "198.51.100.7:5060");
-        Bench { registrar, t0, now: t0, flow, cseq: 0 }
+        Bench { registrar, t0, now: t0, flow, cseq: 0, seen: Vec::new() }
     }
 
     fn message(&mut self, extra: &str) -> Message {
@@ -92,11 +93,23 @@ impl Bench {
             due.extend(std::iter::from_fn(|| self.registrar.bindings().poll()));
         }
         self.now = end;
-        due
+        self.sort_out(due)
     }
 
     fn due(&mut self) -> Vec<Due> {
-        std::iter::from_fn(|| self.registrar.bindings().poll()).collect()
+        let due = std::iter::from_fn(|| self.registrar.bindings().poll()).collect();
+        self.sort_out(due)
+    }
+
+    /// Keeps what watchers would see apart.
+    fn sort_out(&mut self, due: Vec<Due>) -> Vec<Due> {
+        let (seen, due): (Vec<_>, Vec<_>) =
+            due.into_iter().partition(|d| matches!(d, Due::Changed(_)));
+        self.seen.extend(seen.into_iter().filter_map(|d| match d {
+            Due::Changed(c) => Some((c.how, c.contacts)),
+            Due::Store(_) | Due::Ping(_) => None,
+        }));
+        due
     }
 }
 
@@ -454,7 +467,7 @@ fn record(due: &[Due]) -> AorRecord {
         .iter()
         .filter_map(|due| match due {
             Due::Store(record) => Some(record),
-            Due::Ping(_) => None,
+            Due::Ping(_) | Due::Changed(_) => None,
         })
         .collect();
     let [record] = &records[..] else { panic!("{due:?}") };
@@ -724,4 +737,44 @@ proptest! {
         prop_assert!(b.registrar.bindings().is_empty());
         prop_assert_eq!(b.registrar.bindings().stats().bindings, 0);
     }
+}
+
+#[test]
+fn operators_see_who_is_there_and_watchers_who_comes_and_goes() {
+    let mut b = Bench::new(policy());
+    assert_eq!(b.register(CONTACT).status, 200);
+    assert_eq!(
+        b.register("Contact: <sip:alice@198.51.100.7:5070>;q=0.5\r\nExpires: 60\r\n").status,
+        200
+    );
+    assert_eq!(b.register(CONTACT).status, 200);
+    b.due();
+    assert_eq!(b.seen, [(Change::Registered, 1), (Change::Registered, 2)]);
+    let (total, found) = b.registrar.registrations(b.now, "5070", 10);
+    assert_eq!((total, found.len(), found[0].contacts.len()), (1, 1, 2));
+    assert_eq!(b.registrar.registrations(b.now, "bob", 10), (1, Vec::new()));
+    assert_eq!(b.registrar.registrations(b.now, "", 0).1, []);
+    b.run(61);
+    let alice = b.registrar.registration(b.now, "alice@example.com").unwrap();
+    assert_eq!((alice.contacts.len(), alice.contacts[0].age_s), (1, 61));
+    assert_eq!(b.registrar.remove(b.now, "alice@example.com", "sip:nobody"), 0);
+    assert_eq!(b.registrar.remove(b.now, "alice@example.com", "sip:alice@198.51.100.7:5060"), 1);
+    b.due();
+    assert_eq!(b.seen[2..], [(Change::Expired, 1), (Change::Removed, 0)]);
+    assert!(b.registrar.bindings().is_empty());
+}
+
+#[test]
+fn an_export_is_taken_in_beside_what_is_there() {
+    let (mut here, mut there) = (Bench::new(policy()), Bench::new(policy()));
+    here.register(CONTACT);
+    there.register("Contact: <sip:alice@198.51.100.7:5060>, <sip:alice@203.0.113.9>\r\n");
+    let stored = there.due().into_iter().find_map(|d| match d {
+        Due::Store(record) => Some(record),
+        Due::Ping(_) | Due::Changed(_) => None,
+    });
+    let record = stored.unwrap();
+    assert_eq!(here.registrar.import(here.now, &record), Ok(1));
+    assert_eq!(here.registrar.import(here.now, &record), Ok(0));
+    assert_eq!(here.contacts("alice").len(), 2);
 }

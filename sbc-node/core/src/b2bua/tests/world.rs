@@ -365,7 +365,7 @@ impl World {
                     self.traces.push(format!("{:?} {:?} {first}", t.side, t.direction));
                 }
                 Output::Event(Event::Drained) => self.drained = true,
-                Output::Event(Event::Peer { .. }) => {}
+                Output::Event(Event::Registration(_) | Event::Peer { .. }) => {}
                 Output::Shard { shard, input } => self.shards.push((shard, *input)),
                 Output::Elsewhere { wanted, flow, data } => {
                     self.elsewhere.push((wanted, flow, data));

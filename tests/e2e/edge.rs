@@ -1,0 +1,223 @@
+//! Phones and browsers at the edge: registered over UDP, TCP and TLS behind a NAT and called there;
+//! a web phone over secure WebSocket.
+//!
+//! ```text
+//! home 192.168.7.10 ── nat 10.1.0.2 ┐
+//!                  out 10.1.0.10 ───┴── 10.1.0.1 sbc
+//! ```
+
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use sbc_tests::baresip::{Baresip, Phone};
+use sbc_tests::can_make_namespaces;
+use sbc_tests::net::{Net, ip, nft, run};
+use sbc_tests::node::Node;
+use sbc_tests::proc::Proc;
+use tempfile::TempDir;
+
+const CONFIG: &str = r#"
+[node]
+name = "test"
+drain-time = "2s"
+
+[admin]
+socket = "@DIR@/sbc.sock"
+
+[cdr]
+file = "@DIR@/cdr.jsonl"
+
+[[interface]]
+name = "access"
+listen = ["udp://10.1.0.1:5060", "tcp://10.1.0.1:5060", "tls://10.1.0.1:5061", "wss://10.1.0.1:5061"]
+media = { ports = "20000-29999" }
+tls = { certificates = [{ chain = "../sbc.pem", key = "../sbc.key" }] }
+websocket = { origins = ["https://phone.example.com"] }
+
+[[trunk]]
+name = "phones"
+interface = "access"
+
+[registrar]
+trunk = "phones"
+domains = ["example.com", "10.1.0.1"]
+
+[[user]]
+name = "alice"
+ha1-md5 = "b1726872c344b6dc8365b774f8fd6412"
+
+[[user]]
+name = "bob"
+ha1-md5 = "2664cba6663a734ef3a6fefc0c0d0821"
+
+[[route]]
+source = "phones"
+target = "phones"
+"#;
+
+struct Edge {
+    net: Net,
+    dir: TempDir,
+    node: Node,
+}
+
+impl Edge {
+    fn new(masquerade: &str) -> Edge {
+        let net = Net::new(&["home", "nat", "out", "sbc"]);
+        net.bridge("sbc", &[("nat", "10.1.0.2/24"), ("out", "10.1.0.10/24")]);
+        net.address("sbc", "br0", "10.1.0.1/24");
+        net.link("home", "192.168.7.10/24", "nat", "192.168.7.1/24");
+        let (home, nat) = (net.ns("home"), net.ns("nat"));
+        ip(&format!("-n {home} route add default via 192.168.7.1"));
+        run("ip", &format!("netns exec {nat} sysctl -qw net.ipv4.ip_forward=1"));
+        nft(
+            &nat,
+            &format!(
+                "table ip nat {{\n chain post {{\n type nat hook postrouting priority 100;\n \
+                 oifname \"to-sbc\" {masquerade}\n }}\n }}"
+            ),
+        );
+        let dir = tempfile::tempdir().expect("temporary directory");
+        certificate(&dir);
+        let node = Node::start(&net.ns("sbc"), dir.path(), "sbc", CONFIG);
+        Edge { net, dir, node }
+    }
+
+    /// A registered phone.
+    fn phone(&self, ns: &str, user: &str, transport: &str, phone: &Phone) -> Baresip {
+        let port = if transport == "tls" { 5061 } else { 5060 };
+        let account = format!(
+            "<sip:{user}@10.1.0.1:{port};transport={transport}>;auth_pass=secret;regint=60"
+        );
+        let ca = self.dir.path().join("sbc.pem");
+        let tls = format!("sip_cafile {}\nsip_verify_server yes\n", ca.display());
+        let baresip = Baresip::start_as(&self.net.ns(ns), self.dir.path(), phone, &account, &tls);
+        baresip.proc.wait_output("200 OK", Duration::from_secs(15));
+        baresip
+    }
+}
+
+/// A certificate for the SBC's address that is its own authority.
+fn certificate(dir: &TempDir) {
+    let at = dir.path().to_string_lossy();
+    run(
+        "openssl",
+        &format!(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=sbc \
+             -addext subjectAltName=IP:10.1.0.1,DNS:sbc.example.com -keyout {at}/sbc.key \
+             -out {at}/sbc.pem"
+        ),
+    );
+}
+
+/// Alice registers from behind the NAT, Bob calls her from the public side; both hear each other.
+fn called_behind_nat(test: &str, transport: &'static str, masquerade: &str) {
+    if !can_make_namespaces(test) {
+        return;
+    }
+    let edge = Edge::new(masquerade);
+    let phone = |user, listen, tone_hz, dial, quit_after_s| Phone {
+        user,
+        listen,
+        transport,
+        tone_hz,
+        params: "",
+        dial,
+        quit_after_s,
+    };
+    let mut alice = edge.phone(
+        "home",
+        "alice",
+        transport,
+        &phone("alice", "192.168.7.10:5062", 1000, None, 16),
+    );
+    let port = if transport == "tls" { 5061 } else { 5060 };
+    let dial = format!("sip:alice@10.1.0.1:{port};transport={transport}");
+    let mut bob =
+        edge.phone("out", "bob", transport, &phone("bob", "10.1.0.10:5062", 440, Some(&dial), 8));
+    bob.proc.wait(Duration::from_secs(40));
+    let cdrs = edge.node.wait_cdrs(1);
+    assert_eq!(cdrs[0]["status"], 200, "{}", cdrs[0]);
+    alice.proc.wait(Duration::from_secs(40));
+    bob.assert_heard(1000.0, 2.0);
+    alice.assert_heard(440.0, 2.0);
+    edge.node.stop();
+}
+
+#[test]
+fn a_phone_behind_nat_is_called_over_udp() {
+    called_behind_nat("nat udp", "udp", "masquerade");
+}
+
+#[test]
+fn a_phone_behind_a_symmetric_nat_is_called_over_udp() {
+    called_behind_nat("nat udp symmetric", "udp", "masquerade fully-random");
+}
+
+#[test]
+fn a_phone_behind_a_symmetric_nat_is_called_over_tcp() {
+    called_behind_nat("nat tcp", "tcp", "masquerade fully-random");
+}
+
+#[test]
+fn a_phone_behind_nat_is_called_over_tls() {
+    called_behind_nat("nat tls", "tls", "masquerade");
+}
+
+/// JsSIP with its modules, installed once by the lock file.
+fn jssip() -> std::path::PathBuf {
+    let source = sbc_tests::root().join("tests/jssip");
+    let place = sbc_tests::root().join("target/jssip");
+    std::fs::create_dir_all(&place).expect("directory for JsSIP");
+    for file in ["package.json", "package-lock.json", "phone.js"] {
+        std::fs::copy(source.join(file), place.join(file)).expect("copy JsSIP's files");
+    }
+    if !place.join("node_modules/jssip").exists() {
+        let installed = Command::new("npm")
+            .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
+            .current_dir(&place)
+            .status();
+        assert!(installed.is_ok_and(|s| s.success()), "npm cannot install JsSIP");
+    }
+    place.join("phone.js")
+}
+
+#[test]
+fn web_phones_register_and_send_messages_over_secure_websocket() {
+    if !can_make_namespaces("web phones") {
+        return;
+    }
+    let phone = jssip();
+    let edge = Edge::new("masquerade");
+    let start = |ns: &str, user: &str, peer: &str| {
+        let mut args =
+            vec!["PHONE_CA=".to_owned() + &edge.dir.path().join("sbc.pem").to_string_lossy()];
+        let words =
+            ["node", &phone.to_string_lossy(), "wss://10.1.0.1:5061/", user, "secret", peer];
+        args.extend(words.iter().filter(|w| !w.is_empty()).map(|w| (*w).to_owned()));
+        let ns = edge.net.ns(ns);
+        Proc::start(&ns, edge.dir.path(), user, std::path::Path::new("/usr/bin/env"), &args)
+    };
+    let limit = Duration::from_secs(15);
+    let mut alice = start("home", "alice", "");
+    alice.wait_output("registered", limit);
+    let mut bob = start("out", "bob", "alice");
+    bob.wait_output("message sent", limit);
+    alice.wait_output("message: hello over WSS", limit);
+    let online = edge.node.ctl("registrations list");
+    assert_eq!(online["total"], 2, "{online}");
+    let contact = &online["registrations"][0]["contacts"][0];
+    assert_eq!((&contact["transport"], &contact["connected"]), (&"wss".into(), &true.into()));
+    // A web phone names a host that does not exist: it is reached by its connection alone.
+    assert_eq!(contact["natted"], true, "{contact}");
+    edge.node.ctl("registrations remove bob@example.com");
+    assert!(edge.node.try_ctl("registrations show bob@example.com").is_none());
+    assert_eq!(edge.node.ctl("registrations list")["total"], 1);
+    alice.signal(Signal::SIGTERM);
+    alice.wait_output("unregistered", limit);
+    alice.wait(limit);
+    bob.signal(Signal::SIGTERM);
+    bob.wait(limit);
+    edge.node.stop();
+}
