@@ -86,6 +86,14 @@ impl Command {
         Command::new(Op::SetCounts(pb::SetCounts { counts }))
     }
 
+    /// Sets this node's share of the limit `max` on `trunk`: `want`, but no more than the others
+    /// leave, and `least` (what it carries already) in any case. What it got stands in
+    /// [`Tables::count_of`](crate::Tables::count_of). When the node goes down its share is kept for
+    /// ten seconds, in which those who carry its calls on count them.
+    pub fn reserve(trunk: u64, max: u32, want: u32, least: u32) -> Self {
+        Command::new(Op::Reserve(pb::Reserve { trunk, max, want, least }))
+    }
+
     /// Writes a setting. Keys below `cluster/` are the crate's own.
     pub fn put_setting(key: &str, value: Bytes) -> Self {
         let key = key.to_owned();

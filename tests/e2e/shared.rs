@@ -316,7 +316,9 @@ fn a_phone_on_one_nodes_connection_is_called_by_another() {
     phone.answer(&invite, SDP);
     let ack = phone.next();
     assert!(ack.starts_with("ACK "), "{ack}");
-    let bye = phone.next();
+    // A slow caller sees its 200 twice and sends its ACK again.
+    let bye = std::iter::repeat_with(|| phone.next()).find(|m| !m.starts_with("ACK "));
+    let bye = bye.expect("a request");
     assert!(bye.starts_with("BYE "), "{bye}");
     phone.answer(&bye, "");
     caller.expect_success(LONG);

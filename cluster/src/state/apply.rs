@@ -7,7 +7,7 @@ use sbc_proto::cluster::v1 as pb;
 use sbc_proto::cluster::v1::command::Op;
 
 use super::cow::CHUNKS;
-use super::record::{Ban, BanKey, Binding, BindingKey, Dialog, Token};
+use super::record::{Ban, BanKey, Binding, BindingKey, Count, Dialog, Token};
 use super::tables::Tables;
 use super::{Effect, Writer};
 use crate::types::{AorKey, BindingChange, DialogKey, NodeId, Outcome, Rejection, Table};
@@ -67,6 +67,7 @@ impl Tables {
             Op::PutBan(op) => self.exec_put_ban(&op, effects),
             Op::DeleteBan(op) => Ok(done(self.exec_delete_ban(&op, effects))),
             Op::SetCounts(op) => self.exec_set_counts(writer, &op),
+            Op::Reserve(op) => self.exec_reserve(writer, &op),
             Op::PutSetting(op) => self.exec_put_setting(op, effects),
             Op::DeleteSetting(op) => self.exec_delete_setting(op, effects),
             Op::PutToken(op) => self.exec_put_token(&op),
@@ -236,10 +237,34 @@ impl Tables {
             if count.calls == 0 {
                 counts.remove(&key);
             } else if counts.len() < Table::Counts.rows_max() || counts.contains_key(&key) {
-                counts.insert(key, count.calls);
+                counts.insert(key, Count { calls: count.calls, until_ms: 0 });
             } else {
                 return Err(Rejection::Full);
             }
+        }
+        Ok(CHANGED)
+    }
+
+    /// The sum of all shares stays within the limit, but for what is carried already.
+    fn exec_reserve(&mut self, writer: Writer, op: &pb::Reserve) -> Result {
+        self.fence(writer)?;
+        let key = (op.trunk, writer.node);
+        let own = self.rows.counts.get(&key).copied();
+        let held = own.map_or(0, |count| u64::from(count.calls));
+        let others = self.count(op.trunk).saturating_sub(held);
+        let left = u64::from(op.max).saturating_sub(others);
+        let left = u32::try_from(left).unwrap_or(u32::MAX);
+        let calls = op.want.min(left).max(op.least);
+        let new = Count { calls, until_ms: 0 };
+        if own == Some(new) || (own.is_none() && calls == 0) {
+            return Ok(done(false));
+        }
+        let full = self.len(Table::Counts) >= Table::Counts.rows_max();
+        let counts = Arc::make_mut(&mut self.rows.counts);
+        match (calls, own) {
+            (0, _) => drop(counts.remove(&key)),
+            (_, None) if full => return Err(Rejection::Full),
+            (_, _) => drop(counts.insert(key, new)),
         }
         Ok(CHANGED)
     }
@@ -290,6 +315,10 @@ impl Tables {
             self.expire_chunk(n, now_ms, effects);
         }
         self.rows.sweep = u32::try_from((first + SWEEP_CHUNKS) % CHUNKS).unwrap_or(0);
+        let over = |count: &Count| count.until_ms != 0 && count.until_ms <= now_ms;
+        if self.rows.counts.values().any(over) {
+            Arc::make_mut(&mut self.rows.counts).retain(|_, count| !over(count));
+        }
         if self.rows.tokens.values().any(|token| token.expires_ms <= now_ms) {
             Arc::make_mut(&mut self.rows.tokens).retain(|_, token| token.expires_ms > now_ms);
         }

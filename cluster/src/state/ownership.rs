@@ -26,6 +26,9 @@ use crate::types::{DialogKey, NodeId, Outcome, Rejection, Table};
 type Result<T = Outcome> = std::result::Result<T, Rejection>;
 
 const CHANGED: Outcome = Outcome::Done { changed: true };
+/// How long the share of a node that is gone is kept for those who carry its calls on.
+const SHARE_HELD_MS: u64 = 10_000;
+
 const UNCHANGED: Outcome = Outcome::Done { changed: false };
 
 impl Tables {
@@ -365,8 +368,12 @@ impl Tables {
             effects.push(Effect::Addresses);
         }
         self.assign_free_groups(effects);
-        let counts = Arc::make_mut(&mut self.rows.counts);
-        counts.retain(|(_, node), _| *node != from);
+        let until_ms = self.rows.clock_ms.saturating_add(SHARE_HELD_MS);
+        for ((_, node), count) in Arc::make_mut(&mut self.rows.counts) {
+            if *node == from && count.until_ms == 0 {
+                count.until_ms = until_ms;
+            }
+        }
 
         let places = self.places();
         self.move_dialogs(

@@ -44,6 +44,15 @@ pub struct Ban {
     pub value: Arc<[u8]>,
 }
 
+/// What a node has of a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Count {
+    pub(crate) calls: u32,
+    /// The node is gone: its calls are being counted by those who carry them on, and until then the
+    /// share is nobody's. 0 while it lives.
+    pub(crate) until_ms: u64,
+}
+
 /// The state of a member, as the log knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NodeState {

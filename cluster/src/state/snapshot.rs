@@ -11,7 +11,7 @@ use sbc_proto::cluster::v1 as pb;
 use sbc_proto::cluster::v1::snapshot_record::Record;
 
 use super::FORMAT_VERSION;
-use super::record::{Address, Ban, Binding, BindingKey, Dialog, Node, Token, node_id};
+use super::record::{Address, Ban, Binding, BindingKey, Count, Dialog, Node, Token, node_id};
 use super::tables::{Rows, Tables};
 use crate::types::{AorKey, DialogKey, NodeId};
 
@@ -129,7 +129,8 @@ impl Tables {
             }
             Record::Count(row) => {
                 let key = (row.trunk, NodeId(row.node));
-                Arc::make_mut(&mut self.rows.counts).insert(key, row.calls);
+                let count = Count { calls: row.calls, until_ms: row.until_ms };
+                Arc::make_mut(&mut self.rows.counts).insert(key, count);
             }
             Record::Session(row) => {
                 let key = NodeId(row.node);
@@ -165,9 +166,9 @@ impl Frozen {
             let key = key.clone();
             out.row(Record::Setting(pb::SettingRecord { key, value }))?;
         }
-        for (&(trunk, node), &calls) in &*rows.counts {
+        for (&(trunk, node), &Count { calls, until_ms }) in &*rows.counts {
             let node = node.0;
-            out.row(Record::Count(pb::CountRecord { trunk, node, calls }))?;
+            out.row(Record::Count(pb::CountRecord { trunk, node, calls, until_ms }))?;
         }
         for (node, &(boot, seq)) in &*rows.sessions {
             let node = node.0;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::changes::{Changes, DialogPlace};
 use super::cow::CowMap;
 use super::digest::Hasher;
-use super::record::{Address, Ban, BanKey, Binding, BindingKey, Dialog, Node, Token};
+use super::record::{Address, Ban, BanKey, Binding, BindingKey, Count, Dialog, Node, Token};
 use crate::types::{AorKey, DialogKey, NodeId, Table};
 
 /// The replicated tables at one log index.
@@ -37,7 +37,7 @@ pub(super) struct Rows {
     pub(super) nodes: Arc<BTreeMap<NodeId, Node>>,
     pub(super) addresses: Arc<BTreeMap<String, Address>>,
     pub(super) settings: Arc<BTreeMap<String, Arc<[u8]>>>,
-    pub(super) counts: Arc<BTreeMap<(u64, NodeId), u32>>,
+    pub(super) counts: Arc<BTreeMap<(u64, NodeId), Count>>,
     pub(super) sessions: Arc<BTreeMap<NodeId, (u64, u64)>>,
     pub(super) tokens: Arc<BTreeMap<[u8; 32], Token>>,
     pub(super) clock_ms: u64,
@@ -181,18 +181,18 @@ impl Tables {
             .map(|(key, value)| (key.as_str(), &**value))
     }
 
-    /// Calls of a trunk over all nodes.
+    /// Calls of a trunk over all nodes; where shares are taken, all shares.
     pub fn count(&self, trunk: u64) -> u64 {
         self.rows
             .counts
             .range((trunk, NodeId(0))..=(trunk, NodeId(u64::MAX)))
-            .map(|(_, calls)| u64::from(*calls))
+            .map(|(_, count)| u64::from(count.calls))
             .sum()
     }
 
     /// Calls of a trunk on one node.
     pub fn count_of(&self, trunk: u64, node: NodeId) -> u32 {
-        self.rows.counts.get(&(trunk, node)).copied().unwrap_or(0)
+        self.rows.counts.get(&(trunk, node)).map_or(0, |count| count.calls)
     }
 
     /// The cluster's own clock in milliseconds; goes on by the log alone.
@@ -340,8 +340,9 @@ impl Rows {
         for (key, value) in &*self.settings {
             hasher = hasher.bytes(key.as_bytes()).bytes(value);
         }
-        for ((trunk, node), calls) in &*self.counts {
-            hasher = hasher.u64(*trunk).u64(node.0).u64(u64::from(*calls));
+        for ((trunk, node), count) in &*self.counts {
+            let calls = u64::from(count.calls);
+            hasher = hasher.u64(*trunk).u64(node.0).u64(calls).u64(count.until_ms);
         }
         for (node, (boot, seq)) in &*self.sessions {
             hasher = hasher.u64(node.0).u64(*boot).u64(*seq);

@@ -248,6 +248,35 @@ fn bindings_of_connections_go_with_the_process_that_holds_them() {
 }
 
 #[test]
+fn shares_never_exceed_their_limit_and_outlive_their_node_for_a_while() {
+    let mut m = Machine::new();
+    m.clock(1_000);
+    let share = |m: &Machine, node| m.tables.count_of(7, NodeId(node));
+    m.write(1, Command::reserve(7, 10, 6, 0));
+    m.write(2, Command::reserve(7, 10, 6, 0));
+    assert_eq!((share(&m, 1), share(&m, 2)), (6, 4));
+    assert_eq!(m.write(3, Command::reserve(7, 10, 1, 0)), NOTHING);
+    m.write(1, Command::reserve(7, 10, 3, 0));
+    m.write(3, Command::reserve(7, 10, 9, 0));
+    assert_eq!((share(&m, 1), share(&m, 3)), (3, 3));
+    // A lower limit takes nothing away from who carries calls, and gives nothing.
+    m.write(2, Command::reserve(7, 5, 4, 4));
+    assert_eq!(share(&m, 2), 4);
+    // The first dies with three calls; the second carries them on and counts them in any case.
+    m.down(1);
+    assert_eq!(m.write(3, Command::reserve(7, 10, 9, 3)), NOTHING, "the dead one's is kept");
+    m.write(2, Command::reserve(7, 10, 7, 7));
+    assert_eq!(share(&m, 2), 7);
+    m.clock(10_999);
+    assert_eq!(m.write(3, Command::reserve(7, 10, 9, 3)), NOTHING);
+    m.clock(11_000);
+    assert_eq!(m.tables.count(7), 10);
+    m.write(2, Command::reserve(7, 10, 0, 0));
+    assert_eq!(m.write(3, Command::reserve(7, 10, 9, 3)), DONE);
+    assert_eq!(m.tables.count(7), 9);
+}
+
+#[test]
 fn tokens_let_one_node_in() {
     let mut m = Machine::new();
     let token = Bytes::copy_from_slice(&[9; 32]);
@@ -332,6 +361,9 @@ fn any_command() -> impl Strategy<Value = (u64, Command)> {
             Command::put_ban(&[n], Duration::from_secs(30), Bytes::new())
         }),
         1 => (0u64..3, 0u32..3).prop_map(|(trunk, calls)| Command::set_counts(&[(trunk, calls)])),
+        1 => (0u64..3, 0u32..9, 0u32..2).prop_map(|(trunk, want, least)| {
+            Command::reserve(trunk, 6, want, least)
+        }),
         1 => (0u32..4, 1u64..4).prop_map(|(group, to)| Command::move_addresses(group, NodeId(to))),
         1 => (0u8..3, 1u32..3).prop_map(|(n, group)| {
             Command::put_address(&format!("a{n}"), group, None)

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use arc_swap::ArcSwapOption;
 use sbc_cluster::{
     Cluster, Command, Config, Handle as ClusterHandle, JoinKey, NodeId, NodeState, Origin,
     ProposeError,
@@ -12,6 +13,7 @@ use sbc_cluster::{
 use sbc_core::core::Core;
 use sbc_core::digest::NonceKey;
 use sbc_core::ids::HintKey;
+use sbc_core::routing::Table;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
@@ -23,6 +25,7 @@ use crate::store::binding::Names;
 use crate::store::cluster::{ClusterStore, Parts, StoreStats};
 use crate::store::follow::{Follow, FollowStats};
 use crate::store::link::{self, Link, LinkStats};
+use crate::store::shares::{ShareStats, Shares};
 use crate::store::takeover::{REMOVED, Takeover, TakeoverStats, drained};
 use crate::store::tell::Tell;
 use crate::telemetry::metrics::{Sample, number};
@@ -46,6 +49,8 @@ pub struct Replication {
     mode: FailoverMode,
     followed: Arc<FollowStats>,
     linked: Arc<LinkStats>,
+    routing: Arc<ArcSwapOption<Table>>,
+    shared: Arc<ShareStats>,
     /// Bans of the whole cluster.
     pub bans: ClusterBans,
     written: Arc<StoreStats>,
@@ -127,6 +132,8 @@ pub(super) fn start(
         mode,
         followed,
         linked,
+        routing: Arc::default(),
+        shared: Arc::default(),
         handle,
         store,
         bans,
@@ -196,6 +203,12 @@ impl Replication {
             stats: Arc::clone(&self.linked),
         };
         runtime.spawn(link.run());
+        let shares = Shares {
+            handle: self.handle.clone(),
+            routing: Arc::clone(&self.routing),
+            stats: Arc::clone(&self.shared),
+        };
+        runtime.spawn(shares.run());
         // The first write of this run tells the others that the former one is over.
         self.handle.submit(sbc_cluster::Command::set_counts(&[]), Duration::from_secs(5), |_| {});
     }
@@ -203,6 +216,7 @@ impl Replication {
     /// A new configuration is in force.
     pub(super) fn configured(&self, core: &sbc_core::core::Config) {
         self.names.set(&core.interfaces);
+        self.routing.store(Some(Arc::clone(&core.routing)));
     }
 
     /// Stops the cluster node and lets go of the floating addresses; what was accepted is on disk
@@ -318,6 +332,9 @@ impl Replication {
         let f = &self.followed;
         push("sbc_cluster_bindings_followed", "Users' contacts taken", c, read(&f.users));
         push("sbc_cluster_bindings_unreadable", "Contacts not read", c, read(&f.unreadable));
+        let s = &self.shared;
+        push("sbc_cluster_shares_written", "Shares of limits changed", c, read(&s.written));
+        push("sbc_cluster_shares_failed", "Shares not committed in time", c, read(&s.failed));
         let l = &self.linked;
         push("sbc_cluster_relayed_out", "Messages passed on to other nodes", c, read(&l.sent));
         push("sbc_cluster_relayed_in", "Messages of other nodes", c, read(&l.received));

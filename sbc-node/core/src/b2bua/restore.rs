@@ -135,7 +135,8 @@ fn restored_call(cx: &mut Cx<'_>, key: CallKey, record: &CallRecord, a: Leg, b: 
         cx.env.tags.insert(leg.dialog.local_tag.clone(), dialog);
     }
     // Counted, never refused: the call was admitted where it began.
-    let permit = cx.env.routing.admit(cx.now, &a.trunk, true).ok();
+    let source = cx.env.routing.admit(cx.now, &a.trunk, true).ok();
+    let target = cx.env.routing.carry_on(cx.now, &b.trunk);
     let uri = |name: &str| -> Box<str> {
         let inner = name.split_once('<').map_or(name, |(_, rest)| rest);
         inner.split_once('>').map_or(inner, |(uri, _)| uri).into()
@@ -167,7 +168,7 @@ fn restored_call(cx: &mut Cx<'_>, key: CallKey, record: &CallRecord, a: Leg, b: 
         next_exchange: 0,
         ok_wait: None,
         timers: CallTimers::default(),
-        permits: permit.into_iter().collect(),
+        permits: source.into_iter().chain(target).collect(),
         facts: Box::new(facts),
         refers: SmallVec::new(),
         conn: None,

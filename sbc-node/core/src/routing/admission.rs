@@ -2,7 +2,8 @@
 //!
 //! A [`Gate`] is a pair of atomics shared by all shards, so that a limit is exact for the node. A
 //! [`Permit`] counts a call in its gates until it is dropped; it cannot leak or count twice.
-//! Emergency calls are counted but never refused. Cluster-wide budgets never live here.
+//! Emergency calls are counted but never refused. In a cluster a gate is given this node's share of
+//! its limits; how shares are agreed upon never lives here.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -21,10 +22,43 @@ pub struct CallLimits {
 
 /// Counts calls and their rate. The rate is a GCRA (a token bucket written as one number): the
 /// time at which the bucket would be full again, in nanoseconds since the table's epoch.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Gate {
     calls: AtomicU32,
     full_at_ns: AtomicU64,
+    /// New calls asked for since the start, admitted or not.
+    asked: AtomicU64,
+    /// This node's shares of the limits: calls, and thousandths of calls per second.
+    share_calls: AtomicU32,
+    share_mcps: AtomicU32,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Gate {
+            calls: AtomicU32::new(0),
+            full_at_ns: AtomicU64::new(0),
+            asked: AtomicU64::new(0),
+            share_calls: AtomicU32::new(u32::MAX),
+            share_mcps: AtomicU32::new(u32::MAX),
+        }
+    }
+}
+
+/// What this node may use of a limit that the whole cluster shares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    pub calls: u32,
+    /// Thousandths of calls per second.
+    pub mcps: u32,
+}
+
+/// How much of a limit is used here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Use {
+    pub calls: u32,
+    /// New calls asked for since the start, admitted or not.
+    pub asked: u64,
 }
 
 const SECOND_NS: f64 = 1e9;
@@ -34,16 +68,50 @@ impl Gate {
         self.calls.load(Ordering::Relaxed)
     }
 
+    pub(super) fn used(&self) -> Use {
+        Use { calls: self.calls(), asked: self.asked.load(Ordering::Relaxed) }
+    }
+
+    /// `None` where no other node shares the limits.
+    pub(super) fn share(&self) -> Option<Share> {
+        let calls = self.share_calls.load(Ordering::Relaxed);
+        let mcps = self.share_mcps.load(Ordering::Relaxed);
+        (calls != u32::MAX || mcps != u32::MAX).then_some(Share { calls, mcps })
+    }
+
+    pub(super) fn set_share(&self, share: Share) {
+        self.share_calls.store(share.calls, Ordering::Relaxed);
+        self.share_mcps.store(share.mcps, Ordering::Relaxed);
+    }
+
+    /// The limits as they hold on this node.
+    fn shared(&self, limits: &CallLimits) -> CallLimits {
+        let share = self.share_calls.load(Ordering::Relaxed);
+        let cps = f64::from(self.share_mcps.load(Ordering::Relaxed)) / 1_000.0;
+        CallLimits {
+            max_calls: limits.max_calls.map(|max| max.min(share)),
+            max_cps: limits.max_cps.map(|max| max.min(cps)),
+        }
+    }
+
     /// Whether a call would be admitted now; takes nothing.
     pub(super) fn has_room(&self, limits: &CallLimits, now_ns: u64) -> bool {
-        limits.max_calls.is_none_or(|max| self.calls() < max)
+        let limits = self.shared(limits);
+        let room = limits.max_calls.is_none_or(|max| self.calls() < max)
             && limits.max_cps.is_none_or(|cps| {
                 next_full_at(self.full_at_ns.load(Ordering::Relaxed), cps, now_ns).is_some()
-            })
+            });
+        if !room {
+            // Nobody is sent here, and yet somebody wanted in: the share is to grow.
+            self.asked.fetch_add(1, Ordering::Relaxed);
+        }
+        room
     }
 
     /// Counts a call in, or says which limit is against it. `force` counts it in any case.
     fn enter(&self, limits: &CallLimits, now_ns: u64, force: bool) -> Result<(), RejectCause> {
+        let limits = self.shared(limits);
+        self.asked.fetch_add(1, Ordering::Relaxed);
         let max = if force { None } else { limits.max_calls };
         self.calls
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
@@ -185,6 +253,22 @@ mod tests {
         assert!(!admitted(100_000_001));
         assert_eq!((0..20).filter(|_| admitted(5_000_000_000)).count(), 10);
         assert_eq!(gate.calls(), 0);
+    }
+
+    #[test]
+    fn a_share_holds_in_place_of_a_limit_and_makes_none() {
+        let gate = Arc::new(Gate::default());
+        let limits = CallLimits { max_calls: Some(5), max_cps: Some(10.0) };
+        gate.set_share(Share { calls: 1, mcps: 2_000 });
+        let _one = permit(&gate, limits, 0).unwrap();
+        assert_eq!(permit(&gate, limits, 0).unwrap_err().cause, RejectCause::MaxCalls);
+        gate.set_share(Share { calls: 9, mcps: 2_000 });
+        let _two = permit(&gate, limits, 0).unwrap();
+        assert_eq!(permit(&gate, limits, 0).unwrap_err().cause, RejectCause::MaxCps);
+        let unlimited: Vec<_> =
+            (0..20).map(|_| permit(&gate, CallLimits::default(), 0).unwrap()).collect();
+        assert_eq!(gate.used(), Use { calls: 22, asked: 24 });
+        assert_eq!(unlimited.len(), 20);
     }
 
     #[test]

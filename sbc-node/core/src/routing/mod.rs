@@ -27,7 +27,7 @@ use smallvec::SmallVec;
 
 use crate::net::{Flow, InterfaceId};
 
-pub use admission::{CallLimits, Permit};
+pub use admission::{CallLimits, Permit, Share, Use};
 pub use group::{GroupConfig, Member, Strategy};
 pub use health::{HealthChange, PeerHealth, ProbePolicy};
 pub use number::{Field, Numbers, Translation};
@@ -178,6 +178,11 @@ impl Routing {
         query: &RouteQuery<'_>,
     ) -> Result<Plan, Reject> {
         self.table.route(now, source, query, &mut self.rng)
+    }
+
+    /// Counts a call of a trunk that was admitted on another node; never refuses.
+    pub fn carry_on(&self, now: Instant, trunk: &Trunk) -> Option<Permit> {
+        self.table.carry_on(now, trunk)
     }
 
     /// Admits a call on its incoming side: the trunk's limits and the node's. The permit counts

@@ -519,6 +519,13 @@ impl Table {
         Permit::acquire([trunk, node], self.ns(now), emergency)
     }
 
+    /// Counts a call that was admitted elsewhere; never refuses.
+    pub(super) fn carry_on(&self, now: Instant, trunk: &Trunk) -> Option<Permit> {
+        let counted = (Counted::Trunk(trunk.state.clone()), trunk.config.limits);
+        let nowhere = (Counted::Group(Arc::default()), CallLimits::default());
+        Permit::acquire([counted, nowhere], self.ns(now), true).ok()
+    }
+
     pub(super) fn admit_hop(&self, now: Instant, plan: &Plan, hop: &Hop) -> Result<Permit, Reject> {
         let state = hop.trunk.state.clone();
         let trunk = (Counted::Trunk(state), hop.trunk.config.limits);

@@ -12,7 +12,7 @@ use crate::core::ResolveQuery;
 use crate::media::Latch;
 use crate::net::{InterfaceId, Transport};
 
-use super::admission::{CallLimits, Gate};
+use super::admission::{CallLimits, Gate, Share, Use};
 use super::health::{Health, PeerHealth, ProbePolicy};
 use super::number::Translation;
 use super::policy::{CodecPolicy, Credential, FailoverPolicy, HeaderPolicy, SessionTimerPolicy};
@@ -206,6 +206,21 @@ impl Trunk {
     /// Calls up or in set-up, both directions.
     pub fn calls(&self) -> u32 {
         self.state.gate.calls()
+    }
+
+    /// How much of the trunk's limits is used on this node.
+    pub fn used(&self) -> Use {
+        self.state.gate.used()
+    }
+
+    /// What this node may use of the trunk's limits; `None` where no other node shares them.
+    pub fn share(&self) -> Option<Share> {
+        self.state.gate.share()
+    }
+
+    /// Sets what this node may use of the trunk's limits.
+    pub fn set_share(&self, share: Share) {
+        self.state.gate.set_share(share);
     }
 
     /// The health of a peer; `None` past the end.
