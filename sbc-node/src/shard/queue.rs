@@ -14,6 +14,7 @@ use sbc_core::net::Flow;
 
 use super::command::Command;
 use crate::transport::poller::Waker;
+use crate::transport::udp::Unreached;
 
 /// Messages that may wait for a shard.
 pub const MESSAGES_MAX: usize = 16_384;
@@ -27,6 +28,8 @@ pub enum Parcel {
     Received { flow: Flow, data: Bytes },
     /// To be written on a connection that this shard owns; a failure goes back to shard `from`.
     Transmit { flow: Flow, data: Bytes, token: Option<SendToken>, from: u8 },
+    /// An ICMP error that is about nothing that the shard sent which was told.
+    Unreached(Unreached),
 }
 
 #[derive(Debug)]

@@ -31,7 +31,7 @@ use crate::transport::mmsg::{RecvBatch, SendBatch};
 use crate::transport::poller::{Interest, Poller, Ready};
 use crate::transport::stun;
 use crate::transport::tcp::{self, Tcp, TcpEvent};
-use crate::transport::udp::{Failure, UdpListener};
+use crate::transport::udp::{Failure, UdpListener, Unreached};
 
 /// Marks a poller token as a connection; the rest is its id.
 pub const CONN_TOKEN: u64 = 1 << 63;
@@ -124,6 +124,8 @@ pub struct Shard<M: Machine> {
     /// STUN answers of one batch.
     stun_asked: Vec<(std::net::SocketAddr, Bytes)>,
     pub(super) failures: Vec<Failure>,
+    /// ICMP errors about what another shard sent.
+    pub(super) strange: Vec<Unreached>,
     /// Received in this wake-up and not yet handled.
     pub(super) inbox: Vec<(Flow, Bytes)>,
     /// Shards that were given something in this wake-up.
@@ -167,6 +169,7 @@ impl<M: Machine> Shard<M> {
             stun_rate: stun::Rate::new(stun_per_second),
             stun_asked: Vec::new(),
             failures: Vec::new(),
+            strange: Vec::new(),
             inbox: Vec::new(),
             to_wake: 0,
             left_over: false,
@@ -255,7 +258,7 @@ impl<M: Machine> Shard<M> {
     fn take_udp(&mut self, index: usize, event: Ready, now: Instant) {
         let Some(socket) = self.udp.get_mut(index).and_then(Option::as_mut) else { return };
         if event.error {
-            let count = socket.drain_errors(&mut self.recv, &mut self.failures);
+            let count = socket.drain_errors(&mut self.recv, &mut self.failures, &mut self.strange);
             self.stats.icmp_errors.add(count);
         }
         if event.write && socket.blocked {
@@ -299,12 +302,14 @@ impl<M: Machine> Shard<M> {
                 }
                 // An ICMP error that is pending on the socket; its details are on the queue.
                 Err(_) => {
-                    let count = socket.drain_errors(&mut self.recv, &mut self.failures);
+                    let count =
+                        socket.drain_errors(&mut self.recv, &mut self.failures, &mut self.strange);
                     stats.icmp_errors.add(count);
                 }
             }
         }
         self.left_over |= more;
+        self.hand_over_errors();
         let mut inbox = std::mem::take(&mut self.inbox);
         for (flow, data) in inbox.drain(..) {
             self.received(flow, data, now);
@@ -354,6 +359,7 @@ impl<M: Machine> Shard<M> {
                 Parcel::Transmit { flow, data, token, from } => {
                     self.transmit_for(flow, data, token, usize::from(from));
                 }
+                Parcel::Unreached(error) => self.unreached(&error),
             }
         }
         if left == 0 {
@@ -404,7 +410,7 @@ impl<M: Machine> Shard<M> {
                     self.transmit(Destination::Flow(flow), answer, None, now);
                 }
             }
-            Err(Parcel::Transmit { .. }) => {}
+            Err(Parcel::Transmit { .. } | Parcel::Unreached(_)) => {}
         }
     }
 

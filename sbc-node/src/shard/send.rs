@@ -15,7 +15,7 @@ use super::queue::Parcel;
 use super::run::Shard;
 use crate::store::link;
 use crate::transport::tcp::{self, Opening};
-use crate::transport::udp::UdpListener;
+use crate::transport::udp::{UdpListener, Unreached};
 
 impl<M: Machine> Shard<M> {
     pub(super) fn transmit(
@@ -148,6 +148,24 @@ impl<M: Machine> Shard<M> {
         let conn = self.tcp.open(to, now, &self.poller, &self.stats)?;
         self.stats.opened.add(1);
         Ok(conn)
+    }
+
+    /// ICMP errors that no message of ours fits go to the other shards: one of them sent it.
+    pub(super) fn hand_over_errors(&mut self) {
+        for error in self.strange.drain(..) {
+            for (index, handle) in self.shards.iter().enumerate() {
+                // A full queue loses news that its transaction's timer brings as well.
+                if index != self.index && handle.parcel(Parcel::Unreached(error.clone())).is_ok() {
+                    self.to_wake |= 1 << index;
+                }
+            }
+        }
+    }
+
+    /// An ICMP error that another shard was told of.
+    pub(super) fn unreached(&mut self, error: &Unreached) {
+        let ours = self.udp.iter_mut().flatten().filter(|u| u.local() == error.local);
+        self.failures.extend(ours.filter_map(|u| u.sent(error)));
     }
 
     /// Another shard, or another node, sends on a connection of ours.

@@ -198,6 +198,13 @@ impl Writer {
             if reopen && let Err(error) = self.file.reopen() {
                 tracing::error!(%error, "cannot reopen the CDR file");
             }
+            if count > 0 && self.file.is_gone() {
+                self.stats.errors.fetch_add(1, Ordering::Relaxed);
+                tracing::error!("the CDR file was removed or moved: begun anew");
+                if let Err(error) = self.file.reopen() {
+                    tracing::error!(%error, "cannot reopen the CDR file");
+                }
+            }
             self.write(&lines, count);
             self.turn_over();
         }
@@ -268,6 +275,15 @@ impl CdrFile {
         self.since = Instant::now();
         self.file = Some(file);
         Ok(())
+    }
+
+    /// Whether the name leads to another file by now, or to none: what is written would be lost.
+    fn is_gone(&self) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        let (Some(path), Some(file)) = (&self.settings.path, &self.file) else { return false };
+        let place = |m: fs::Metadata| (m.dev(), m.ino());
+        let (named, open) = (fs::metadata(path).map(place), file.metadata().map(place));
+        open.is_ok() && named.ok() != open.ok()
     }
 
     /// Writes all of `lines`; on an error what is left to write stays in `lines`.

@@ -25,6 +25,19 @@ struct Outgoing {
     token: Option<SendToken>,
 }
 
+/// Errors of one wake-up that are offered to the other shards.
+const STRANGE_MAX: usize = 64;
+
+/// An ICMP error: what was sent, from where to where, did not arrive.
+#[derive(Clone, Debug)]
+pub struct Unreached {
+    pub local: SocketAddr,
+    pub to: SocketAddr,
+    pub errno: i32,
+    /// The beginning of what was sent.
+    pub quote: Bytes,
+}
+
 /// A failed transmission, by its token.
 pub type Failure = (SendToken, SendError);
 
@@ -168,24 +181,41 @@ impl UdpListener {
         done
     }
 
-    /// Empties the error queue; failures that match a message we sent land in `failed`. Returns
-    /// how many errors there were.
-    pub fn drain_errors(&mut self, batch: &mut RecvBatch, failed: &mut Vec<Failure>) -> u64 {
+    /// Empties the error queue; failures that match a message we sent land in `failed`, the others in
+    /// `strange`: of sockets that share an address the kernel tells any, not the one that sent.
+    /// Returns how many errors there were.
+    pub fn drain_errors(
+        &mut self,
+        batch: &mut RecvBatch,
+        failed: &mut Vec<Failure>,
+        strange: &mut Vec<Unreached>,
+    ) -> u64 {
         let mut count = 0;
         while let Some((to, errno, quote)) = batch.receive_error(self.socket.as_raw_fd()) {
             count += 1;
-            let hit = self.recent.iter().rposition(|sent| {
-                sent.to == to && (quote.len() < QUOTE_MIN || sent.data.starts_with(quote))
-            });
-            if let Some(Outgoing { token: Some(token), .. }) =
-                hit.and_then(|i| self.recent.remove(i))
-            {
-                failed.push((token, send_error(errno)));
+            let error =
+                Unreached { local: self.local, to, errno, quote: Bytes::copy_from_slice(quote) };
+            match self.sent(&error) {
+                Some(failure) => failed.push(failure),
+                None if strange.len() < STRANGE_MAX => strange.push(error),
+                None => {}
             }
         }
         // The socket's own pending error would fail the next call: take it off.
         let _ = self.socket.take_error();
         count
+    }
+}
+
+impl UdpListener {
+    /// The message of ours that an error is about.
+    pub fn sent(&mut self, error: &Unreached) -> Option<Failure> {
+        let Unreached { to, errno, quote, .. } = error;
+        let hit = self.recent.iter().rposition(|sent| {
+            sent.to == *to && (quote.len() < QUOTE_MIN || sent.data.starts_with(quote))
+        });
+        let token = hit.and_then(|i| self.recent.remove(i))?.token?;
+        Some((token, send_error(*errno)))
     }
 }
 

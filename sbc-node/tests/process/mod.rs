@@ -47,6 +47,16 @@ pub(crate) fn free_udp() -> SocketAddr {
     UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
+fn run_node(file: &std::path::Path) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_sbc-node"))
+        .args(["run", "--config", file.to_str().unwrap()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
 /// A running sbc-node with a directory of its own.
 pub(crate) struct Node {
     child: Child,
@@ -67,6 +77,23 @@ impl Node {
     /// With more lines in `[node]`.
     pub(crate) fn start_with(node: &str) -> Node {
         Node::started(|| Node::spawn(node, "", free_udp()))
+    }
+
+    /// With another file for CDRs in its directory.
+    pub(crate) fn start_with_cdr(file: &str) -> Node {
+        let node = Node::start();
+        node.edit(|text| text.replace("cdr.jsonl", file));
+        node.restarted()
+    }
+
+    /// The same once more, with its configuration as it is now.
+    fn restarted(mut self) -> Node {
+        self.signal(Signal::SIGTERM);
+        assert_eq!(self.wait(), Some(0));
+        let file = self.path("sbc.toml");
+        self.child = run_node(&file);
+        eventually("the node", || (self.ctl("status").0 == 0).then_some(()));
+        self
     }
 
     /// With more lines in `[admin]`.
@@ -150,13 +177,7 @@ target = "pbx"
         );
         let file = dir.path().join("sbc.toml");
         std::fs::write(&file, text).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_sbc-node"))
-            .args(["run", "--config", file.to_str().unwrap()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let child = run_node(&file);
         let socket = dir.path().join("admin.sock");
         Node { child, dir, socket, inside, pbx, carrier, outside, metrics }
     }
@@ -207,6 +228,22 @@ target = "pbx"
         let file = self.dir.path().join("sbc.toml");
         let text = std::fs::read_to_string(&file).unwrap();
         std::fs::write(&file, f(text)).unwrap();
+    }
+
+    /// The path of something in its directory.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it said on standard error until its end.
+    pub(crate) fn errors(&mut self) -> String {
+        let mut errors = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+        errors
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
@@ -285,6 +322,19 @@ impl Phone {
             others.push(message);
         }
         panic!("no {start}, only {others:#?}");
+    }
+
+    /// A message that begins so, if one is there; others are skipped.
+    pub(crate) fn poll(&self, start: &str) -> Option<String> {
+        let mut buffer = [0; 65_536];
+        self.socket.set_nonblocking(true).unwrap();
+        let mut found = None;
+        while let (None, Ok((count, _))) = (&found, self.socket.recv_from(&mut buffer)) {
+            let message = String::from_utf8(buffer[..count].to_vec()).unwrap();
+            found = message.starts_with(start).then_some(message);
+        }
+        self.socket.set_nonblocking(false).unwrap();
+        found
     }
 
     fn sdp(&self) -> String {

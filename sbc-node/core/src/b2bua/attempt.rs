@@ -263,8 +263,10 @@ impl Call {
             health.hold(cx.now + wait);
         }
         keep_best(&mut setup.failure, Failure { status, message: message.cloned() });
-        // Another address of the same name is tried only where this one was not reachable.
-        if message.is_none() && !attempt.addresses.is_empty() && status == 503 {
+        // RFC 3263 §4.3: another address of the same name where this one was not reachable, said
+        // 503, or said nothing at all.
+        let silent = message.is_none() && status == 408 && !attempt.proceeding;
+        if !attempt.addresses.is_empty() && (status == 503 || silent) {
             attempt.leg = None;
             attempt.client = None;
             attempt.forks.clear();
