@@ -17,6 +17,9 @@ const BATCH: usize = 2048;
 
 const TICK: Duration = Duration::from_millis(100);
 
+/// Changes of calls that stand by, in between those of our own: few, so that ours never wait long.
+const STANDBY_BATCH: usize = 256;
+
 /// Flows that stand by are looked at once in this time: only to find those that are missing.
 const STANDBY_EVERY: Duration = Duration::from_secs(60);
 
@@ -55,8 +58,12 @@ impl Driver {
     pub(crate) fn run(mut self) {
         let mut next_tick = Instant::now() + TICK;
         let mut outcomes = Vec::new();
+        let mut behind = false;
         loop {
-            let wait = next_tick.saturating_duration_since(Instant::now());
+            let wait = match behind {
+                true => Duration::ZERO,
+                false => next_tick.saturating_duration_since(Instant::now()),
+            };
             match self.changes.recv_timeout(wait) {
                 Ok(first) => {
                     let batch = self.gather(first);
@@ -71,18 +78,19 @@ impl Driver {
                 self.offload.poll(&mut outcomes);
                 self.read_counters();
             }
-            self.stand_by(&mut outcomes);
+            behind = self.stand_by(&mut outcomes);
             self.hand_back(&mut outcomes);
         }
     }
 
-    /// Changes of other nodes' calls: after those of our own, as many as fit a batch.
-    fn stand_by(&mut self, outcomes: &mut Vec<FlowOutcome>) {
+    /// Changes of other nodes' calls, after those of our own; true when there may be more.
+    fn stand_by(&mut self, outcomes: &mut Vec<FlowOutcome>) -> bool {
         let mut changes = Vec::new();
-        self.book.poll(Instant::now(), BATCH, &mut changes);
+        self.book.poll(Instant::now(), STANDBY_BATCH, &mut changes);
         if !changes.is_empty() {
             self.offload.apply(&changes, outcomes);
         }
+        !changes.is_empty()
     }
 
     /// What has queued up, bounded.

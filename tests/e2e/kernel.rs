@@ -1,11 +1,13 @@
 //! Media of one call on each way that it can go (userspace, nftables, eBPF), with both ends under the
 //! test's control: what arrives is asserted packet by packet.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use sbc_tests::agent::{Agent, Audio, Direction};
 use sbc_tests::capture::Capture;
-use sbc_tests::net::{ip, socket_in};
+use sbc_tests::net::{Net, ip, socket_in};
+use sbc_tests::node::Node;
 use sbc_tests::{can_make_namespaces, wait_for};
 
 use crate::bed::{Bed, Plan, V4, V6};
@@ -361,3 +363,90 @@ fn a_route_changes_in_the_middle_of_a_call() {
         talk.end();
     });
 }
+
+/// Both interfaces on one device: what comes in goes out again where it came from.
+#[test]
+fn a_call_on_one_interface_makes_a_hairpin() {
+    each_way("hairpin", |way| {
+        let net = Net::new(&["out", "in", "sbc", "sw"]);
+        net.bridge(
+            "sw",
+            &[("out", "10.5.0.10/24"), ("in", "10.5.0.20/24"), ("sbc", "10.5.0.1/24")],
+        );
+        for space in ["out", "in", "sbc"] {
+            ip(&format!("netns exec {} ethtool -K to-sw tx off", net.ns(space)));
+        }
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let config = HAIRPIN.replace("@WAY@", way);
+        let node = Node::start(&net.ns("sbc"), dir.path(), "sbc", &config);
+        let peer = |port: u16| SocketAddr::from(([10, 5, 0, 1], port));
+        let mut caller = Agent::new(&net.ns("out"), "alice", "10.5.0.10:5060", peer(5060));
+        let mut callee = Agent::new(&net.ns("in"), "bob", "10.5.0.20:5060", peer(5070));
+        let (mut a, mut b) = (caller.audio("10.5.0.10:40000"), callee.audio("10.5.0.20:40000"));
+        caller.invite("1234", a.address());
+        b.to = callee.answer(b.address(), Direction::Both);
+        a.to = caller.answered();
+        let exchange = |a: &mut Audio, b: &mut Audio| {
+            let sent = a.send();
+            assert_eq!(b.receive(), Some(sent), "{way}: from the caller");
+            let sent = b.send();
+            assert_eq!(a.receive(), Some(sent), "{way}: from the callee");
+        };
+        let flows = || node.ctl("status")["kernel_flows"].as_u64();
+        let (wanted, end) = (Some(if way == "off" { 0 } else { 2 }), Instant::now() + LONG);
+        exchange(&mut a, &mut b);
+        while flows() != wanted {
+            assert!(Instant::now() < end, "{way}: {:?} flows in the kernel", flows());
+            exchange(&mut a, &mut b);
+        }
+        let before = node.metric("sbc_media_relayed_datagrams_total", "");
+        for _ in 0..50 {
+            exchange(&mut a, &mut b);
+        }
+        let relayed = node.metric("sbc_media_relayed_datagrams_total", "") - before;
+        assert_eq!(relayed, if way == "off" { 100 } else { 0 }, "{way}");
+        caller.bye();
+        callee.gone(LONG);
+        assert_eq!(node.wait_cdrs(1)[0]["status"], 200);
+        node.stop();
+    });
+}
+
+const HAIRPIN: &str = r#"
+[node]
+name = "test"
+drain-time = "2s"
+
+[admin]
+socket = "@DIR@/sbc.sock"
+
+[cdr]
+file = "@DIR@/cdr.jsonl"
+
+[media]
+kernel = "@WAY@"
+
+[[interface]]
+name = "access"
+listen = "udp://10.5.0.1:5060"
+media = { ports = "20000-29999" }
+
+[[interface]]
+name = "core"
+listen = "udp://10.5.0.1:5070"
+media = { ports = "30000-39999" }
+
+[[trunk]]
+name = "outside"
+interface = "access"
+peers = "10.5.0.10"
+
+[[trunk]]
+name = "inside"
+interface = "core"
+peers = "10.5.0.20"
+
+[[route]]
+source = "outside"
+target = "inside"
+"#;

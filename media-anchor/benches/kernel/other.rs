@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use media_anchor::kernel::{Ban, BanConfig, BanSet, BanTarget, Way};
-use media_anchor::plan_types::FlowChange;
+use media_anchor::plan_types::{Flow, FlowChange, Offload};
+use nix::sys::resource::{UsageWho, getrusage};
 
 use crate::clock;
 use crate::cpu::{cost, opened};
@@ -13,12 +14,15 @@ use crate::netns::Net;
 use crate::traffic::{self, Sender};
 
 const WAYS: [Way; 2] = [Way::Ebpf, Way::Nftables];
+const CALLS: usize = 10_000;
+const AT_ONCE: usize = 64;
+const ROUNDS: usize = 5;
 
 /// Calls (two flows) installed and removed, as many at once as the driver would gather.
 pub(crate) fn rate() {
-    const CALLS: usize = 10_000;
-    const AT_ONCE: usize = 64;
-    println!("calls installed and removed, {AT_ONCE} at once; CPU of the driver thread");
+    println!(
+        "calls installed and removed, {AT_ONCE} at once; CPU of the driver thread, median of {ROUNDS}"
+    );
     for way in WAYS {
         let net = traffic::net(true);
         let mut offload = opened(&net.sbc, way);
@@ -28,42 +32,39 @@ pub(crate) fn rate() {
                 &[FlowChange::Remove(traffic::flow(0).id), FlowChange::Remove(traffic::back(0).id)],
                 &mut Vec::new(),
             );
-            let memory = kernel_memory();
-            let mut times = [Duration::ZERO; 2];
-            for (remove, time) in times.iter_mut().enumerate() {
-                let begun = clock::thread();
-                for batch in 0..CALLS / AT_ONCE {
-                    let changes: Vec<FlowChange> = (batch * AT_ONCE..(batch + 1) * AT_ONCE)
-                        .flat_map(|n| [traffic::flow(n), traffic::back(n)])
-                        .map(|flow| match remove {
-                            0 => FlowChange::Install(flow),
-                            _ => FlowChange::Remove(flow.id),
-                        })
-                        .collect();
-                    offload.apply(&changes, &mut Vec::new());
-                }
-                *time = clock::thread() - begun;
-                if remove == 0 {
-                    let used = kernel_memory().saturating_sub(memory);
-                    println!(
-                        "{:<10}  {} bytes of kernel memory per flow",
-                        offload.name(),
-                        used / CALLS / 2
-                    );
-                }
+            let (mut used, mut install, mut remove) = (Vec::new(), Vec::new(), Vec::new());
+            for _ in 0..ROUNDS {
+                let memory = kernel_memory();
+                install.push(changed(offload.as_mut(), FlowChange::Install));
+                let more = kernel_memory().saturating_sub(memory);
+                used.push(more as f64 / (2 * CALLS) as f64);
+                remove.push(changed(offload.as_mut(), |flow| FlowChange::Remove(flow.id)));
             }
-            let calls = (CALLS / AT_ONCE * AT_ONCE) as f64;
-            let [install, remove] = times.map(|t| t.as_secs_f64());
+            let (used, install, remove) =
+                (clock::median(used), clock::median(install), clock::median(remove));
             println!(
-                "{:<10}  install {:>7.0}/s  remove {:>7.0}/s  both {:>7.0} calls/s",
+                "{:<10}  install {:>7.0}/s  remove {:>7.0}/s  both {:>7.0} calls/s  {used:.0} bytes \
+                 of kernel memory per flow",
                 offload.name(),
-                calls / install,
-                calls / remove,
-                calls / (install + remove)
+                CALLS as f64 / install,
+                CALLS as f64 / remove,
+                CALLS as f64 / (install + remove)
             );
         });
         net.sbc.run(|| drop(offload));
     }
+}
+
+/// Seconds of CPU for one change of both flows of every call.
+fn changed(offload: &mut dyn Offload, change: impl Fn(Flow) -> FlowChange) -> f64 {
+    let begun = clock::thread();
+    for first in (0..CALLS).step_by(AT_ONCE) {
+        let calls = first..(first + AT_ONCE).min(CALLS);
+        let changes: Vec<FlowChange> =
+            calls.flat_map(|n| [traffic::flow(n), traffic::back(n)]).map(&change).collect();
+        offload.apply(&changes, &mut Vec::new());
+    }
+    (clock::thread() - begun).as_secs_f64()
 }
 
 /// Bytes of slab, per-CPU and vmalloc memory in use.
@@ -76,10 +77,12 @@ fn kernel_memory() -> usize {
     (field("Slab:") + field("Percpu:") + field("VmallocUsed:")) * 1024
 }
 
-/// From before the send to after the receive on one thread, where all of a veth chain happens.
+/// From before the send to after the receive on one thread, where all of a veth chain happens. A
+/// sample in which the scheduler took the processor away says nothing about the relay: it is thrown
+/// away and counted.
 pub(crate) fn latency() {
     const SAMPLES: usize = 20_000;
-    println!("send to receive on one thread, µs: p50 p99 p99.9");
+    println!("send to receive on one thread, undisturbed, µs: p50 p99 p99.9 (samples kept)");
     let net = traffic::net(false);
     let mut ways: Vec<(&str, Vec<u64>)> =
         ["ip_forward", "ebpf", "nftables"].map(|name| (name, Vec::new())).into();
@@ -104,8 +107,15 @@ pub(crate) fn latency() {
     for (name, mut samples) in ways {
         samples.sort_unstable();
         let at = |per_mille: usize| samples[samples.len() * per_mille / 1000] as f64 / 1000.0;
-        println!("{name:<10}  {:>6.1} {:>6.1} {:>6.1}", at(500), at(990), at(999));
+        let kept = samples.len();
+        println!("{name:<10}  {:>6.1} {:>6.1} {:>6.1}  ({kept})", at(500), at(990), at(999));
     }
+}
+
+/// How often this thread has lost the processor, of its own will or not.
+fn switches() -> i64 {
+    let usage = getrusage(UsageWho::RUSAGE_THREAD).expect("usage");
+    usage.voluntary_context_switches() + usage.involuntary_context_switches()
 }
 
 fn measure(net: &Net, to: &str, count: usize, samples: &mut Vec<u64>) {
@@ -116,10 +126,14 @@ fn measure(net: &Net, to: &str, count: usize, samples: &mut Vec<u64>) {
     net.a.run(|| {
         clock::pin(0);
         for _ in 0..count {
+            let before = switches();
             let begun = Instant::now();
             from.send_to(&payload, to).expect("send");
             sink.recv_from(&mut buf).expect("received");
-            samples.push(u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX));
+            let took = begun.elapsed();
+            if switches() == before {
+                samples.push(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+            }
         }
     });
 }
