@@ -123,6 +123,7 @@ impl SideCell {
     fn stats(&self) -> SideStats {
         let kernel_packets = self.kernel_packets.load(Relaxed);
         SideStats {
+            path: self.path(Component::Rtp),
             packets: self.packets.load(Relaxed).wrapping_add(kernel_packets),
             bytes: self.bytes.load(Relaxed).wrapping_add(self.kernel_bytes.load(Relaxed)),
             rtcp_packets: self

@@ -134,6 +134,23 @@ pub enum Path {
     Kernel,
 }
 
+impl Path {
+    /// `kernel`, or why not.
+    pub fn label(self) -> &'static str {
+        match self {
+            Path::Kernel => "kernel",
+            Path::Userspace(stay) => stay.label(),
+        }
+    }
+}
+
+impl Default for Path {
+    /// Of a stream that nobody has looked at.
+    fn default() -> Path {
+        Path::Userspace(Stay::Off)
+    }
+}
+
 /// The applier's answer; every change gets exactly one, and an eviction may come unasked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlowOutcome {

@@ -6,6 +6,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::plan_types::Path;
+
 /// Names the media session of one call; chosen by the caller, unique per node for the call's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(pub u64);
@@ -211,6 +213,8 @@ pub struct SideStats {
     pub latched: Option<SocketAddr>,
     /// Part of `packets` that the kernel relayed.
     pub kernel_packets: u64,
+    /// The way of RTP from this side, and why.
+    pub path: Path,
 }
 
 impl SideStats {

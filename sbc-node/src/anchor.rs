@@ -215,6 +215,7 @@ fn stats(stats: &relay::StreamStats) -> StreamStats {
         jitter_us: side.jitter_us,
         ssrc: side.ssrc,
         latched: side.latched,
+        way: side.path.label(),
     };
     StreamStats { a: side(&stats.a), b: side(&stats.b), kernel: stats.kernel }
 }

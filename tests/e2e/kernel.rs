@@ -170,6 +170,9 @@ fn numbered(way: &'static str, plan: Plan) {
     }
     let in_userspace = talk.relayed() - before;
     assert_eq!(in_userspace, if talk.kernel() { 0 } else { 200 }, "{way}");
+    let shown = talk.bed.node().ctl("media list").to_string();
+    let why = if talk.kernel() { "kernel" } else { "kernel relay off" };
+    assert_eq!(shown.matches(&format!("\"way\":\"{why}\"")).count(), 2, "{way}: {shown}");
     for capture in captures {
         let pcap = capture.stop();
         let audio = pcap.count("udp.length == 180");

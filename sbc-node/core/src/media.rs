@@ -105,6 +105,8 @@ pub struct SideStats {
     pub ssrc: u32,
     /// The latched source, if any.
     pub latched: Option<SocketAddr>,
+    /// `kernel`, or why its media goes through userspace; for people.
+    pub way: &'static str,
 }
 
 /// Counters of one stream.

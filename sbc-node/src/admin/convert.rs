@@ -70,6 +70,7 @@ fn side(stats: &SideStats) -> pb::StreamSide {
         lost: stats.lost,
         jitter_us: stats.jitter_us,
         ssrc: stats.ssrc,
+        way: stats.way.to_owned(),
     }
 }
 
