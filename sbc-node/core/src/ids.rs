@@ -251,37 +251,47 @@ fn aor_in(to: &[u8]) -> Option<String> {
     Some(aor)
 }
 
-/// The hint that a message carries, its Call-ID and its To.
+/// The hint that a message carries, its Call-ID and its To. Looks no further than it has to.
 fn scan(message: &[u8]) -> (Option<ShardHint>, &[u8], Option<&[u8]>) {
     let response = message.starts_with(b"SIP/2.0 ");
-    let (mut from_tag_or_branch, mut via_seen) = (None, false);
-    let mut call_id: &[u8] = b"";
-    let mut to = None;
+    let mut via_seen = false;
+    let (mut call_id, mut to) = (None, None);
     let mut rest = skip_line(message);
-    while let Some((name, value, next)) = header(rest) {
-        rest = next;
-        match name {
-            n if eq(n, b"via") || eq(n, b"v") => {
-                if response && !via_seen {
-                    from_tag_or_branch =
-                        parameter(value, b"branch").and_then(Branch::parse).map(|b| b.hint);
-                }
-                via_seen = true;
+    loop {
+        match rest {
+            [b'v' | b'V', ..] if response && !via_seen => {}
+            [b't' | b'T', ..] if !response && to.is_none() => {}
+            [b'c' | b'C' | b'i' | b'I', ..] if call_id.is_none() => {}
+            [] | [b'\n', ..] | [b'\r', b'\n', ..] => break,
+            // Another header, or the rest of a folded one.
+            _ => {
+                rest = skip_line(rest);
+                continue;
             }
-            n if !response && (eq(n, b"to") || eq(n, b"t")) => {
-                let after_uri =
-                    value.iter().rposition(|&b| b == b'>').map_or(value, |at| &value[at..]);
-                from_tag_or_branch = parameter(after_uri, b"tag").and_then(ShardHint::of_tag);
-                to = Some(value);
-            }
-            n if eq(n, b"call-id") || eq(n, b"i") => call_id = value,
-            _ => continue,
         }
-        if from_tag_or_branch.is_some() {
+        let Some((name, value, next)) = header(rest) else { break };
+        rest = next;
+        if eq(name, b"via") || eq(name, b"v") {
+            via_seen = true;
+            let branch = parameter(value, b"branch").and_then(Branch::parse);
+            if let Some(branch) = branch {
+                return (Some(branch.hint), b"", None);
+            }
+        } else if eq(name, b"to") || eq(name, b"t") {
+            let after_uri = memchr::memrchr(b'>', value).map_or(value, |at| &value[at..]);
+            let tag = parameter(after_uri, b"tag").and_then(ShardHint::of_tag);
+            if tag.is_some() {
+                return (tag, b"", Some(value));
+            }
+            to = Some(value);
+        } else if eq(name, b"call-id") || eq(name, b"i") {
+            call_id = Some(value);
+        }
+        if call_id.is_some() && (to.is_some() || via_seen) {
             break;
         }
     }
-    (from_tag_or_branch, call_id, to)
+    (None, call_id.unwrap_or_default(), to)
 }
 
 fn skip_line(message: &[u8]) -> &[u8] {

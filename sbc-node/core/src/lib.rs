@@ -12,6 +12,7 @@ pub mod digest;
 pub mod fuzz;
 pub mod guard;
 pub mod ids;
+mod lines;
 pub mod media;
 pub mod net;
 pub mod registrar;

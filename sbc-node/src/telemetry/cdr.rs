@@ -1,7 +1,8 @@
 //! Call detail records: JSON lines, written by a thread of their own.
 //!
-//! A record is handed to the system (`write`) before the next is looked at, so a crash of the
-//! process loses none that was taken; `fsync` covers a crash of the machine. The queue is bounded:
+//! A record is handed to the system (`write`) at once when it comes alone; those that come closer
+//! than [`GATHER`] are written together, which is what a crash of the process can cost. `fsync` covers
+//! a crash of the machine. The queue is bounded:
 //! a shard never waits, what does not fit is counted and logged, and a backlog raises an alarm
 //! well before that.
 
@@ -14,16 +15,18 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use sbc_core::b2bua::{Cdr, CdrLeg, EndedBy};
-use sbc_core::media::{SideStats, StreamStats};
-use serde_json::{Map, Value, json};
+use sbc_core::b2bua::Cdr;
 
+use super::cdr_json;
 use super::time::{Utc, unix_ms};
 
 /// Records that may wait for the disk.
 pub const QUEUE_MAX: usize = 65_536;
 /// Records per `write` when they come faster than the disk takes them.
 const BATCH_MAX: u64 = 256;
+/// Records that come closer together than this are written together: waking up for each costs more
+/// than writing it.
+const GATHER: Duration = Duration::from_millis(2);
 /// Pause before a failed write is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 /// Attempts for a batch once the node is stopping.
@@ -104,7 +107,9 @@ impl CdrSink {
                 | std::sync::mpsc::TrySendError::Disconnected(job) => job,
             };
             if let Job::Record(cdr) = job {
-                let record = to_json(&cdr, &self.node);
+                let mut record = Vec::new();
+                cdr_json::write(&mut record, &cdr, &self.node);
+                let record = String::from_utf8_lossy(&record);
                 tracing::error!(lost, %record, "CDR queue full: record only in the log");
             }
         }
@@ -169,6 +174,7 @@ struct Writer {
 impl Writer {
     fn run(mut self) {
         let mut lines = Vec::new();
+        let mut written = None;
         while !self.stopping {
             let first = match self.jobs.recv_timeout(Duration::from_secs(1)) {
                 Ok(job) => job,
@@ -178,6 +184,9 @@ impl Writer {
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
             };
+            if written.is_some_and(|at: Instant| at.elapsed() < GATHER) {
+                std::thread::sleep(GATHER);
+            }
             let (mut count, mut reopen) = (0, false);
             lines.clear();
             let mut next = Some(first);
@@ -185,7 +194,7 @@ impl Writer {
                 match job {
                     Job::Record(cdr) => {
                         count += 1;
-                        lines.extend_from_slice(to_json(&cdr, &self.node).to_string().as_bytes());
+                        cdr_json::write(&mut lines, &cdr, &self.node);
                         lines.push(b'\n');
                     }
                     Job::Reopen => reopen = true,
@@ -206,6 +215,7 @@ impl Writer {
                 }
             }
             self.write(&lines, count);
+            written = Some(Instant::now());
             self.turn_over();
         }
     }
@@ -350,81 +360,13 @@ impl CdrFile {
     }
 }
 
-/// One record as JSON. Keys are stable; new ones may come.
-pub fn to_json(cdr: &Cdr, node: &str) -> Value {
-    let time = |ms: Option<u64>| ms.map(|ms| Utc(ms).to_string());
-    let until = cdr.answered_ms.map(|at| cdr.ended_ms.saturating_sub(at));
-    let (ended_by, cause) = match cdr.ended_by {
-        EndedBy::Caller => ("caller", None),
-        EndedBy::Callee => ("callee", None),
-        EndedBy::Sbc(cause) => ("sbc", Some(cause.as_str())),
-    };
-    let attempts: Vec<Value> = cdr
-        .attempts
-        .iter()
-        .map(|a| json!({"trunk": &*a.trunk, "peer": a.peer, "status": a.status}))
-        .collect();
-    json!({
-        "call": cdr.call.to_string(),
-        "node": node,
-        "started": Utc(cdr.started_ms).to_string(),
-        "ringing": time(cdr.ringing_ms),
-        "answered": time(cdr.answered_ms),
-        "ended": Utc(cdr.ended_ms).to_string(),
-        "setup_ms": cdr.answered_ms.map(|at| at.saturating_sub(cdr.started_ms)),
-        "duration_ms": until.unwrap_or(0),
-        "dialled": cdr.dialled,
-        "from": cdr.from,
-        "to": cdr.to,
-        "a": leg(&cdr.a),
-        "b": cdr.b.as_ref().map(leg),
-        "attempts": attempts,
-        "status": cdr.status,
-        "reason": cdr.reason,
-        "ended_by": ended_by,
-        "cause": cause,
-        "end_reason": cdr.end_reason,
-        "codecs": cdr.codecs,
-        "media": cdr.media.iter().map(stream).collect::<Vec<_>>(),
-        "protected": cdr.protected,
-    })
-}
-
-fn leg(leg: &CdrLeg) -> Value {
-    json!({
-        "trunk": &*leg.trunk,
-        "call_id": leg.call_id,
-        "local_tag": leg.local_tag,
-        "remote_tag": leg.remote_tag,
-        "peer": leg.peer,
-    })
-}
-
-fn stream(stats: &StreamStats) -> Value {
-    let mut map = Map::new();
-    map.insert("a".to_owned(), side(&stats.a));
-    map.insert("b".to_owned(), side(&stats.b));
-    map.insert("kernel".to_owned(), Value::from(stats.kernel));
-    Value::Object(map)
-}
-
-fn side(stats: &SideStats) -> Value {
-    json!({
-        "packets": stats.packets,
-        "bytes": stats.bytes,
-        "dropped": stats.dropped,
-        "lost": stats.lost,
-        "jitter_us": stats.jitter_us,
-        "ssrc": stats.ssrc,
-        "latched": stats.latched,
-    })
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use std::sync::Arc;
 
-    use sbc_core::b2bua::{CallId, CdrAttempt, EndCause};
+    use sbc_core::b2bua::{CallId, CdrAttempt, CdrLeg, EndCause, EndedBy};
+    use sbc_core::media::StreamStats;
+    use serde_json::Value;
 
     use super::*;
 
@@ -482,8 +424,10 @@ pub(super) mod tests {
             Settings { path: Some(path.clone()), rotate_bytes: Some(1), ..Settings::default() };
         let mut file = CdrFile::open(settings).unwrap();
         for n in 0..3 {
-            let line = format!("{}\n", to_json(&cdr(n), "n1"));
-            file.write(&mut line.as_bytes()).unwrap();
+            let mut line = Vec::new();
+            cdr_json::write(&mut line, &cdr(n), "n1");
+            line.push(b'\n');
+            file.write(&mut line.as_slice()).unwrap();
             file.turn_over().unwrap();
         }
         let files: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();

@@ -3,6 +3,7 @@
 //! Nothing here is needed for a call to work, and nothing here makes a shard wait.
 
 pub mod cdr;
+pub mod cdr_json;
 pub mod events;
 pub mod hep;
 pub mod http;

@@ -13,6 +13,9 @@ use bytes::Bytes;
 pub const BATCH: usize = 64;
 /// Largest UDP payload.
 const DATAGRAM_BYTES: usize = 65_536;
+/// From one buffer to the next. Were it a power of two, the beginnings of all buffers, which is what
+/// messages fill, would fall into the same few sets of every cache.
+const STRIDE_BYTES: usize = DATAGRAM_BYTES + 2_112;
 const CONTROL_BYTES: usize = 128;
 
 /// Aligned room for control messages.
@@ -49,7 +52,7 @@ impl Default for RecvBatch {
             unsafe { (mem::zeroed(), mem::zeroed()) };
         let null = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
         RecvBatch {
-            data: vec![0; DATAGRAM_BYTES * BATCH].into_boxed_slice(),
+            data: vec![0; STRIDE_BYTES * BATCH].into_boxed_slice(),
             names: vec![name; BATCH].into_boxed_slice(),
             controls: vec![Control([0; CONTROL_BYTES]); BATCH].into_boxed_slice(),
             iovecs: vec![null; BATCH].into_boxed_slice(),
@@ -84,7 +87,7 @@ impl RecvBatch {
             };
         };
         for ((header, name), data) in
-            self.headers.iter().zip(&self.names).zip(self.data.chunks(DATAGRAM_BYTES)).take(count)
+            self.headers.iter().zip(&self.names).zip(self.data.chunks(STRIDE_BYTES)).take(count)
         {
             let length = usize::try_from(header.msg_len).unwrap_or(0);
             let (Some(from), Some(data)) = (from_storage(name), data.get(..length)) else {
@@ -103,10 +106,10 @@ impl RecvBatch {
             .zip(&mut self.iovecs)
             .zip(&mut self.names)
             .zip(&mut self.controls)
-            .zip(self.data.chunks_mut(DATAGRAM_BYTES));
+            .zip(self.data.chunks_mut(STRIDE_BYTES));
         for ((((header, iovec), name), control), data) in slots {
             iovec.iov_base = data.as_mut_ptr().cast();
-            iovec.iov_len = data.len();
+            iovec.iov_len = data.len().min(DATAGRAM_BYTES);
             let hdr = &mut header.msg_hdr;
             hdr.msg_name = std::ptr::from_mut(name).cast();
             hdr.msg_namelen = name_length::<libc::sockaddr_storage>();

@@ -267,9 +267,7 @@ impl Media {
     pub(crate) fn codecs(description: Option<&Bytes>) -> Vec<String> {
         let Some(sdp) = description.and_then(|d| Sdp::parse(d).ok()) else { return Vec::new() };
         let name = |m: &crate::sdp::Media<'_>| {
-            let named =
-                m.codecs().into_iter().find(|c| !c.name.is_empty()).map(|c| c.name.to_owned());
-            named.or_else(|| m.formats().next().map(str::to_owned))
+            m.first_codec().or_else(|| m.formats().next()).map(str::to_owned)
         };
         sdp.media().iter().filter(|m| m.port() != 0).filter_map(name).collect()
     }

@@ -76,9 +76,9 @@ impl CdrLeg {
     pub(crate) fn of(leg: &super::call::Leg) -> Self {
         CdrLeg {
             trunk: leg.trunk.config.name.clone(),
-            call_id: leg.dialog.call_id.to_string(),
-            local_tag: leg.dialog.local_tag.to_string(),
-            remote_tag: leg.dialog.remote_tag.to_string(),
+            call_id: str::to_owned(&leg.dialog.call_id),
+            local_tag: str::to_owned(&leg.dialog.local_tag),
+            remote_tag: str::to_owned(&leg.dialog.remote_tag),
             peer: Some(leg.hop.target.addr),
         }
     }

@@ -258,9 +258,8 @@ pub(crate) fn has_option(message: &Message, name: HeaderName, tag: &str) -> bool
     message.lists(name, tag)
 }
 
-/// The parameters of a header that may cross: all but those that name tags.
-pub(crate) fn without_tag(params: Params<'_>) -> String {
-    let mut kept = String::new();
+/// Appends the parameters of a header that may cross: all but those that name tags.
+pub(crate) fn push_without_tag(kept: &mut String, params: Params<'_>) {
     for (name, value) in params.iter() {
         if name.eq_ignore_ascii_case("tag") {
             continue;
@@ -272,5 +271,4 @@ pub(crate) fn without_tag(params: Params<'_>) -> String {
             kept.push_str(value);
         }
     }
-    kept
 }

@@ -260,8 +260,18 @@ pub(crate) fn uas_dialog(message: &Message, tag: &str) -> Dialog {
     let no_tag = |value: Option<NameAddr<'_>>| -> Box<str> {
         match value {
             Some(v) => {
-                let params = hide::without_tag(v.params);
-                NameAddr::new(v.display_raw, v.uri_str, &params).to_string().into()
+                // As `NameAddr` is shown, with the parameters that may cross.
+                let room = v.display_raw.len() + v.uri_str.len() + v.params.0.len() + 3;
+                let mut text = String::with_capacity(room);
+                if !v.display_raw.is_empty() {
+                    text.push_str(v.display_raw);
+                    text.push(' ');
+                }
+                text.push('<');
+                text.push_str(v.uri_str);
+                text.push('>');
+                hide::push_without_tag(&mut text, v.params);
+                text.into()
             }
             None => "".into(),
         }

@@ -29,7 +29,7 @@ impl Call {
         self.revision += 1;
         let interface = |id: InterfaceId| {
             let found = cx.env.config.interfaces.get(usize::from(id.0));
-            found.map_or_else(String::new, |i| i.name.to_string())
+            found.map_or_else(String::new, |i| str::to_owned(&i.name))
         };
         let side = |side: &StreamSide, latched: Option<SocketAddr>| StreamSideRecord {
             local: side.local,
@@ -58,7 +58,7 @@ impl Call {
             started_ms: self.facts.started_ms,
             answered_ms: self.facts.answered_ms.unwrap_or(self.facts.started_ms),
             ends_by_ms: self.facts.ends_by_ms,
-            dialled: self.facts.dialled.to_string(),
+            dialled: str::to_owned(&self.facts.dialled),
             revision: self.revision,
         })
     }
@@ -77,17 +77,17 @@ impl Call {
 fn leg_record(leg: &Leg, interface: &dyn Fn(InterfaceId) -> String) -> LegRecord {
     let d = &leg.dialog;
     LegRecord {
-        trunk: leg.trunk.config.name.to_string(),
+        trunk: str::to_owned(&leg.trunk.config.name),
         interface: interface(leg.hop.interface),
-        call_id: d.call_id.to_string(),
-        local_tag: d.local_tag.to_string(),
-        remote_tag: d.remote_tag.to_string(),
-        local: d.local.to_string(),
-        remote: d.remote.to_string(),
+        call_id: str::to_owned(&d.call_id),
+        local_tag: str::to_owned(&d.local_tag),
+        remote_tag: str::to_owned(&d.remote_tag),
+        local: str::to_owned(&d.local),
+        remote: str::to_owned(&d.remote),
         local_seq: d.local_seq,
         remote_seq: d.remote_seq.unwrap_or(0),
-        target: d.target.to_string(),
-        routes: d.routes.iter().map(|r| r.to_string()).collect(),
+        target: str::to_owned(&d.target),
+        routes: d.routes.iter().map(|r| str::to_owned(r)).collect(),
         transport: leg.hop.target.transport,
         next_hop: Some(leg.hop.target.addr),
         allow: leg.peer.allow,

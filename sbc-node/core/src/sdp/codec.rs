@@ -121,13 +121,21 @@ impl Media<'_> {
         self.formats().filter_map(|f| self.codec(f.parse().ok()?)).collect()
     }
 
+    /// The name of the first format that has one.
+    pub fn first_codec(&self) -> Option<&str> {
+        if !self.protocol().is_rtp() {
+            return None;
+        }
+        let named = |format: &str| Some(self.codec(format.parse().ok()?)?.name);
+        self.formats().filter_map(named).find(|name| !name.is_empty())
+    }
+
     fn codec(&self, payload: u8) -> Option<Codec<'_>> {
         let mapped = self.lines().iter().find_map(|line| {
-            let (pt, map) = line
-                .attribute()
-                .filter(|(n, _)| n.eq_ignore_ascii_case("rtpmap"))?
-                .1
-                .split_once(' ')?;
+            if !line.is_attribute("rtpmap") {
+                return None;
+            }
+            let (pt, map) = line.attribute()?.1.split_once(' ')?;
             (pt.trim().parse() == Ok(payload)).then_some(map.trim())
         });
         let Some(map) = mapped else {

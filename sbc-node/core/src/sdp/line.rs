@@ -20,6 +20,12 @@ impl<'a> Line<'a> {
         Line { kind, value }
     }
 
+    /// A line whose value is known to hold no CR, LF or NUL.
+    pub(super) fn clean(kind: u8, value: Cow<'a, str>) -> Self {
+        debug_assert!(!value.contains(['\r', '\n', '\0']));
+        Line { kind, value }
+    }
+
     pub fn value(&self) -> &str {
         &self.value
     }

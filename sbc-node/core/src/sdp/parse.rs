@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use super::line::Line;
 use super::media::Media;
 use super::session::Sdp;
+use crate::lines::Lines;
 
 /// Most `m=` lines taken.
 const STREAMS_MAX: usize = 32;
@@ -56,12 +57,24 @@ impl SdpError {
 /// Parses a whole description.
 pub(super) fn parse(body: &[u8]) -> Result<Sdp<'_>, SdpError> {
     let mut sdp = Sdp { session: Vec::with_capacity(12), media: Vec::new() };
-    let mut number = 0;
-    let mut rest = body;
-    while !rest.is_empty() {
+    let text = std::str::from_utf8(body).ok();
+    let mut lines = Lines::new(body, 0);
+    let (mut number, mut next) = (0, 0);
+    while next < body.len() {
         number += 1;
-        let (raw, after) = next_line(rest);
-        rest = after;
+        let start = next;
+        let end = match lines.next_line() {
+            Some(found) => {
+                next = found.next;
+                found.end
+            }
+            // The last line needs no end.
+            None => {
+                next = body.len();
+                body.len() - usize::from(body.ends_with(b"\r"))
+            }
+        };
+        let raw = body.get(start..end).unwrap_or_default();
         if raw.is_empty() {
             // Blank lines end many bodies in the wild; nothing may follow that means something.
             continue;
@@ -70,33 +83,33 @@ pub(super) fn parse(body: &[u8]) -> Result<Sdp<'_>, SdpError> {
             return Err(SdpError::new(SdpErrorKind::TooMany, number));
         }
         let bad = SdpError::new(SdpErrorKind::BadLine, number);
-        let (kind, text) = match raw.split_first_chunk::<2>() {
-            Some(([kind, b'='], text)) if kind.is_ascii_lowercase() => (*kind, text),
+        let (kind, value) = match raw.split_first_chunk::<2>() {
+            Some(([kind, b'='], value)) if kind.is_ascii_lowercase() => (*kind, value),
             _ => return Err(bad),
         };
-        if memchr::memchr2(b'\r', 0, text).is_some() {
+        if lines.odd && memchr::memchr2(b'\r', 0, value).is_some() {
             return Err(bad);
         }
         let first = sdp.session.is_empty() && sdp.media.is_empty();
-        if first && !(kind == b'v' && text.trim_ascii() == b"0") {
+        if first && !(kind == b'v' && value.trim_ascii() == b"0") {
             return Err(SdpError::new(SdpErrorKind::NoVersion, number));
         }
-        let text = match std::str::from_utf8(text) {
-            Ok(text) => Cow::Borrowed(text),
-            Err(_) => String::from_utf8_lossy(text),
+        let value = match text.and_then(|text| text.get(end - value.len()..end)) {
+            Some(value) => Cow::Borrowed(value),
+            None => String::from_utf8_lossy(value),
         };
         if kind == b'm' {
             if sdp.media.len() >= STREAMS_MAX {
                 return Err(SdpError::new(SdpErrorKind::TooMany, number));
             }
-            let media = media(&text).ok_or(SdpError::new(SdpErrorKind::BadMedia, number))?;
+            let media = media(&value).ok_or(SdpError::new(SdpErrorKind::BadMedia, number))?;
             sdp.media.push(media);
         } else {
-            let lines = match sdp.media.last_mut() {
+            let section = match sdp.media.last_mut() {
                 Some(media) => &mut media.lines,
                 None => &mut sdp.session,
             };
-            lines.push(Line::new(kind, text));
+            section.push(Line::clean(kind, value));
         }
     }
     if sdp.session.is_empty() {
@@ -104,14 +117,6 @@ pub(super) fn parse(body: &[u8]) -> Result<Sdp<'_>, SdpError> {
     }
     sdp.check()?;
     Ok(sdp)
-}
-
-fn next_line(text: &[u8]) -> (&[u8], &[u8]) {
-    let (line, rest) = match memchr::memchr(b'\n', text) {
-        None => (text, &[][..]),
-        Some(at) => (text.get(..at).unwrap_or_default(), text.get(at + 1..).unwrap_or_default()),
-    };
-    (line.strip_suffix(b"\r").unwrap_or(line), rest)
 }
 
 fn media<'a>(text: &Cow<'a, str>) -> Option<Media<'a>> {

@@ -3,14 +3,14 @@
 //! Building messages lives in `write.rs` and `reply.rs`.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::method::Method;
 use super::name::{HeaderName, Repeat};
-use super::scan::{List, number, number_u32, trim};
+use super::scan::{List, Params, number, number_u32, trim};
 use super::uri::UriRef;
 use super::value::{CSeq, FromValue, NameAddr, ValueError, Via};
 
@@ -38,6 +38,38 @@ pub(super) struct Inner {
     lines: SmallVec<[Line; 24]>,
     seen: u128,
     repeated: u128,
+    /// What is asked for again and again, parsed once.
+    from: OnceLock<Result<Address, HeaderError>>,
+    to: OnceLock<Result<Address, HeaderError>>,
+    via: OnceLock<Result<Hop, HeaderError>>,
+}
+
+/// A piece of the head.
+#[derive(Clone, Copy, Debug, Default)]
+struct Span {
+    from: u32,
+    to: u32,
+}
+
+/// Where the parts of a From or To stand.
+#[derive(Clone, Copy, Debug)]
+struct Address {
+    display: Span,
+    uri: Span,
+    params: Span,
+    /// Empty where there is none.
+    tag: Span,
+}
+
+/// Where the parts of the topmost Via stand.
+#[derive(Clone, Copy, Debug)]
+struct Hop {
+    transport: Span,
+    host: Span,
+    params: Span,
+    /// Empty where there is none.
+    branch: Span,
+    port: Option<u16>,
 }
 
 impl Inner {
@@ -53,7 +85,8 @@ impl Inner {
         seen: u128,
         repeated: u128,
     ) -> Self {
-        Inner { data, head_end, body_end, start, lines, seen, repeated }
+        let (from, to, via) = Default::default();
+        Inner { data, head_end, body_end, start, lines, seen, repeated, from, to, via }
     }
 }
 
@@ -272,27 +305,89 @@ impl Message {
 
     /// The topmost Via.
     pub fn via(&self) -> Result<Via<'_>, HeaderError> {
+        let Hop { transport, host, params, port, .. } = self.hop()?;
+        let text = |span: Span| self.slice(span.from, span.to);
+        let (transport, host) = (text(transport), text(host));
+        Ok(Via { transport, host, port, params: Params(text(params)) })
+    }
+
+    /// The branch of the topmost Via; empty where there is none.
+    pub fn branch(&self) -> &str {
+        self.hop().map_or("", |hop| self.slice(hop.branch.from, hop.branch.to))
+    }
+
+    fn hop(&self) -> Result<Hop, HeaderError> {
+        *self.0.via.get_or_init(|| {
+            let via = self.parse_via()?;
+            let span = |text| self.span(text);
+            Ok(Hop {
+                transport: span(via.transport),
+                host: span(via.host),
+                params: span(via.params.0),
+                branch: span(via.branch()),
+                port: via.port,
+            })
+        })
+    }
+
+    fn parse_via(&self) -> Result<Via<'_>, HeaderError> {
         let line = self.header(HeaderName::Via).ok_or(HeaderError::Missing(HeaderName::Via))?;
         let first = List::new(line).next().unwrap_or("");
         Via::from_value(first).map_err(|e| HeaderError::Bad(HeaderName::Via, e))
     }
 
     pub fn from(&self) -> Result<NameAddr<'_>, HeaderError> {
-        self.only_as(HeaderName::From)
+        Ok(self.name_addr(self.address(HeaderName::From, &self.0.from)?))
     }
 
     pub fn to(&self) -> Result<NameAddr<'_>, HeaderError> {
-        self.only_as(HeaderName::To)
+        Ok(self.name_addr(self.address(HeaderName::To, &self.0.to)?))
     }
 
     /// From tag; empty where there is none (RFC 2543 peers).
     pub fn from_tag(&self) -> &str {
-        self.from().ok().and_then(|f| f.tag()).unwrap_or("")
+        let from = self.address(HeaderName::From, &self.0.from);
+        from.map_or("", |from| self.slice(from.tag.from, from.tag.to))
     }
 
     /// To tag, `None` before a dialog exists.
     pub fn to_tag(&self) -> Option<&str> {
-        self.to().ok().and_then(|t| t.tag())
+        let to = self.address(HeaderName::To, &self.0.to).ok()?;
+        Some(self.slice(to.tag.from, to.tag.to)).filter(|tag| !tag.is_empty())
+    }
+
+    fn address(
+        &self,
+        name: HeaderName,
+        known: &OnceLock<Result<Address, HeaderError>>,
+    ) -> Result<Address, HeaderError> {
+        *known.get_or_init(|| {
+            let value: NameAddr<'_> = self.only_as(name)?;
+            Ok(Address {
+                display: self.span(value.display_raw),
+                uri: self.span(value.uri_str),
+                params: self.span(value.params.0),
+                tag: self.span(value.tag().unwrap_or("")),
+            })
+        })
+    }
+
+    fn name_addr(&self, address: Address) -> NameAddr<'_> {
+        let text = |span: Span| self.slice(span.from, span.to);
+        let Address { display, uri, params, .. } = address;
+        NameAddr::new(text(display), text(uri), text(params))
+    }
+
+    /// Where a slice of the head stands.
+    fn span(&self, text: &str) -> Span {
+        if text.is_empty() {
+            return Span::default();
+        }
+        let from = (text.as_ptr() as usize).wrapping_sub(self.0.data.as_ptr() as usize);
+        let at = |offset: usize| u32::try_from(offset).unwrap_or(0);
+        let span = Span { from: at(from), to: at(from.wrapping_add(text.len())) };
+        debug_assert_eq!(self.slice(span.from, span.to), text);
+        span
     }
 
     pub fn call_id(&self) -> Result<&str, HeaderError> {

@@ -36,5 +36,5 @@ pub use stream::{Frame, Framer, StreamError};
 pub use uri::{Scheme, Uri, UriRef};
 pub use uri_eq::escape_user;
 pub use validate::{Reject, validate};
-pub use value::{CSeq, NameAddr, ValueError, Via};
+pub use value::{CSeq, NameAddr, ValueError, Via, has_cookie};
 pub use write::{Builder, Out, WriteValue};

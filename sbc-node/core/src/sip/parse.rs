@@ -12,6 +12,7 @@ use super::message::{Inner, Line, Message, Start};
 use super::method::Method;
 use super::name::HeaderName;
 use super::scan::{is_token, is_token_byte, number};
+use crate::lines::{Found, Lines};
 
 /// Bounds on what is parsed at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,8 +121,9 @@ fn index(data: Bytes, limits: &Limits, mode: Mode) -> Result<Message, ParseError
     if begin == data.len() {
         return fail(ParseErrorKind::Empty, 0);
     }
-    let (line_end, mut next) = match line(&data, begin) {
-        Some(ends) => ends,
+    let mut scan = Lines::new(&data, begin);
+    let (line_end, mut next) = match scan.next_line() {
+        Some(found) => (found.end, found.next),
         None if data.len() > head_max => return fail(ParseErrorKind::HeadTooLarge, head_max),
         None => return fail(ParseErrorKind::NoEndOfHeaders, data.len()),
     };
@@ -130,25 +132,21 @@ fn index(data: Bytes, limits: &Limits, mode: Mode) -> Result<Message, ParseError
     let mut lines: SmallVec<[Line; 24]> = SmallVec::new();
     let (mut seen, mut repeated) = (0u128, 0u128);
     let mut folded = false;
-    // Line ends that are CRLF.
-    let mut crlf = usize::from(next - line_end == 2);
     let body_at = loop {
         let line_start = next;
-        let Some((mut end, mut after)) = line(&data, line_start) else {
+        let Some(Found { mut end, next: mut after, mut colon }) = scan.next_line() else {
             match (mode, data.len() > head_max) {
                 (Mode::Salvage, _) => break data.len(),
                 (Mode::Strict, true) => return fail(ParseErrorKind::HeadTooLarge, head_max),
                 (Mode::Strict, false) => return fail(ParseErrorKind::NoEndOfHeaders, data.len()),
             }
         };
-        crlf += usize::from(after - end == 2);
         if end == line_start {
             break after;
         }
         while matches!(data.get(after), Some(b' ' | b'\t')) {
-            let Some((fold_end, fold_after)) = line(&data, after) else { break };
-            crlf += usize::from(fold_after - fold_end == 2);
-            (end, after, folded) = (fold_end, fold_after, true);
+            let Some(fold) = scan.next_line() else { break };
+            (end, after, colon, folded) = (fold.end, fold.next, colon.or(fold.colon), true);
         }
         next = after;
         if after > head_max || lines.len() >= limits.headers_max {
@@ -163,7 +161,7 @@ fn index(data: Bytes, limits: &Limits, mode: Mode) -> Result<Message, ParseError
             };
             return fail(kind, line_start);
         }
-        match header_line(&data, line_start, end) {
+        match header_line(&data, line_start, end, colon) {
             Ok(line) => {
                 repeated |= seen & line.id.bit();
                 seen |= line.id.bit();
@@ -176,14 +174,14 @@ fn index(data: Bytes, limits: &Limits, mode: Mode) -> Result<Message, ParseError
 
     let head_end = body_at.min(data.len());
     let head = data.get(..head_end).unwrap_or_default();
-    if !head.is_ascii() && std::str::from_utf8(head).is_err() {
+    // Looked at once more only where the scan saw what is rare.
+    let odd = scan.odd;
+    if odd && std::str::from_utf8(head).is_err() {
         // The copy is longer: offsets into it stay within what came.
         return index(latin1(&data, head_end), limits, mode)
             .map_err(|e| ParseError { offset: e.offset.min(data.len()), ..e });
     }
-    // Every CR but those that end a line is looked at; usually there is none, and no NUL.
-    let text = head.get(begin..).unwrap_or_default();
-    if memchr::memchr_iter(b'\r', text).count() != crlf || memchr(0, text).is_some() {
+    if odd {
         let stray = |line: &Line| {
             let value = head.get(line.value as usize..line.end as usize).unwrap_or_default();
             misplaced_control(value).map(|offset| line.value as usize + offset)
@@ -200,14 +198,6 @@ fn index(data: Bytes, limits: &Limits, mode: Mode) -> Result<Message, ParseError
         return fail(ParseErrorKind::BodyTooLarge, head_end);
     }
     Ok(Message(Arc::new(Inner::new(data, head_end, body_end, start, lines, seen, repeated))))
-}
-
-/// End of the line that begins at `start`, and begin of the next. CRLF or LF end a line.
-#[inline]
-fn line(data: &[u8], start: usize) -> Option<(usize, usize)> {
-    let lf = start + memchr(b'\n', data.get(start..)?)?;
-    let end = if lf > start && data.get(lf - 1) == Some(&b'\r') { lf - 1 } else { lf };
-    Some((end, lf + 1))
 }
 
 fn start_line(data: &[u8], begin: usize, end: usize, mode: Mode) -> Result<Start, ParseError> {
@@ -266,11 +256,15 @@ fn status_line(
 }
 
 #[inline]
-fn header_line(data: &[u8], start: usize, end: usize) -> Result<Line, ParseError> {
+fn header_line(
+    data: &[u8],
+    start: usize,
+    end: usize,
+    colon: Option<usize>,
+) -> Result<Line, ParseError> {
     let bad = ParseError { kind: ParseErrorKind::BadHeaderLine, offset: start };
-    let text = data.get(start..end).ok_or(bad)?;
-    let colon = text.iter().position(|b| *b == b':').ok_or(bad)?;
-    let mut name = text.get(..colon).ok_or(bad)?;
+    let colon = colon.ok_or(bad)?;
+    let mut name = data.get(start..colon).ok_or(bad)?;
     // `Name  : value` is legal (§7.3.1, HCOLON).
     while let [rest @ .., b' ' | b'\t'] = name {
         name = rest;
@@ -280,7 +274,7 @@ fn header_line(data: &[u8], start: usize, end: usize) -> Result<Line, ParseError
     if id == HeaderName::Other && (name.is_empty() || !name.iter().all(|b| is_token_byte(*b))) {
         return Err(bad);
     }
-    let mut value = text.get(colon + 1..).ok_or(bad)?;
+    let mut value = data.get(colon + 1..end).ok_or(bad)?;
     while let [b' ' | b'\t' | b'\r' | b'\n', rest @ ..] = value {
         value = rest;
     }

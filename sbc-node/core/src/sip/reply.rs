@@ -85,9 +85,13 @@ impl WriteValue for TopVia<'_> {
         let first = List::new(self.line).next().unwrap_or("");
         let Ok(via) = Via::from_value(first) else { return out.str(self.line) };
         Via { params: Default::default(), ..via }.write_value(out);
-        let rport = via.params.has("rport");
+        let mut rport = false;
         for (name, value) in via.params.iter() {
-            if name.eq_ignore_ascii_case("received") || name.eq_ignore_ascii_case("rport") {
+            if name.eq_ignore_ascii_case("rport") {
+                rport = true;
+                continue;
+            }
+            if name.eq_ignore_ascii_case("received") {
                 continue;
             }
             (";", name).write_value(out);

@@ -226,11 +226,11 @@ impl TransactionLayer {
     }
 
     pub(super) fn receive_response(&mut self, now: Instant, flow: Flow, message: Message) {
-        let (Ok(via), Ok(cseq)) = (message.via(), message.cseq()) else {
+        let (Ok(_), Ok(cseq)) = (message.via(), message.cseq()) else {
             self.stats.unusable += 1;
             return;
         };
-        let branch = Branch::parse(via.branch().as_bytes());
+        let branch = Branch::parse(message.branch().as_bytes());
         let method = cseq.method;
         let found = branch.and_then(|b| self.by_branch.get(&(b, method == "CANCEL")).copied());
         let matched = found.filter(|&index| {

@@ -4,7 +4,9 @@
 //! Responses are matched by the branch that we minted (§17.1.3), which needs no key of its own.
 
 use std::fmt;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{DefaultHasher, Hasher};
+
+use smallvec::SmallVec;
 
 use crate::sip::{HeaderError, HeaderName, List, Message, Method};
 
@@ -39,9 +41,15 @@ impl Matcher {
             None | Some(Method::Ack | Method::Cancel) => &Method::Invite,
             Some(method) => method,
         };
-        if via.has_cookie() {
-            let host = via.host.to_ascii_lowercase();
-            return Ok(self.hash(&(1u8, via.branch(), host, via.port, method.as_str())));
+        let branch = request.branch();
+        if crate::sip::has_cookie(branch) {
+            let mut text = Text::new(1);
+            text.push(branch.as_bytes());
+            let host = text.push(via.host.as_bytes());
+            host.make_ascii_lowercase();
+            text.push(&via.port.unwrap_or(0).to_le_bytes());
+            text.push(method.as_str().as_bytes());
+            return Ok(self.hash(&text));
         }
         // RFC 2543: the To tag is left out, because the ACK's is the response's. That From tag,
         // Call-ID, CSeq, URI and Via agree and only the To tag differs does not happen.
@@ -49,15 +57,12 @@ impl Matcher {
         let top = List::new(line).next().unwrap_or("");
         let cseq = request.cseq()?.number;
         let uri = request.request_uri_str();
-        Ok(self.hash(&(
-            2u8,
-            uri,
-            request.from_tag(),
-            request.call_id()?,
-            cseq,
-            top,
-            method.as_str(),
-        )))
+        let mut text = Text::new(2);
+        for part in [uri, request.from_tag(), request.call_id()?, top, method.as_str()] {
+            text.push(part.as_bytes());
+        }
+        text.push(&cseq.to_le_bytes());
+        Ok(self.hash(&text))
     }
 
     /// What merged requests have in common; `None` for a request within a dialog.
@@ -66,16 +71,40 @@ impl Matcher {
             return None;
         }
         let (call_id, cseq) = (request.call_id().ok()?, request.cseq().ok()?);
-        Some(self.hash(&(3u8, request.from_tag(), call_id, cseq.number, cseq.method)))
+        let mut text = Text::new(3);
+        for part in [request.from_tag(), call_id, cseq.method] {
+            text.push(part.as_bytes());
+        }
+        text.push(&cseq.number.to_le_bytes());
+        Some(self.hash(&text))
     }
 
-    fn hash(&self, value: &impl Hash) -> Fingerprint {
+    fn hash(&self, text: &Text) -> Fingerprint {
         let half = |key: u64| {
             let mut hasher = DefaultHasher::new();
             hasher.write_u64(key);
-            value.hash(&mut hasher);
+            hasher.write(&text.0);
             hasher.finish()
         };
         Fingerprint(half(self.key.0), half(self.key.1))
+    }
+}
+
+/// What is compared, in one piece: each part behind its length, so that no two lists of parts give
+/// the same text.
+struct Text(SmallVec<[u8; 256]>);
+
+impl Text {
+    /// Rules of different kinds never give the same text.
+    fn new(kind: u8) -> Self {
+        Text(SmallVec::from_slice(&[kind]))
+    }
+
+    /// Appends a part and yields it as it stands there.
+    fn push(&mut self, part: &[u8]) -> &mut [u8] {
+        self.0.extend_from_slice(&(part.len() as u64).to_le_bytes());
+        let begin = self.0.len();
+        self.0.extend_from_slice(part);
+        self.0.get_mut(begin..).unwrap_or_default()
     }
 }

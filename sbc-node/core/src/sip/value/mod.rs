@@ -15,7 +15,7 @@ pub use session::{
     DialogRef, Event, MinSe, Privacy, Reason, Refresher, RetryAfter, SessionExpires,
     SubscriptionState, Warning,
 };
-pub use via::{BRANCH_COOKIE, Via};
+pub use via::{BRANCH_COOKIE, Via, has_cookie};
 pub(crate) use via::{Host, parse_ip};
 
 /// Why a value is not in its grammar.

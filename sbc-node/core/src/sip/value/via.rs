@@ -9,6 +9,16 @@ use crate::sip::write::{Out, WriteValue};
 /// The magic cookie of RFC 3261 §8.1.1.7.
 pub const BRANCH_COOKIE: &str = "z9hG4bK";
 
+/// Whether a branch names an RFC 3261 transaction: the cookie in any case, and more after it.
+#[inline]
+pub fn has_cookie(branch: &str) -> bool {
+    let branch = branch.as_bytes();
+    branch.len() > BRANCH_COOKIE.len()
+        && branch
+            .get(..BRANCH_COOKIE.len())
+            .is_some_and(|c| c.eq_ignore_ascii_case(BRANCH_COOKIE.as_bytes()))
+}
+
 /// One Via element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Via<'a> {
@@ -30,11 +40,7 @@ impl<'a> Via<'a> {
     /// Whether the branch names an RFC 3261 transaction: the cookie in any case, and more after it.
     #[inline]
     pub fn has_cookie(&self) -> bool {
-        let branch = self.branch().as_bytes();
-        branch.len() > BRANCH_COOKIE.len()
-            && branch
-                .get(..BRANCH_COOKIE.len())
-                .is_some_and(|c| c.eq_ignore_ascii_case(BRANCH_COOKIE.as_bytes()))
+        has_cookie(self.branch())
     }
 
     /// The `sent-by` host as an address, if it is one.
