@@ -48,11 +48,13 @@ pub(crate) fn invite() -> Bytes {
 pub(crate) fn routing_headers(m: &Message) -> usize {
     let via = m.via().expect("via");
     let (from, to, cseq) = (m.from().expect("from"), m.to().expect("to"), m.cseq().expect("cseq"));
-    via.branch().len()
+    m.branch().len()
         + via.host.len()
         + usize::from(via.port.unwrap_or(0))
-        + from.tag().map_or(0, str::len)
-        + to.tag().map_or(0, str::len)
+        + m.from_tag().len()
+        + m.to_tag().map_or(0, str::len)
+        + from.uri_str.len()
+        + to.uri_str.len()
         + m.call_id().expect("call-id").len()
         + cseq.method.len()
         + usize::from(m.max_forwards().expect("number").unwrap_or(70))

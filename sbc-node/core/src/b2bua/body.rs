@@ -6,7 +6,7 @@ use crate::sip::{HeaderName, Message, Params, unquote};
 
 fn content_type(message: &Message) -> (&str, Params<'_>) {
     let value = message.header(HeaderName::ContentType).unwrap_or("");
-    match value.find(';') {
+    match memchr::memchr(b';', value.as_bytes()) {
         Some(at) => {
             let (kind, params) = value.split_at(at);
             (kind.trim(), Params(params))

@@ -289,7 +289,11 @@ impl Message {
 
     /// Whether a list header of tokens (Require, Supported, Allow, …) holds `token`, in any case.
     pub fn lists(&self, name: HeaderName, token: &str) -> bool {
-        self.values(name).any(|v| v.eq_ignore_ascii_case(token))
+        let split = name.repeat() == Repeat::List;
+        self.lines(name).any(|line| match split {
+            true => List::new(line).any(|v| v.eq_ignore_ascii_case(token)),
+            false => line.eq_ignore_ascii_case(token),
+        })
     }
 
     fn only(&self, name: HeaderName) -> Result<&str, HeaderError> {

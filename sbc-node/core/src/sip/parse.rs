@@ -274,6 +274,19 @@ fn header_line(
     if id == HeaderName::Other && (name.is_empty() || !name.iter().all(|b| is_token_byte(*b))) {
         return Err(bad);
     }
+    // `Name: value`, as nearly everybody writes it.
+    if let Some([b' ', first, .., last]) = data.get(colon + 1..end)
+        && *first > b' '
+        && *last > b' '
+    {
+        return Ok(Line {
+            id,
+            name_len: u16::try_from(name.len()).map_err(|_| bad)?,
+            name: at(start),
+            value: at(colon + 2),
+            end: at(end),
+        });
+    }
     let mut value = data.get(colon + 1..end).ok_or(bad)?;
     while let [b' ' | b'\t' | b'\r' | b'\n', rest @ ..] = value {
         value = rest;

@@ -249,7 +249,12 @@ impl<'a> Iterator for ParamIter<'a> {
                         equals = equals.or(memchr::memchr(b'=', one).map(|at| begin + at));
                         break;
                     }
-                    Some(b'=') if equals.is_none() => equals = Some(end),
+                    Some(b'=') if equals.is_none() => {
+                        equals = Some(end);
+                        // Values are long where names are short.
+                        let rest = bytes.get(end + 1..).unwrap_or_default();
+                        end += memchr::memchr2(b';', b'"', rest).unwrap_or(rest.len());
+                    }
                     Some(_) => {}
                 }
                 end += 1;

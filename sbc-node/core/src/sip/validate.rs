@@ -5,8 +5,9 @@ use std::borrow::Cow;
 use super::message::{HeaderError, Message};
 use super::method::reason_phrase;
 use super::name::HeaderName;
+use super::scan::List;
 use super::uri::Scheme;
-use super::value::{Contact, NameAddr, ValueError, Via};
+use super::value::{Contact, FromValue, NameAddr, ValueError, Via};
 
 /// A refusal: the status and reason phrase to answer a request with. A response is dropped.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,13 +40,14 @@ pub fn validate(message: &Message) -> Result<(), Reject> {
     if !message.has(HeaderName::Via) {
         return Err(HeaderError::Missing(HeaderName::Via).into());
     }
-    let mut vias = message.all::<Via<'_>>(HeaderName::Via).peekable();
-    if vias.peek().is_none() {
-        // A Via without an element.
-        message.via()?;
-    }
-    for via in vias {
-        via?;
+    // The topmost by the way that keeps it; an element must be there.
+    message.via()?;
+    let top = message.header(HeaderName::Via).map(List::new).and_then(|mut list| list.next());
+    for line in message.lines(HeaderName::Via) {
+        let others = List::new(line).filter(|via| !top.is_some_and(|top| std::ptr::eq(top, *via)));
+        for via in others {
+            Via::from_value(via).map_err(|e| HeaderError::Bad(HeaderName::Via, e))?;
+        }
     }
     no_repeats(message)?;
     address(HeaderName::From, &message.from()?)?;
@@ -66,8 +68,8 @@ pub fn validate(message: &Message) -> Result<(), Reject> {
         if !message.has(name) {
             continue;
         }
-        for value in message.all::<Contact<'_>>(name) {
-            match value? {
+        for value in message.lines(name).flat_map(List::new) {
+            match Contact::from_value(value).map_err(|e| HeaderError::Bad(name, e))? {
                 Contact::Addr(value) => address(name, &value)?,
                 Contact::Star => {}
             }

@@ -20,8 +20,9 @@ impl<'a> FromValue<'a> for CSeq<'a> {
         let (digits, method) = text.split_at_checked(digits).ok_or(ValueError::Syntax)?;
         let number =
             number(digits).and_then(|n| u32::try_from(n).ok()).ok_or(ValueError::Number)?;
-        let blank = method.starts_with([' ', '\t']);
-        let method = trim(method);
+        let blank = matches!(method.as_bytes(), [b' ' | b'\t', ..]);
+        // One blank is what nearly everybody writes.
+        let method = trim(method.get(usize::from(blank)..).unwrap_or(""));
         if !blank || !is_token(method) {
             return Err(ValueError::Syntax);
         }

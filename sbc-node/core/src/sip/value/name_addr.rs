@@ -60,7 +60,10 @@ impl<'a> FromValue<'a> for NameAddr<'a> {
                 None => return addr_spec(text),
             }
         };
-        let display_raw = trim(text.get(..open).unwrap_or(""));
+        let display_raw = match text.get(..open) {
+            None | Some("") => "",
+            Some(display) => trim(display.strip_suffix(' ').unwrap_or(display)),
+        };
         // Peers write unquoted names with other characters than those of tokens; only what could
         // hide structure is refused (RFC 4475).
         let odd = |b: u8| matches!(b, b'"' | b';' | b',' | b'>' | b'\\');
