@@ -133,7 +133,7 @@ impl Relay {
         coalesce: Duration,
     ) -> io::Result<Relay> {
         let poller = sys::Poller::new()?;
-        poller.add(mailbox.waker().fd(), WAKER)?;
+        poller.add_waker(mailbox.waker(), WAKER)?;
         Ok(Relay {
             engine,
             ports: Slab::new(),
@@ -208,7 +208,6 @@ impl Relay {
     fn serve(&mut self, now: Instant, ready: &[libc::epoll_event], batch: &mut Batch) {
         for event in ready {
             if event.u64 == WAKER {
-                self.mailbox.waker().clear();
                 continue;
             }
             if batch.is_full() {

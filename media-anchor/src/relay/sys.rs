@@ -196,7 +196,16 @@ impl Poller {
 
     /// Watches `fd` for input, level-triggered; closing it ends that.
     pub(crate) fn add(&self, fd: &OwnedFd, key: u64) -> io::Result<()> {
-        let mut event = libc::epoll_event { events: libc::EPOLLIN.cast_unsigned(), u64: key };
+        self.watch(fd, libc::EPOLLIN, key)
+    }
+
+    /// Watches a waker: every wake is told once, and nothing has to be read to be told of the next.
+    pub(crate) fn add_waker(&self, waker: &Waker, key: u64) -> io::Result<()> {
+        self.watch(&waker.fd, libc::EPOLLIN | libc::EPOLLET, key)
+    }
+
+    fn watch(&self, fd: &OwnedFd, events: c_int, key: u64) -> io::Result<()> {
+        let mut event = libc::epoll_event { events: events.cast_unsigned(), u64: key };
         let (epoll, fd) = (self.fd.as_raw_fd(), fd.as_raw_fd());
         // SAFETY: the event outlives the call.
         check(unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, fd, &raw mut event) }).map(drop)
@@ -237,22 +246,10 @@ impl Waker {
         Ok(Waker { fd })
     }
 
-    pub(crate) fn fd(&self) -> &OwnedFd {
-        &self.fd
-    }
-
     pub(crate) fn wake(&self) {
         let one = 1u64;
-        // SAFETY: eight bytes are readable. A full counter means that it is awake already.
+        // SAFETY: eight bytes are readable. The counter is never read: it is full after 2^64 wakes.
         unsafe { libc::write(self.fd.as_raw_fd(), ptr::from_ref(&one).cast(), size_of::<u64>()) };
-    }
-
-    pub(crate) fn clear(&self) {
-        let mut count = 0u64;
-        // SAFETY: eight bytes are writable. Nothing to read is fine.
-        unsafe {
-            libc::read(self.fd.as_raw_fd(), ptr::from_mut(&mut count).cast(), size_of::<u64>())
-        };
     }
 }
 

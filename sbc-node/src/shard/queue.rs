@@ -118,7 +118,6 @@ impl<M> Handle<M> {
 impl<M> Mailbox<M> {
     /// To be called before the queues are emptied: from here on a sender wakes us anew.
     pub fn open(&self) {
-        self.shared.waker.clear();
         // A full barrier: the queues must not be looked into before a sender can see that it has
         // to wake us again, or its item would lie there until the next wake.
         self.shared.awake.swap(false, Ordering::SeqCst);

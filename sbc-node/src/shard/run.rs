@@ -145,7 +145,7 @@ impl<M: Machine> Shard<M> {
     /// When an address cannot be bound.
     pub fn new(parts: Parts<M>) -> io::Result<Shard<M>> {
         let poller = Poller::new()?;
-        poller.add(&parts.mailbox, WAKE_TOKEN, Interest::READ)?;
+        poller.add_waker(&parts.mailbox, WAKE_TOKEN)?;
         let stun_per_second = parts.transport.stun_per_second;
         let mut shard = Shard {
             index: parts.index,

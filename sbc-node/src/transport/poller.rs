@@ -1,4 +1,5 @@
-//! A thin epoll wrapper: level-triggered readiness under a `u64` token. No policy lives here.
+//! A thin epoll wrapper: level-triggered readiness under a `u64` token (wakers: edge-triggered). No
+//! policy lives here.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -55,6 +56,12 @@ impl Poller {
         Ok(self.epoll.add(fd, EpollEvent::new(interest.flags(), token))?)
     }
 
+    /// Watches a waker: every wake is told once, and nothing has to be read to be told of the next.
+    pub fn add_waker(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        Ok(self.epoll.add(fd, EpollEvent::new(flags, token))?)
+    }
+
     /// Changes what `fd` is watched for.
     pub fn modify(&self, fd: impl AsFd, token: u64, interest: Interest) -> io::Result<()> {
         let mut event = EpollEvent::new(interest.flags(), token);
@@ -106,19 +113,11 @@ impl Waker {
         Ok(Waker(EventFd::from_value_and_flags(0, flags)?))
     }
 
-    /// Makes the descriptor readable. A counter that is full is readable already.
+    /// Wakes the poller that watches it. The counter is never read: it is full after 2^64 wakes.
     pub fn wake(&self) {
-        if let Err(error) = self.0.write(1)
-            && error != nix::errno::Errno::EAGAIN
-        {
+        if let Err(error) = self.0.write(1) {
             tracing::error!(%error, fd = self.0.as_raw_fd(), "cannot wake a shard");
         }
-    }
-
-    /// Makes the descriptor unreadable again.
-    pub fn clear(&self) {
-        // EAGAIN says that nobody woke us: just as good.
-        let _ = self.0.read();
     }
 }
 

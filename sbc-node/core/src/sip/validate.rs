@@ -37,9 +37,6 @@ impl From<HeaderError> for Reject {
 /// # Errors
 /// [`Reject`] with 400, or 416 for a Request-URI of a scheme that cannot be routed.
 pub fn validate(message: &Message) -> Result<(), Reject> {
-    if !message.has(HeaderName::Via) {
-        return Err(HeaderError::Missing(HeaderName::Via).into());
-    }
     // The topmost by the way that keeps it; an element must be there.
     message.via()?;
     let top = message.header(HeaderName::Via).map(List::new).and_then(|mut list| list.next());
