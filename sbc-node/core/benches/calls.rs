@@ -1,6 +1,6 @@
 //! What a whole call costs in the core: INVITE with SDP, 180, 200, ACK, BYE, 200, media bound on
 //! both sides, dialog committed. Prints CPU microseconds per call spent inside `Core`, and heap
-//! bytes per established call.
+//! bytes per established call, and per call that has ended but whose transactions linger.
 //!
 //! `cargo bench -p sbc-core --bench calls`
 
@@ -91,6 +91,11 @@ fn main() {
     costs.sort();
     println!("one call, INVITE to BYE: {:?} median, {:?} least", costs[costs.len() / 2], costs[0]);
 
+    let ended = (rounds * per_round) as usize;
+    println!(
+        "ended call: {} bytes of heap until its timers run out",
+        HEAP.load(Ordering::Relaxed) / ended
+    );
     // Everything that lingers runs out.
     settle(&mut bench);
     let before = HEAP.load(Ordering::Relaxed);

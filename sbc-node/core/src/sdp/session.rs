@@ -181,9 +181,10 @@ impl<'a> Sdp<'a> {
 
     /// The description as a message body.
     pub fn to_bytes(&self) -> Bytes {
+        // A leg keeps what it was told as long as it lives: no more than its own size.
         let mut text = String::with_capacity(1024);
         self.write_to(&mut text);
-        Bytes::from(text)
+        Bytes::copy_from_slice(text.as_bytes())
     }
 
     fn write_to(&self, out: &mut String) {

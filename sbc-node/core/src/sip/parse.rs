@@ -215,7 +215,8 @@ fn start_line(data: &[u8], begin: usize, end: usize, mode: Mode) -> Result<Start
     let method = std::str::from_utf8(first).ok().filter(|m| is_token(m)).ok_or(bad)?;
     let last = memchr::memrchr(b' ', text.trim_ascii_end()).filter(|l| *l > space).ok_or(bad)?;
     let version = text.get(last + 1..).ok_or(bad)?.trim_ascii_end();
-    if !version.eq_ignore_ascii_case(b"SIP/2.0") && mode == Mode::Strict {
+    let known = version == b"SIP/2.0" || version.eq_ignore_ascii_case(b"SIP/2.0");
+    if !known && mode == Mode::Strict {
         let sip = version.get(..4).is_some_and(|v| v.eq_ignore_ascii_case(b"SIP/"));
         let kind = if sip { ParseErrorKind::BadVersion } else { ParseErrorKind::BadStartLine };
         return fail(kind, begin + last + 1);
@@ -236,7 +237,7 @@ fn status_line(
     bad: ParseError,
 ) -> Result<Start, ParseError> {
     let version = text.get(..space).ok_or(bad)?;
-    if !version.eq_ignore_ascii_case(b"SIP/2.0") {
+    if version != b"SIP/2.0" && !version.eq_ignore_ascii_case(b"SIP/2.0") {
         let sip = version.get(..4).is_some_and(|v| v.eq_ignore_ascii_case(b"SIP/"));
         let kind = if sip { ParseErrorKind::BadVersion } else { ParseErrorKind::BadStartLine };
         return fail(kind, begin);

@@ -3,6 +3,7 @@
 //! CR, LF and NUL in any value become a space, so no text can add a header or end the head.
 //! Which headers belong into a response, an ACK or a CANCEL lives in `reply.rs`.
 
+use std::cell::Cell;
 use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 
@@ -151,12 +152,34 @@ pub struct Builder {
     buf: Vec<u8>,
 }
 
-impl Builder {
+/// Messages are written into one buffer, which stays in the cache, and leave it as a copy of their own
+/// size: transactions keep them for half a minute, and what is kept decides how much memory a call
+/// walks through.
+fn room() -> Vec<u8> {
     const CAPACITY: usize = 2048;
+    let mut buf = SCRATCH.take();
+    buf.reserve(CAPACITY);
+    buf
+}
 
+fn done(mut buf: Vec<u8>) -> Bytes {
+    const KEPT_MAX: usize = 64 * 1024;
+    let message = Bytes::copy_from_slice(&buf);
+    if buf.capacity() <= KEPT_MAX {
+        buf.clear();
+        SCRATCH.set(buf);
+    }
+    message
+}
+
+thread_local! {
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+impl Builder {
     /// Begins a request. Blanks and control characters in `uri` are percent-escaped.
     pub fn request(method: &Method, uri: impl WriteValue) -> Self {
-        let mut buf = Vec::with_capacity(Self::CAPACITY);
+        let mut buf = room();
         buf.extend_from_slice(method.as_str().as_bytes());
         buf.push(b' ');
         let begin = buf.len();
@@ -176,7 +199,7 @@ impl Builder {
 
     /// Begins a response; an empty `reason` stands for the registered phrase.
     pub fn response(status: u16, reason: &str) -> Self {
-        let mut buf = Vec::with_capacity(Self::CAPACITY);
+        let mut buf = room();
         buf.extend_from_slice(b"SIP/2.0 ");
         let begin = buf.len();
         let mut out = Out(&mut buf);
@@ -237,7 +260,7 @@ impl Builder {
     /// Ends the message without a body: `Content-Length: 0`.
     pub fn finish(mut self) -> Bytes {
         self.buf.extend_from_slice(b"Content-Length: 0\r\n\r\n");
-        self.buf.into()
+        done(self.buf)
     }
 
     /// Ends the message with a body; Content-Type and Content-Length are written here.
@@ -247,7 +270,7 @@ impl Builder {
         self.buf.reserve(body.len() + 2);
         self.buf.extend_from_slice(b"\r\n");
         self.buf.extend_from_slice(body);
-        self.buf.into()
+        done(self.buf)
     }
 }
 
