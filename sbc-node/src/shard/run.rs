@@ -28,7 +28,7 @@ use crate::resolve::Request;
 use crate::resolve::front::Front;
 use crate::transport;
 use crate::transport::mmsg::{RecvBatch, SendBatch};
-use crate::transport::poller::{Interest, Poller, Ready};
+use crate::transport::poller::{Poller, Ready};
 use crate::transport::stun;
 use crate::transport::tcp::{self, Tcp, TcpEvent};
 use crate::transport::udp::{Failure, UdpListener, Unreached};
