@@ -39,7 +39,7 @@ e2e: deps ## only the end-to-end tests
 
 soak: deps ## 100,000 calls with losses, abandoned calls and malformed requests
 	cargo build --release -p sbc-node --bins
-	SBC_BIN=$(CURDIR)/target/release SOAK_CALLS=100000 SOAK_RATE=400 cargo test -p sbc-tests --test e2e soak -- --nocapture
+	SBC_BIN=$(CURDIR)/target/release SOAK_CALLS=100000 SOAK_RATE=170 cargo test -p sbc-tests --test e2e soak -- --nocapture
 
 fuzz: deps ## a minute of each fuzz target (needs cargo-fuzz and a nightly toolchain)
 	@tests/scripts/fuzz.sh

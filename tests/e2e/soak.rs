@@ -10,6 +10,7 @@ use std::time::Duration;
 use sbc_tests::can_make_namespaces;
 use sbc_tests::load::resident_kib;
 use sbc_tests::net::socket_in;
+use sbc_tests::wait_for;
 
 use crate::bed::{Bed, V4};
 use sbc_tests::net::nft;
@@ -58,6 +59,16 @@ fn soak_with_loss_abandoned_calls_and_malformed_requests() {
         junk.join().expect("malformed requests");
         bed.wait_idle(Duration::from_secs(90));
         drop(callee);
+        // Every table is empty and every port free, not only the calls gone.
+        let node = bed.node();
+        wait_for("the tables to be empty and the ports free", Duration::from_secs(90), || {
+            let left = node.stat("sbc_transactions_client", "")
+                + node.stat("sbc_transactions_server", "")
+                + node.stat("sbc_subscriptions", "")
+                + node.stat("sbc_media_sockets", "")
+                + node.stat("sbc_kernel_flows", "");
+            (left == 0.0).then_some(())
+        });
         eprintln!("soak: round {round} of {share} calls over, resident {} KiB", resident_kib(pid));
         if round == 0 {
             before = resident_kib(pid);

@@ -19,11 +19,7 @@ fn subscription(plan: Plan, transport: &str, trunks: &str) {
     caller.expect_success(LONG);
     callee.expect_success(LONG);
     hidden(&bed, &outside.stop(), &inside.stop());
-    let stat = |name: &str| {
-        let reply = bed.node().ctl(&format!("stats {name}"));
-        let all = reply["stats"].as_array().cloned().unwrap_or_default();
-        all.iter().filter_map(|s| s["value"].as_f64()).sum::<f64>()
-    };
+    let stat = |name: &str| bed.node().stat(name, "");
     sbc_tests::wait_for("no subscription to be left", LONG, || {
         (stat("sbc_subscriptions") == 0.0).then_some(())
     });

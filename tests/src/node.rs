@@ -83,6 +83,16 @@ impl Node {
         format!("{sum:.0}").parse().expect("a count")
     }
 
+    /// The sum of a metric over its labels; only those with `label` in them where it is not empty.
+    pub fn stat(&self, name: &str, label: &str) -> f64 {
+        let reply = self.ctl(&format!("stats {name}"));
+        let all = reply["stats"].as_array().cloned().unwrap_or_default();
+        let ours = all.iter().filter(|s| {
+            s["name"] == name && s["labels"].as_str().unwrap_or_default().contains(label)
+        });
+        ours.filter_map(|s| s["value"].as_f64()).sum()
+    }
+
     /// The CDRs written so far.
     pub fn cdrs(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(self.dir.join("cdr.jsonl")).unwrap_or_default();
