@@ -1,6 +1,6 @@
 //! What replication costs on this machine, fsync on: committed dialog writes per second and their
 //! latency with three nodes over loopback TLS, memory per row, and how long a joiner takes to catch
-//! up. Prints one `name value unit` line each. `CALLS`, `DIALOGS` and `BINDINGS` set the sizes.
+//! up, CPU and bytes on the wire. Prints one `name value unit` line each. `CALLS`, `DIALOGS` and `BINDINGS` set the sizes.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -100,6 +100,20 @@ fn report(name: &str, latencies: &[Duration], elapsed: Duration) {
     println!("{name}.p99 {} us", at(990));
 }
 
+/// CPU time of this process: all three nodes together.
+fn cpu() -> Duration {
+    use nix::sys::resource::{UsageWho, getrusage};
+    use nix::sys::time::TimeValLike as _;
+    let usage = getrusage(UsageWho::RUSAGE_SELF).expect("usage");
+    let used = usage.user_time() + usage.system_time();
+    Duration::from_micros(u64::try_from(used.num_microseconds()).unwrap_or(0))
+}
+
+/// Bytes that these nodes have sent to their peers.
+fn sent(nodes: &[&Handle]) -> u64 {
+    nodes.iter().flat_map(|node| node.status().peers).map(|peer| peer.sent_bytes).sum()
+}
+
 fn resident_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages = text.split_whitespace().nth(1).and_then(|word| word.parse::<u64>().ok());
@@ -138,8 +152,15 @@ fn main() {
             let begun = Instant::now();
             let count = if window == 1 { calls / 10 } else { calls };
             let offset = if name == "leader" { 0 } else { 10_000_000 };
+            let (cpu_before, sent_before) = (cpu(), sent(&[&a, &b, &c]));
             let latencies = write(node, count, window, |n| dialog(n + offset));
             report(&format!("{name}.{load}"), &latencies, begun.elapsed());
+            let (cpu_used, bytes) = (cpu() - cpu_before, sent(&[&a, &b, &c]) - sent_before);
+            println!(
+                "{name}.{load}.cpu {} us/write, three nodes",
+                cpu_used.as_micros() / u128::from(count)
+            );
+            println!("{name}.{load}.wire {} bytes/write, all channels", bytes / count);
         }
     }
 

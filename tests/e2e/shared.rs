@@ -69,15 +69,7 @@ impl Shared {
     }
 
     fn metric(&self, number: usize, name: &str) -> u64 {
-        let ns = self.net.ns(&format!("n{number}"));
-        let mut stream = stream_in(&ns, "127.0.0.1:9090");
-        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").expect("ask");
-        let mut text = String::new();
-        stream.read_to_string(&mut text).expect("metrics");
-        let of = |line: &str| {
-            line.strip_prefix(name)?.trim_start_matches("{}").trim().split('.').next()?.parse().ok()
-        };
-        text.lines().find_map(of).unwrap_or_else(|| panic!("no {name} in:\n{text}"))
+        self.node(number).metric(name, "")
     }
 
     /// SIPp on one of the two sides (`in`, `out`).
@@ -112,9 +104,6 @@ drain-time = "1s"
 
 [admin]
 socket = "@DIR@/sbc.sock"
-
-[metrics]
-listen = "127.0.0.1:9090"
 
 [cdr]
 file = "@DIR@/cdr.jsonl"

@@ -14,6 +14,8 @@ mod peer;
 pub(crate) mod pki;
 mod server;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 use std::collections::{BTreeMap, HashMap};

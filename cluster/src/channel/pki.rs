@@ -102,6 +102,10 @@ impl Ca {
 
     /// Signs a request. What the requester wrote about itself is not looked at, only its key.
     pub(crate) fn sign(&self, csr: &[u8], node: NodeId) -> Result<String, PkiError> {
+        self.sign_for(csr, node, NODE_DAYS)
+    }
+
+    pub(super) fn sign_for(&self, csr: &[u8], node: NodeId, days: i64) -> Result<String, PkiError> {
         let der = CertificateSigningRequestDer::from(csr);
         let mut request = CertificateSigningRequestParams::from_der(&der)?;
         let mut params = CertificateParams::default();
@@ -111,7 +115,7 @@ impl Ca {
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        validity(&mut params, NODE_DAYS);
+        validity(&mut params, days);
         request.params = params;
         let key = KeyPair::from_pem(&self.key)?;
         let issuer = Issuer::from_ca_cert_pem(&self.certificate, key)?;
