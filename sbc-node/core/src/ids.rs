@@ -216,7 +216,7 @@ impl Ids {
     /// Carries the number of this node in its topmost bits: a response that comes by another node
     /// finds its way back.
     pub fn branch(&mut self, hint: ShardHint) -> Branch {
-        let random = self.rng.next_u64() & (1 << NODE_AT) - 1;
+        let random = self.rng.next_u64() & ((1 << NODE_AT) - 1);
         Branch { hint, unique: u64::from(self.node) << NODE_AT | random }
     }
 }
