@@ -167,7 +167,6 @@ fn file_config(cx: &mut Context<'_>, file: &raw::File, document: toml::Table) ->
         routing,
         guard,
         ban_set: guard::ban_set(cx, &file.guard),
-        fraud: guard::fraud(cx, &file.guard),
         overload: guard::overload(cx, &file.overload),
         transactions: transactions(cx, &file.sip),
         registrar,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hashbrown::HashMap;
 use sbc_core::cidr::Cidr;
 use sbc_core::guard::{
     Access, AccessList, AccessRule, Algorithm, BUILT_IN, DictionaryConfig, FraudProfile,
@@ -36,6 +37,7 @@ pub(super) fn convert(
     }
     trusted.sort();
     trusted.dedup();
+    let (access, trunk_access) = access(cx, raw, doors, routing);
     GuardConfig {
         pike_mode: match raw.mode {
             raw::PikeMode::Off => PikeMode::Off,
@@ -44,7 +46,9 @@ pub(super) fn convert(
         },
         pike: pike(cx, raw),
         trusted,
-        access: access(cx, raw, doors),
+        access,
+        trunk_access,
+        fraud: raw.fraud.iter().map(|p| profile(cx, p.get_ref())).collect(),
         limits: raw.limit.iter().map(|l| limit(cx, l)).collect(),
         max_buckets: cx.bounded(raw.max_buckets.as_ref(), default.max_buckets, 64..=10_000_000),
         max_bans: cx.bounded(raw.max_bans.as_ref(), default.max_bans, 1..=1_000_000),
@@ -120,34 +124,62 @@ fn scanners(cx: &mut Context<'_>, raw: &raw::Guard) -> Option<Arc<Scanners>> {
     }
 }
 
-/// One list per interface, at the place of its id.
-fn access(cx: &mut Context<'_>, raw: &raw::Guard, doors: &[Door]) -> Vec<AccessList> {
-    if raw.access.is_empty() {
-        return Vec::new();
-    }
+/// Lists of interfaces at the places of their ids, and of trunks by name. A realm stands for all of
+/// its interfaces.
+fn access(
+    cx: &mut Context<'_>,
+    raw: &raw::Guard,
+    doors: &[Door],
+    routing: &RoutingConfig,
+) -> (Vec<AccessList>, HashMap<Arc<str>, AccessList>) {
+    let (mut lists, mut trunks) = (Vec::new(), HashMap::new());
     let places = doors.iter().map(|d| usize::from(d.interface.id.0) + 1).max().unwrap_or(0);
-    let mut lists = vec![AccessList::default(); places];
-    for rule in raw.access.iter().map(Spanned::get_ref) {
-        let name = rule.interface.get_ref();
-        let methods = methods(cx, &rule.methods);
-        let door = doors.iter().find(|d| *d.interface.name == **name);
-        let at = door.map(|d| usize::from(d.interface.id.0));
-        let Some(list) = at.and_then(|at| lists.get_mut(at)) else {
-            cx.dependent(rule.interface.span(), format!("there is no interface \"{name}\""));
-            continue;
-        };
-        list.rules.push(AccessRule {
+    for spanned in &raw.access {
+        let rule = spanned.get_ref();
+        let made = AccessRule {
             sources: rule.sources.0.iter().map(|n| n.0).collect(),
             transports: rule.transports.0.iter().map(|t| t.0).collect(),
-            methods,
+            methods: methods(cx, &rule.methods),
             access: match rule.access {
                 raw::Access::Allow => Access::Allow,
                 raw::Access::Drop => Access::Drop,
                 raw::Access::Reject => Access::Reject,
             },
-        });
+        };
+        match (&rule.interface, &rule.realm, &rule.trunk) {
+            (None, None, Some(name)) => {
+                let known = routing.trunks.iter().find(|t| *t.name == **name.get_ref());
+                let Some(trunk) = known else {
+                    cx.dependent(name.span(), format!("there is no trunk \"{}\"", name.get_ref()));
+                    continue;
+                };
+                let list: &mut AccessList = trunks.entry(trunk.name.clone()).or_default();
+                list.rules.push(made);
+            }
+            (Some(name), None, None) | (None, Some(name), None) => {
+                let text = name.get_ref().as_str();
+                let by_realm = rule.realm.is_some();
+                let of = |d: &&Door| {
+                    let own = if by_realm { &d.interface.realm } else { &d.interface.name };
+                    **own == *text
+                };
+                lists.resize(places, AccessList::default());
+                let mut any = false;
+                for door in doors.iter().filter(of) {
+                    if let Some(list) = lists.get_mut(usize::from(door.interface.id.0)) {
+                        list.rules.push(made.clone());
+                        any = true;
+                    }
+                }
+                if !any {
+                    let what = if by_realm { "interface of realm" } else { "interface" };
+                    cx.dependent(name.span(), format!("there is no {what} \"{text}\""));
+                }
+            }
+            _ => cx.problem(spanned.span(), "an access rule is for one of interface, realm, trunk"),
+        }
     }
-    lists
+    (lists, trunks)
 }
 
 fn methods(cx: &mut Context<'_>, raw: &OneOrMany<Spanned<Box<str>>>) -> Vec<Box<str>> {
@@ -264,11 +296,6 @@ pub(super) fn ban_set(cx: &mut Context<'_>, raw: &raw::Guard) -> BanSetConfig {
     BanSetConfig { kernel: raw.kernel.unwrap_or(true), devices: raw.devices.clone(), lists }
 }
 
-/// Toll-fraud profiles.
-pub(super) fn fraud(cx: &mut Context<'_>, raw: &raw::Guard) -> Vec<FraudProfile> {
-    raw.fraud.iter().map(|p| profile(cx, p.get_ref())).collect()
-}
-
 fn profile(cx: &mut Context<'_>, raw: &raw::FraudProfile) -> FraudProfile {
     cx.name(&raw.name);
     if let Some(hours) = &raw.hours
@@ -291,6 +318,7 @@ fn profile(cx: &mut Context<'_>, raw: &raw::FraudProfile) -> FraudProfile {
         concurrent: threshold(&raw.concurrent),
         total_minutes: threshold(&raw.total_minutes),
         sequential: threshold(&raw.sequential),
+        block: raw.critical == raw::FraudAction::Block,
         hours: raw.hours.as_ref().map(|h| (h.get_ref()[0], h.get_ref()[1])),
     }
 }

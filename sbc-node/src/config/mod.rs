@@ -50,8 +50,6 @@ pub struct Config {
     pub routing: sbc_core::routing::RoutingConfig,
     pub guard: sbc_core::guard::GuardConfig,
     pub ban_set: BanSetConfig,
-    /// Toll-fraud profiles.
-    pub fraud: Vec<sbc_core::guard::FraudProfile>,
     pub overload: sbc_core::guard::OverloadConfig,
     /// Timers and bounds of the transaction layer.
     pub transactions: sbc_core::transaction::Config,

@@ -490,7 +490,9 @@ pub(super) enum PikeMode {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct AccessRule {
-    pub(super) interface: Spanned<String>,
+    pub(super) interface: Option<Spanned<String>>,
+    pub(super) realm: Option<Spanned<String>>,
+    pub(super) trunk: Option<Spanned<String>>,
     #[serde(default)]
     pub(super) sources: OneOrMany<Net>,
     #[serde(default)]
@@ -556,6 +558,15 @@ pub(super) enum OverLimit {
     Forbidden,
 }
 
+/// What a call past a critical threshold gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum FraudAction {
+    #[default]
+    Alarm,
+    Block,
+}
+
 /// Thresholds are `[warning, critical]`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -568,6 +579,8 @@ pub(super) struct FraudProfile {
     pub(super) concurrent: Option<Spanned<[u32; 2]>>,
     pub(super) total_minutes: Option<Spanned<[u32; 2]>>,
     pub(super) sequential: Option<Spanned<[u32; 2]>>,
+    #[serde(default)]
+    pub(super) critical: FraudAction,
 }
 
 #[derive(Debug, Default, Deserialize)]

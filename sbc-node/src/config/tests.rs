@@ -302,7 +302,7 @@ concurrent = [5, 10]
     let limit = &c.guard.limits[0];
     assert_eq!(limit.key, sbc_core::guard::RateKey::Prefix(4));
     assert!(matches!(limit.algorithm, sbc_core::guard::Algorithm::Bucket { burst: 3, .. }));
-    assert_eq!(c.fraud[0].concurrent.critical, Some(10));
+    assert_eq!(c.guard.fraud[0].concurrent.critical, Some(10));
 
     let text = format!(
         "{MINIMAL}{}",

@@ -128,6 +128,12 @@ impl Border {
             push("sbc_guard_bans_added", "Bans taken", c, labels, value);
         }
         push("sbc_guard_bans_ended", "Bans run out or lifted", c, vec![], self.keeper.ended());
+        for (what, value) in
+            ["warning", "critical", "refused"].into_iter().zip(self.guard.counts().fraud())
+        {
+            let labels = vec![("finding", what.to_owned())];
+            push("sbc_guard_fraud_findings", "Calls over a fraud threshold", c, labels, value);
+        }
         let kernel = self.kernel();
         let dropped = kernel.dropped;
         push("sbc_guard_kernel", "Whether the kernel drops", g, vec![], u64::from(kernel.kernel));

@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 use super::answer::Media;
 use super::cdr::{CdrAttempt, CdrLeg, EndedBy};
 use super::env::{Cx, ResolveFor, Traced};
+use super::invite::Watched;
 use super::record::CallId;
 use super::replaces::Replaced;
 use super::wire;
@@ -296,6 +297,8 @@ pub(crate) struct Call {
     pub(crate) ok_wait: Option<Box<OkWait>>,
     pub(crate) timers: CallTimers,
     pub(crate) permits: SmallVec<[Permit; 2]>,
+    /// What the fraud profiles count it as.
+    pub(crate) watched: Option<Watched>,
     pub(crate) facts: Box<Facts>,
     /// REFERs that crossed: the referrer's side, their CSeq there and on the other leg.
     pub(crate) refers: SmallVec<[(Side, u32, u32); 0]>,

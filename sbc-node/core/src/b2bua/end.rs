@@ -183,6 +183,11 @@ impl Call {
         self.media.open = false;
         self.media.streams.clear();
         self.permits.clear();
+        if let (Some(watched), Some(guard)) = (self.watched.take(), &cx.env.guard) {
+            let talked = self.facts.answered_ms.map_or(0, |at| cx.unix_ms().saturating_sub(at));
+            let talked = std::time::Duration::from_millis(talked);
+            guard.call_ended(cx.now, &watched.user, &watched.number, talked);
+        }
         for leg in [Some(&mut self.a), self.b.as_mut()].into_iter().flatten() {
             leg.sdp.remote = None;
         }

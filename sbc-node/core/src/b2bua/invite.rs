@@ -19,6 +19,7 @@ use crate::routing::{Permit, Plan, RouteQuery, SessionTimerMode, Trunk};
 use crate::sip::{HeaderName, Message, NameAddr};
 use crate::transaction::ServerId;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Option tags that we understand in Require.
 const SUPPORTED: [&str; 4] = ["100rel", "timer", "replaces", "norefersub"];
@@ -66,6 +67,7 @@ pub(crate) struct Accepted {
     trunk: Arc<Trunk>,
     plan: Plan,
     permit: Permit,
+    watched: Option<Watched>,
     pub(crate) replaced: Option<Replaced>,
 }
 
@@ -99,7 +101,41 @@ pub(crate) fn accept(
     }
     let plan = route(cx, message, &trunk)?;
     let permit = cx.env.routing.admit(cx.now, &trunk, plan.emergency)?;
-    Ok(Accepted { trunk, plan, permit, replaced: None })
+    let watched = watch(cx, message, &trunk, &plan)?;
+    Ok(Accepted { trunk, plan, permit, watched, replaced: None })
+}
+
+/// A call that the fraud profiles count: whose, and to which number.
+#[derive(Clone, Debug)]
+pub(crate) struct Watched {
+    pub(crate) user: Box<str>,
+    pub(crate) number: Box<str>,
+}
+
+/// Tells the fraud profiles of a call; one that they are against is refused.
+fn watch(
+    cx: &mut Cx<'_>,
+    message: &Message,
+    trunk: &Trunk,
+    plan: &Plan,
+) -> Result<Option<Watched>, Refuse> {
+    let Some(guard) = cx.env.guard.clone().filter(|g| g.watches_calls()) else { return Ok(None) };
+    let user: Box<str> = if trunk.config.users {
+        let from = message.from().ok().map_or("", |f| f.uri_str);
+        let from = from.split_once(':').map_or("", |(_, rest)| rest);
+        from.split([';', '?']).next().unwrap_or("").to_ascii_lowercase().into()
+    } else {
+        trunk.config.name.as_ref().into()
+    };
+    // The number as it is routed, after translation.
+    let number = plan.targets.first().map_or("", |hop| &*hop.numbers.ruri);
+    let hour = u8::try_from(cx.unix_ms() / 3_600_000 % 24).unwrap_or(0);
+    let found = guard.call_started(cx.now, hour, &user, number);
+    if found.is_some_and(|f| f.block) && !plan.emergency {
+        guard.call_ended(cx.now, &user, number, Duration::ZERO);
+        return Err(Refuse::new(403, ""));
+    }
+    Ok(Some(Watched { user, number: number.into() }))
 }
 
 /// Option tags in Require that we do not know: 420 with all of them (RFC 3261 §8.2.2.3).
@@ -247,6 +283,7 @@ pub(crate) fn make(
         ok_wait: None,
         timers: CallTimers::default(),
         permits: SmallVec::from_iter([accepted.permit]),
+        watched: accepted.watched,
         facts: Box::new(facts),
         refers: SmallVec::new(),
         conn: incoming.flow.conn,

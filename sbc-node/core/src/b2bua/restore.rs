@@ -169,6 +169,7 @@ fn restored_call(cx: &mut Cx<'_>, key: CallKey, record: &CallRecord, a: Leg, b: 
         ok_wait: None,
         timers: CallTimers::default(),
         permits: source.into_iter().chain(target).collect(),
+        watched: None,
         facts: Box::new(facts),
         refers: SmallVec::new(),
         conn: None,

@@ -38,7 +38,12 @@ pub(crate) fn source(cx: &mut Cx<'_>, incoming: &Incoming<'_>) -> Result<Arc<Tru
     }
     match registrar.admit(&incoming.flow, incoming.message, now_s, salt) {
         Ok(_) => Ok(trunk),
-        Err(answer) => Err(answer.into()),
+        Err(answer) => {
+            if let Some(guard) = cx.env.guard.as_ref().filter(|_| answer.wrong_password) {
+                guard.auth_failed(cx.now, incoming.flow.remote.ip());
+            }
+            Err(answer.into())
+        }
     }
 }
 

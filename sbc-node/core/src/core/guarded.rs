@@ -29,19 +29,20 @@ pub(super) fn lets_through(cx: &mut Cx<'_>, flow: &Flow, message: &Message) -> b
     let Some(method) = message.method() else { return true };
     let in_dialog = message.to_tag().is_some() || matches!(method, Method::Ack | Method::Cancel);
     let loaded = env.overload.as_ref().filter(|o| !in_dialog && o.load() > 0.0).cloned();
-    let trunk = env.routing.identify(flow).filter(|t| !t.config.users).map(|t| t.id.0);
+    let trunk = env.routing.identify(flow).filter(|t| !t.config.users).cloned();
+    let named = trunk.as_ref().map(|t| (t.id.0, &**t.name()));
     let guard = env.guard.clone().filter(|g| trunk.is_none() || g.has_rules());
     if (loaded.is_none() && guard.is_none()) || env.txn.is_retransmission(message) {
         return true;
     }
     if let Some(overload) = loaded
-        && let Err(seconds) = overload.admit(work(cx, trunk, message), cx.ids().rng())
+        && let Err(seconds) = overload.admit(work(cx, named.is_some(), message), cx.ids().rng())
     {
         // RFC 3261 §21.5.4: the caller may come back after that time.
         answer_alone(cx, flow, message, 503, "", Some(seconds));
         return false;
     }
-    match guard.map_or(Verdict::Pass, |g| judge(cx.now, &g, flow, trunk, in_dialog, message)) {
+    match guard.map_or(Verdict::Pass, |g| judge(cx.now, &g, flow, named, in_dialog, message)) {
         Verdict::Pass => true,
         Verdict::Drop(_) => false,
         Verdict::Reject { status, retry_after_s, .. } => {
@@ -52,14 +53,13 @@ pub(super) fn lets_through(cx: &mut Cx<'_>, flow: &Flow, message: &Message) -> b
 }
 
 /// What kind of work a request outside dialogs is.
-fn work(cx: &Cx<'_>, trunk: Option<u32>, message: &Message) -> Work {
+fn work(cx: &Cx<'_>, trunk: bool, message: &Message) -> Work {
     if message.method() != Some(&Method::Invite) {
         return Work::Register;
     }
     let user = message.request_uri().ok().and_then(|uri| uri.user()).unwrap_or("");
     // A stranger may claim anything in a header.
-    let emergency =
-        (trunk.is_some() && is_emergency(message)) || cx.env.routing.table().is_emergency(user);
+    let emergency = (trunk && is_emergency(message)) || cx.env.routing.table().is_emergency(user);
     if emergency { Work::Emergency } else { Work::NewCall }
 }
 
@@ -67,7 +67,7 @@ fn judge(
     now: Instant,
     guard: &Guard,
     flow: &Flow,
-    trunk: Option<u32>,
+    trunk: Option<(u32, &str)>,
     in_dialog: bool,
     message: &Message,
 ) -> Verdict {

@@ -11,7 +11,7 @@ use super::{Config, Destination, Input, Locate, Output, Record, ResolveId, Store
 use crate::b2bua::users::{look_up, users_trunk};
 use crate::b2bua::{Cx, Incoming, WallClock};
 use crate::net::{ConnId, Flow, Target};
-use crate::registrar::{AorState, Due, KeepaliveKind, Ping, Registrar};
+use crate::registrar::{Answer, AorState, Due, KeepaliveKind, Ping, Registrar};
 use crate::sip::{Builder, HeaderName, Method};
 use crate::transaction::{self, ClientRequest, Large, Owner};
 
@@ -20,6 +20,8 @@ use crate::transaction::{self, ClientRequest, Large, Owner};
 const OWNER: u64 = 1 << 60;
 /// A phone that takes longer to answer OPTIONS counts as not there.
 const PING_TIMEOUT: Duration = Duration::from_secs(8);
+/// A flow is known as a user's for so long after a REGISTER; phones come back sooner.
+const KNOWN_FOR: Duration = Duration::from_secs(3_600);
 
 pub(super) fn build(config: &Config, clock: &WallClock, now: Instant) -> Option<Registrar> {
     let c = config.registrar.as_ref()?;
@@ -46,6 +48,7 @@ pub(super) fn register(cx: &mut Cx<'_>, incoming: &Incoming<'_>) {
     let (now, now_s, salt) = (cx.now, cx.unix_ms() / 1_000, cx.ids().rng().next_u64());
     let Some(registrar) = &mut cx.env.registrar else { return };
     let answer = registrar.register(now, now_s, salt, &incoming.flow, incoming.message);
+    tell_guard(cx, incoming, &answer);
     let hint = cx.ids().hints().of_message(incoming.message.as_bytes());
     let tag = cx.ids().tag(hint);
     let mut out =
@@ -54,6 +57,27 @@ pub(super) fn register(cx: &mut Cx<'_>, incoming: &Incoming<'_>) {
         out.header(*name, value.as_str());
     }
     cx.respond(None, &incoming.flow, incoming.server, answer.status, out.finish());
+}
+
+/// What a REGISTER says of its source: a guesser, a scanner of users, or one of ours.
+fn tell_guard(cx: &mut Cx<'_>, incoming: &Incoming<'_>, answer: &Answer) {
+    let (Some(guard), Some(registrar)) = (&cx.env.guard, &cx.env.registrar) else { return };
+    let source = incoming.flow.remote.ip();
+    match answer.status {
+        200 => {
+            guard.auth_succeeded(source);
+            guard.registered(cx.now, &incoming.flow, cx.now + KNOWN_FOR);
+        }
+        401 | 403 | 404 => {
+            if answer.wrong_password {
+                guard.auth_failed(cx.now, source);
+            }
+            if let Some(user) = registrar.unknown(incoming.message) {
+                guard.unknown_user(cx.now, source, user);
+            }
+        }
+        _ => {}
+    }
 }
 
 pub(super) fn conn_closed(cx: &mut Cx<'_>, conn: ConnId) {

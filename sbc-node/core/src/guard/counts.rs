@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{BanReason, Reason, Verdict};
+use super::{BanReason, Finding, Reason, Severity, Verdict};
 
 /// Every reason, in the order of its counters.
 const REASONS: [Reason; 10] = [
@@ -46,6 +46,8 @@ pub struct Counts {
     dropped: [AtomicU64; REASONS.len()],
     refused: [AtomicU64; REASONS.len()],
     blocked: AtomicU64,
+    /// Findings of the fraud profiles: warnings, critical ones, calls refused.
+    fraud: [AtomicU64; 3],
 }
 
 impl Counts {
@@ -62,6 +64,18 @@ impl Counts {
 
     pub(super) fn blocked(&self) {
         self.blocked.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn found(&self, finding: &Finding) {
+        let [warning, critical, refused] = &self.fraud;
+        let cell = if finding.severity == Severity::Critical { critical } else { warning };
+        cell.fetch_add(1, Ordering::Relaxed);
+        refused.fetch_add(u64::from(finding.block), Ordering::Relaxed);
+    }
+
+    /// Findings of the fraud profiles: warnings, critical ones, calls refused.
+    pub fn fraud(&self) -> [u64; 3] {
+        self.fraud.each_ref().map(|cell| cell.load(Ordering::Relaxed))
     }
 
     /// Sources that pike blocked.

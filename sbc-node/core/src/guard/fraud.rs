@@ -33,12 +33,12 @@ pub enum Severity {
 }
 
 /// What calls of one kind may look like.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FraudProfile {
     pub name: Arc<str>,
     /// Called numbers that the profile is about; empty for all.
     pub prefixes: Vec<Box<str>>,
-    /// Hours of the day (0 to 23, local) in which it holds, `from..to`, over midnight too; `None`
+    /// Hours of the day (0 to 23, UTC) in which it holds, `from..to`, over midnight too; `None`
     /// for all day.
     pub hours: Option<(u8, u8)>,
     /// New calls in the last minute.
@@ -49,6 +49,8 @@ pub struct FraudProfile {
     pub total_minutes: Threshold,
     /// Calls in a row to the same or to neighbouring numbers.
     pub sequential: Threshold,
+    /// Calls past a critical threshold are refused; else it is told and they go on.
+    pub block: bool,
 }
 
 /// Which threshold was reached.
@@ -60,6 +62,18 @@ pub enum FraudKind {
     Sequential,
 }
 
+impl FraudKind {
+    /// A stable word for logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FraudKind::CallsPerMinute => "calls-per-minute",
+            FraudKind::Concurrent => "concurrent",
+            FraudKind::TotalMinutes => "total-minutes",
+            FraudKind::Sequential => "sequential",
+        }
+    }
+}
+
 /// A threshold that was reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
@@ -67,6 +81,10 @@ pub struct Finding {
     pub kind: FraudKind,
     pub severity: Severity,
     pub value: u32,
+    /// The call is to be refused.
+    pub block: bool,
+    /// It is the first value over the threshold: worth a line of log.
+    pub news: bool,
 }
 
 #[derive(Debug)]
@@ -101,7 +119,7 @@ impl Fraud {
         Fraud { profiles, usage: HashMap::new(), max: max.max(1), unwatched: 0 }
     }
 
-    /// A new call of `user` to `number` at local hour `hour`; the worst finding, if any. The call
+    /// A new call of `user` to `number` at hour `hour` (UTC); the worst finding, if any. The call
     /// is counted whatever is found: a refused one must be ended with [`Fraud::ended`] too.
     pub fn started(&mut self, now: Instant, hour: u8, user: u64, number: &str) -> Option<Finding> {
         let mut worst: Option<Finding> = None;
@@ -119,6 +137,8 @@ impl Fraud {
                     kind,
                     severity,
                     value,
+                    block: profile.block && severity == Severity::Critical,
+                    news: [threshold.warning, threshold.critical].contains(&Some(value)),
                 });
                 if found.as_ref().map(|f| f.severity) > worst.as_ref().map(|f| f.severity) {
                     worst = found;

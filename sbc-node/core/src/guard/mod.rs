@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
-use hashbrown::DefaultHashBuilder;
+use hashbrown::{DefaultHashBuilder, HashMap};
 
 use crate::cidr::Cidr;
 use crate::net::Flow;
@@ -74,6 +74,9 @@ pub struct GuardConfig {
     pub dictionary: DictionaryConfig,
     /// Messages per second of one registered user's flow that pike does not count.
     pub user_allowance: u16,
+    pub fraud: Vec<FraudProfile>,
+    /// Lists of trunks, by name; they are asked after those of the interface.
+    pub trunk_access: HashMap<Arc<str>, AccessList>,
 }
 
 impl Default for GuardConfig {
@@ -90,6 +93,8 @@ impl Default for GuardConfig {
             scanners: None,
             dictionary: DictionaryConfig::default(),
             user_allowance: 20,
+            fraud: Vec::new(),
+            trunk_access: HashMap::new(),
         }
     }
 }
@@ -124,8 +129,8 @@ pub enum Reason {
 pub struct RequestFacts<'a> {
     pub flow: &'a Flow,
     pub method: &'a str,
-    /// The trunk that the source was identified as.
-    pub trunk: Option<u32>,
+    /// The trunk that the source was identified as, and its name.
+    pub trunk: Option<(u32, &'a str)>,
     /// Address of record in From, `user@host`.
     pub aor: &'a str,
     pub ruri_user: &'a str,
@@ -155,6 +160,7 @@ pub struct Guard {
     ipv6_prefix: AtomicU8,
     hasher: DefaultHashBuilder,
     rates: RwLock<Rates>,
+    fraud: Mutex<Fraud>,
     counts: Counts,
     notify: OnceLock<Notify>,
 }
@@ -170,6 +176,8 @@ const STRIPES: usize = 64;
 const NODES_PER_STRIPE: usize = 256;
 /// Bans changed under one hold of the lock.
 const CHUNK: usize = 256;
+/// Pairs of fraud profile and user watched.
+const FRAUD_USERS: usize = 100_000;
 
 impl Guard {
     pub fn new(config: GuardConfig, now: Instant) -> Guard {
@@ -183,6 +191,7 @@ impl Guard {
         let stripes = (0..count).map(stripe).collect();
         let rates = Rates::new(config.limits.clone(), config.max_buckets, now);
         let ipv6_prefix = AtomicU8::new(config.pike.ipv6_prefix);
+        let fraud = Mutex::new(Fraud::new(config.fraud.clone(), FRAUD_USERS));
         front.configure(config);
         Guard {
             front: RwLock::new(front),
@@ -191,6 +200,7 @@ impl Guard {
             ipv6_prefix,
             hasher: DefaultHashBuilder::default(),
             rates: RwLock::new(rates),
+            fraud,
             counts: Counts::default(),
             notify: OnceLock::new(),
         }
@@ -204,6 +214,9 @@ impl Guard {
         }
         {
             let old = self.front();
+            if config.fraud != old.config.fraud {
+                *lock(&self.fraud) = Fraud::new(config.fraud.clone(), FRAUD_USERS);
+            }
             if config.limits != old.config.limits || config.max_buckets != old.config.max_buckets {
                 let rates = Rates::new(config.limits.clone(), config.max_buckets, now);
                 *self.rates.write().unwrap_or_else(PoisonError::into_inner) = rates;
@@ -273,6 +286,12 @@ impl Guard {
             Some(Access::Reject) => return reject(403, None, Reason::Access),
             Some(Access::Allow) | None => {}
         }
+        let list = facts.trunk.and_then(|(_, name)| front.config.trunk_access.get(name));
+        match list.map(|l| l.decide(source, facts.flow.transport, facts.method)) {
+            Some(Access::Drop) => return Verdict::Drop(Reason::Access),
+            Some(Access::Reject) => return reject(403, None, Reason::Access),
+            Some(Access::Allow) | None => {}
+        }
         let trusted = front.is_trusted(source);
         let pike = front.config.pike_mode == PikeMode::Requests && facts.trunk.is_none();
         let scanners = front.config.scanners.clone();
@@ -293,7 +312,7 @@ impl Guard {
         let rate = RateFacts {
             source,
             interface: facts.flow.interface.0,
-            trunk: facts.trunk,
+            trunk: facts.trunk.map(|(id, _)| id),
             aor: facts.aor,
             ruri_user: facts.ruri_user,
             method: facts.method,
@@ -328,6 +347,35 @@ impl Guard {
     /// A user registered over this flow until then: it has an allowance of its own.
     pub fn registered(&self, now: Instant, flow: &Flow, until: Instant) {
         self.stripe(flow.remote.ip()).users.add(now, flow, until);
+    }
+
+    /// A new call of `user` (a trunk's name, an address of record) to `number`; what the fraud
+    /// profiles find. Counted whatever is found, until [`Guard::call_ended`].
+    pub fn call_started(
+        &self,
+        now: Instant,
+        hour: u8,
+        user: &str,
+        number: &str,
+    ) -> Option<Finding> {
+        let found = lock(&self.fraud).started(now, hour, self.hasher.hash_one(user), number)?;
+        self.counts.found(&found);
+        if found.news {
+            let (profile, kind, value) = (&found.profile, found.kind.as_str(), found.value);
+            let critical = found.severity == Severity::Critical;
+            tracing::warn!(%profile, kind, value, critical, block = found.block, "toll fraud?");
+        }
+        Some(found)
+    }
+
+    /// A call that was counted is over.
+    pub fn call_ended(&self, now: Instant, user: &str, number: &str, duration: Duration) {
+        lock(&self.fraud).ended(now, self.hasher.hash_one(user), number, duration);
+    }
+
+    /// Whether there are fraud profiles.
+    pub fn watches_calls(&self) -> bool {
+        !self.front().config.fraud.is_empty()
     }
 
     /// Takes a ban of an operator, a list or another node.
@@ -420,7 +468,9 @@ impl Guard {
     /// Whether there are rules that hold for trunks as well: access lists, rate limits.
     pub fn has_rules(&self) -> bool {
         let front = self.front();
-        !front.config.access.is_empty() || !front.config.limits.is_empty()
+        !front.config.access.is_empty()
+            || !front.config.trunk_access.is_empty()
+            || !front.config.limits.is_empty()
     }
 
     fn front(&self) -> RwLockReadGuard<'_, Front> {

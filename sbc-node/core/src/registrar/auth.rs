@@ -40,6 +40,15 @@ impl Users {
         self.aliases.get(aor).map_or(aor, |real| real)
     }
 
+    /// Whether an address is anybody's. Asked of those who could not prove who they are.
+    pub fn knows(&self, aor: &str) -> bool {
+        let user = aor.split_once('@').map_or(aor, |(user, _)| user);
+        let usual = [user, aor];
+        usual.iter().any(|name| self.owns(name, aor))
+            || self.aliases.contains_key(aor)
+            || self.by_name.values().any(|u| u.aors.iter().any(|own| **own == *aor))
+    }
+
     /// Whether some user owns an address of record.
     pub fn owns(&self, name: &str, aor: &str) -> bool {
         self.by_name.get(name).is_some_and(|user| user.aors.iter().any(|own| **own == *aor))
@@ -140,6 +149,7 @@ impl Guard {
             (407, HeaderName::ProxyAuthenticate)
         };
         let mut answer = Answer::new(status, "");
+        answer.wrong_password = any;
         answer.headers.extend(challenges.into_iter().map(|c| (name, c)));
         Err(answer)
     }

@@ -98,6 +98,14 @@ impl Registrar {
         register::register(table, policy, users, now, flow, message, &access)
     }
 
+    /// The address of record in To, when it is nobody's.
+    pub fn unknown<'a>(&self, message: &'a Message) -> Option<&'a str> {
+        let to = message.to().ok()?.uri().ok()?;
+        let aor = aor_of(&to)?;
+        let user = to.user()?;
+        (!self.users.by_name.is_empty() && !self.users.knows(&aor)).then_some(user)
+    }
+
     /// Who sends a request outside dialogs, of any method but REGISTER. A user must call by a name
     /// of its own: From is checked (403).
     ///

@@ -25,11 +25,13 @@ pub struct Answer {
     /// Empty stands for the registered phrase.
     pub reason: &'static str,
     pub headers: Vec<(HeaderName, String)>,
+    /// Credentials came that were wrong: somebody guesses, or mistyped.
+    pub wrong_password: bool,
 }
 
 impl Answer {
     pub(super) fn new(status: u16, reason: &'static str) -> Self {
-        Answer { status, reason, headers: Vec::new() }
+        Answer { status, reason, headers: Vec::new(), wrong_password: false }
     }
 
     fn with(mut self, name: HeaderName, value: impl ToString) -> Self {
