@@ -373,6 +373,7 @@ pub(super) fn transport_settings(config: &Config) -> transport::Settings {
         doors: Arc::new(transport::door::Doors::new(config.doors.clone())),
         connections_max: from.max_connections,
         connections_per_source_max: from.max_connections_per_source,
+        sources: transport::sources::Sources::default(),
         write_queue_bytes_max: from.write_queue_bytes,
         free_bind: floats(config),
         limits: config.sip_limits,

@@ -11,6 +11,7 @@ pub mod mmsg;
 pub mod poller;
 pub mod proxy;
 pub mod sockopt;
+pub mod sources;
 pub mod stun;
 pub mod tcp;
 pub mod tls;
@@ -55,8 +56,10 @@ pub struct Settings {
     pub doors: Arc<door::Doors>,
     /// Connections of one shard, accepted and opened together.
     pub connections_max: usize,
-    /// Accepted connections of one remote address on one shard.
+    /// Accepted connections of one remote address on all shards.
     pub connections_per_source_max: usize,
+    /// Where they are counted: the same for all shards.
+    pub sources: sources::Sources,
     /// Bytes that may wait on one connection.
     pub write_queue_bytes_max: usize,
     /// Bind addresses that this machine does not hold yet: floating ones of a standby.
@@ -82,6 +85,7 @@ impl Default for Settings {
             doors: Arc::default(),
             connections_max: 20_000,
             connections_per_source_max: 256,
+            sources: sources::Sources::default(),
             write_queue_bytes_max: 1 << 20,
             free_bind: false,
             limits: Limits::default(),

@@ -78,7 +78,6 @@ pub struct Tcp {
     /// Accepted connections that requests may go back on (RFC 5923), by the address that their
     /// peers listen on.
     aliases: HashMap<(InterfaceId, SocketAddr), ConnId>,
-    per_source: HashMap<IpAddr, usize>,
     next: u64,
     dirty: Vec<ConnId>,
     sweep_at: Option<Instant>,
@@ -106,7 +105,6 @@ impl Tcp {
             conns: HashMap::new(),
             by_remote: HashMap::new(),
             aliases: HashMap::new(),
-            per_source: HashMap::new(),
             next: 1,
             dirty: Vec::new(),
             sweep_at: None,
@@ -239,15 +237,14 @@ impl Tcp {
                 }
             };
             let Some(remote) = remote else { continue };
-            let source = self.per_source.get(&remote.ip()).copied().unwrap_or(0);
             let door = self.settings.doors.of(interface);
             let proxied = door.as_ref().is_some_and(|d| d.is_proxy(remote.ip()));
             let transport = serves.sip.or(serves.web).unwrap_or(Transport::Tcp);
             let flow = self.flow(interface, transport, local, remote);
             // Whom a proxy speaks for is known, and asked for, with the first message.
             if self.conns.len() >= self.settings.connections_max
-                || source >= self.settings.connections_per_source_max
                 || !(proxied || lets_in(&flow))
+                || !self.count(remote.ip())
             {
                 // Closing with a reset: nothing lingers for a peer that is over its limit.
                 let _ = socket.set_linger(Some(Duration::ZERO));
@@ -256,9 +253,13 @@ impl Tcp {
             }
             if let Err(error) = sockopt::tcp_accepted(&socket, &self.settings) {
                 tracing::warn!(%local, %error, "cannot set up a connection");
+                self.uncount(remote.ip());
                 continue;
             }
-            let Ok(tls) = accepting(serves, door.as_deref(), stats) else { continue };
+            let Ok(tls) = accepting(serves, door.as_deref(), stats) else {
+                self.uncount(remote.ip());
+                continue;
+            };
             let beginning = Beginning {
                 serves,
                 tls,
@@ -266,11 +267,13 @@ impl Tcp {
                 rules: door.map_or_else(Arc::default, |d| d.web.clone()),
                 limits: self.settings.limits,
             };
-            *self.per_source.entry(remote.ip()).or_insert(0) += 1;
             stats.accepted.add(1);
             let conn = Conn::new(socket, flow, true, now, beginning);
             let shared = serves.sip.is_some() && serves.web.is_some();
             let id = self.insert(conn, now, poller, stats);
+            if id.is_none() {
+                self.uncount(remote.ip());
+            }
             if let (Some(id), false) = (id, shared) {
                 self.by_remote.insert((interface, transport, remote, DomainId::default()), id);
             }
@@ -527,9 +530,11 @@ impl Tcp {
                 let flow = conn.flow;
                 self.forget(id, &Flow { remote: balancer, ..flow });
                 self.uncount(balancer.ip());
-                let count = self.per_source.entry(source.ip()).or_insert(0);
-                *count += 1;
-                if *count > self.settings.connections_per_source_max {
+                if !self.count(source.ip()) {
+                    // It was not counted: its end must not be either.
+                    if let Some(conn) = self.conns.get_mut(&id) {
+                        conn.accepted = false;
+                    }
                     stats.refused.add(1);
                     self.close(id, SendError::Closed, stats);
                     return false;
@@ -691,13 +696,12 @@ impl Tcp {
         }
     }
 
-    fn uncount(&mut self, source: IpAddr) {
-        if let Some(count) = self.per_source.get_mut(&source) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                self.per_source.remove(&source);
-            }
-        }
+    fn count(&self, source: IpAddr) -> bool {
+        self.settings.sources.enter(source, self.settings.connections_per_source_max)
+    }
+
+    fn uncount(&self, source: IpAddr) {
+        self.settings.sources.leave(source);
     }
 }
 
