@@ -16,10 +16,10 @@ pub async fn measure(border: Arc<Border>, stats: Vec<Arc<ShardStats>>) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let cores = number(u64::try_from(cores).unwrap_or(1));
-    let mut before = Busy::now(&stats);
+    let mut before = Busy::now();
     loop {
         ticks.tick().await;
-        let now = Busy::now(&stats);
+        let now = Busy::now();
         let cpu = now.since(&before, cores);
         let delay = stats.iter().map(|s| s.queue_delay_us.get()).max().unwrap_or(0);
         let delay = Duration::from_micros(delay);
@@ -31,26 +31,18 @@ pub async fn measure(border: Arc<Border>, stats: Vec<Arc<ShardStats>>) {
 
 struct Busy {
     at: Instant,
-    /// Microseconds of work of each shard.
-    shards: Vec<u64>,
     process: f64,
 }
 
 impl Busy {
-    fn now(stats: &[Arc<ShardStats>]) -> Busy {
-        Busy {
-            at: Instant::now(),
-            shards: stats.iter().map(|s| s.busy_us.get()).collect(),
-            process: ProcessUse::cpu_seconds(),
-        }
+    fn now() -> Busy {
+        Busy { at: Instant::now(), process: ProcessUse::cpu_seconds() }
     }
 
-    /// The share in use: of the busiest shard, which is one core, or of the process over all.
+    /// The share of all cores that the process used. One shard that is full among idle ones shows
+    /// by the delay of what waits for it.
     fn since(&self, before: &Busy, cores: f64) -> f64 {
         let seconds = (self.at - before.at).as_secs_f64().max(1e-3);
-        let pairs = self.shards.iter().zip(&before.shards);
-        let busiest = pairs.map(|(now, then)| now.saturating_sub(*then)).max().unwrap_or(0);
-        let process = (self.process - before.process) / seconds / cores;
-        (number(busiest) / 1e6 / seconds).max(process).clamp(0.0, 1.0)
+        ((self.process - before.process) / seconds / cores).clamp(0.0, 1.0)
     }
 }

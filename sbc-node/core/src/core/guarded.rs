@@ -60,7 +60,11 @@ fn work(cx: &Cx<'_>, trunk: bool, message: &Message) -> Work {
     let user = message.request_uri().ok().and_then(|uri| uri.user()).unwrap_or("");
     // A stranger may claim anything in a header.
     let emergency = (trunk && is_emergency(message)) || cx.env.routing.table().is_emergency(user);
-    if emergency { Work::Emergency } else { Work::NewCall }
+    match (emergency, trunk) {
+        (true, _) => Work::Emergency,
+        (false, true) => Work::TrunkCall,
+        (false, false) => Work::NewCall,
+    }
 }
 
 fn judge(

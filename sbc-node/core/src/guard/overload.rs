@@ -41,6 +41,8 @@ impl Default for OverloadConfig {
 pub enum Work {
     /// An INVITE outside a dialog.
     NewCall,
+    /// The same from a trunk: who we know is shed later.
+    TrunkCall,
     /// REGISTER, and other requests outside dialogs.
     Register,
     InDialog,
@@ -60,9 +62,13 @@ pub struct Overload {
 }
 
 /// Weight of a new measurement.
-const SMOOTHING: f64 = 0.3;
+///
+/// Ten a second: a burst that is over within half a second moves the load by a quarter.
+const SMOOTHING: f64 = 0.05;
 /// REGISTER is dropped only above this load, with growing probability.
 const REGISTER_FROM: f64 = 0.5;
+/// Calls of trunks are shed above this load.
+const TRUNK_FROM: f64 = 0.5;
 
 impl Overload {
     pub fn new(config: OverloadConfig) -> Overload {
@@ -105,6 +111,7 @@ impl Overload {
         let (refuse, shed) = match work {
             Work::InDialog | Work::Emergency => return Ok(()),
             Work::NewCall => (self.load(), calls),
+            Work::TrunkCall => (share(self.load(), TRUNK_FROM, 1.0), calls),
             Work::Register => (share(self.load(), REGISTER_FROM, 1.0), others),
         };
         if refuse <= 0.0 || rng.random::<f64>() >= refuse {
@@ -139,7 +146,7 @@ mod tests {
 
     fn loaded(delay_ms: u64, cpu: f64) -> Overload {
         let o = Overload::new(OverloadConfig::default());
-        for _ in 0..50 {
+        for _ in 0..400 {
             o.observe(Duration::from_millis(delay_ms), cpu);
         }
         o
@@ -157,6 +164,7 @@ mod tests {
         let half = loaded(110, 0.5);
         assert!((450..550).contains(&taken(&half, Work::NewCall)), "{}", half.load());
         assert!(taken(&half, Work::Register) > 990);
+        assert!(taken(&half, Work::TrunkCall) > 990);
         let hot = loaded(5, 0.97);
         assert!(taken(&hot, Work::NewCall) < 120);
         assert!((100..300).contains(&taken(&hot, Work::Register)));
@@ -181,7 +189,7 @@ mod tests {
     #[test]
     fn it_recovers() {
         let o = loaded(500, 1.0);
-        for _ in 0..50 {
+        for _ in 0..400 {
             o.observe(Duration::ZERO, 0.1);
         }
         assert_eq!(o.load(), 0.0);
