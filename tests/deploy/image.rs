@@ -152,7 +152,9 @@ fn three_containers_make_a_cluster_and_carry_a_call() {
         sbc_tests::net::ip(&format!("-n {bridge} addr add {net}.{host}/24 dev br0"));
     }
     let config = std::fs::read_to_string(root().join("deploy/compose/sbc.toml")).expect("config");
-    let config = config.replace("172.30.7", &net);
+    // Without a network of podman's there is no resolv.conf either.
+    let dns = format!("[dns]\nservers = [\"{net}.100:53\"]\n\n[media]");
+    let config = config.replace("172.30.7", &net).replace("[media]", &dns);
     std::fs::write(engine.dir.path().join("sbc.toml"), config).expect("write");
     std::fs::write(engine.dir.path().join("join.key"), "k".repeat(64)).expect("write");
     let at = |name: &str| engine.dir.path().join(name).to_string_lossy().into_owned();
@@ -163,7 +165,16 @@ fn three_containers_make_a_cluster_and_carry_a_call() {
     let names: Vec<String> = (0..3).map(|n| format!("{bridge}-sbc-{n}")).collect();
     for (n, name) in names.iter().enumerate() {
         let (hostname, ip) = (format!("sbc-{n}"), format!("NODE_IP={net}.{}", 10 + n));
-        // The wire comes a moment after the container: waiting for it is the node's supervisor's.
+        let place = |of: &str| {
+            let dir = engine.dir.path().join(format!("{of}-{n}"));
+            std::fs::create_dir(&dir).expect("a folder");
+            // For the image's user, whom the host does not know.
+            let anyone = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+            std::fs::set_permissions(&dir, anyone).expect("permissions");
+            dir.to_string_lossy().into_owned()
+        };
+        let places =
+            [format!("{}:/run/sbc", place("run")), format!("{}:/var/lib/sbc", place("data"))];
         let words = [
             "create",
             "--name",
@@ -183,12 +194,10 @@ fn three_containers_make_a_cluster_and_carry_a_call() {
             &mounts[0],
             "--volume",
             &mounts[1],
-            "--tmpfs",
-            "/run/sbc:rw,mode=0777",
-            "--tmpfs",
-            "/var/lib/sbc:rw,mode=0777",
-            "--restart",
-            "on-failure:50",
+            "--volume",
+            &places[0],
+            "--volume",
+            &places[1],
             &image,
         ];
         let made = engine.podman(&words);
