@@ -498,7 +498,7 @@ fn a_record_carries_a_binding_to_another_node() {
     let written = record(&b.due());
     assert_eq!(written.bindings[0].good_until_ms, (UNIX_S + 3_600) * 1_000);
     let mut other = Bench::new(policy());
-    other.registrar.bindings().adopt(other.now, &seen(&[written.clone()])).unwrap();
+    other.registrar.bindings().adopt(other.now, &seen(std::slice::from_ref(&written))).unwrap();
     assert_eq!(other.due(), []);
     assert_eq!(other.contacts("alice"), ["sip:a@10.0.0.5"]);
     let found = other.registrar.locate_user(other.now, "alice", "example.com", &Method::Invite);
@@ -525,7 +525,7 @@ fn a_connection_is_reached_by_the_node_that_holds_it_and_no_other() {
     assert!(written.bindings[0].flow_only);
     let mut other = Bench::new(policy());
     // The edge gives the connection a name of its own.
-    let mut state = seen(&[written.clone()]);
+    let mut state = seen(std::slice::from_ref(&written));
     state.bindings[0].record.conn = Some(ConnId(1 << 60));
     other.registrar.bindings().adopt(other.now, &state).unwrap();
     let found = other.registrar.locate_user(other.now, "alice", "example.com", &Method::Invite);
