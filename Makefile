@@ -5,7 +5,7 @@ PROFILE ?= release
 BIN := target/$(PROFILE)
 SEED ?=
 
-.PHONY: help deps build run test verify fix sim e2e soak fuzz bench install clean
+.PHONY: help deps build run test verify fix sim e2e soak faults fuzz bench install clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,10 @@ e2e: deps ## only the end-to-end tests
 soak: deps ## 100,000 calls with losses, abandoned calls and malformed requests
 	cargo build --release -p sbc-node --bins
 	SBC_BIN=$(CURDIR)/target/release SOAK_CALLS=100000 SOAK_RATE=170 cargo test -p sbc-tests --test e2e soak -- --nocapture
+
+faults: deps ## the fault matrix of the cluster as a table (FAULTS_CALLS, FAULTS_SIZES, FAULTS)
+	cargo build --release -p sbc-node --bins
+	SBC_BIN=$(CURDIR)/target/release cargo bench -p sbc-tests --bench faults
 
 fuzz: deps ## a minute of each fuzz target (needs cargo-fuzz and a nightly toolchain)
 	@tests/scripts/fuzz.sh

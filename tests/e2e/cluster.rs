@@ -33,15 +33,16 @@ fn calls_survive_the_death_of_their_node() {
     if !can_make_namespaces("failover by address") {
         return;
     }
-    let mut three = Three::new();
+    let mut three = Three::with(Plan::default());
     let owner = three.holder();
     three.lead(owner);
-    let load = Load::start(&three, CALLS, CALLS, HOLD);
+    let mut load = Load::start(&three, CALLS, CALLS, HOLD);
+    load.add_bare(&three, 5, 20, HOLD);
     load.mark();
     three.kill(owner);
     let new_calls = until_new_calls(&three);
     let survivor = three.survivor(owner);
-    three.wait_carried(&[survivor], CALLS);
+    three.wait_carried(&[survivor], load.total());
     went("owner and leader killed", &load, new_calls);
     load.end(&three);
 }
@@ -53,7 +54,7 @@ fn a_sleeper_does_not_answer_for_what_it_no_longer_owns() {
     if !can_make_namespaces("sleeper") {
         return;
     }
-    let mut three = Three::new();
+    let mut three = Three::with(Plan::default());
     let owner = three.holder();
     let load = Load::start(&three, CALLS, CALLS, HOLD);
     let sleeper = three.nodes[owner - 1].take().expect("the owner runs");
@@ -82,7 +83,7 @@ fn a_minority_lets_go_of_its_addresses() {
     if !can_make_namespaces("partition") {
         return;
     }
-    let three = Three::new();
+    let three = Three::with(Plan::default());
     let owner = three.holder();
     three.lead(owner);
     let load = Load::start(&three, CALLS, CALLS, HOLD);
@@ -161,7 +162,7 @@ fn a_rolling_restart_loses_no_call() {
     if !can_make_namespaces("rolling restart") {
         return;
     }
-    let mut three = Three::new();
+    let mut three = Three::with(Plan::default());
     let load = Load::start(&three, CALLS, CALLS, Duration::from_secs(25));
     let first = three.holder();
     load.mark();
@@ -193,7 +194,7 @@ fn a_node_without_a_link_gives_its_calls_away() {
     if !can_make_namespaces("lost link") {
         return;
     }
-    let three = Three::new();
+    let three = Three::with(Plan::default());
     let owner = three.holder();
     let load = Load::start(&three, CALLS, CALLS, HOLD);
     load.mark();

@@ -50,10 +50,6 @@ pub(crate) struct Three {
 }
 
 impl Three {
-    pub(crate) fn new() -> Three {
-        Three::with(Plan::default())
-    }
-
     pub(crate) fn with(plan: Plan) -> Three {
         let net = Net::new(&["out", "in", "n1", "n2", "n3", "swo", "swi", "swc"]);
         for (switch, end, middle) in [("swo", "out", 1), ("swi", "in", 2)] {
@@ -324,15 +320,19 @@ impl Three {
     pub(crate) fn callee(&self, scenario: &str, args: &str) -> Sipp {
         let args = format!("-i 10.2.0.10 -mi 10.2.0.10 -p 5060 {args}");
         let sipp = Sipp::start(&self.net.ns("in"), self.dir.path(), "callee", scenario, &args);
-        let space = self.net.ns("in");
+        self.wait_listening(5060);
+        sipp
+    }
+
+    fn wait_listening(&self, port: u16) {
+        let (space, port) = (self.net.ns("in"), port.to_string());
         wait_for("the callee to listen", LONG, || {
             let out = Command::new("ip")
-                .args(["netns", "exec", &space, "ss", "-Hlntu", "sport", "=", "5060"])
+                .args(["netns", "exec", &space, "ss", "-Hlntu", "sport", "=", &port])
                 .output()
                 .expect("ss");
             (!out.stdout.is_empty()).then_some(())
         });
-        sipp
     }
 
     /// A caller of `to`: the floating address, or a node's own.
@@ -393,6 +393,8 @@ pub(crate) struct Load {
     close: usize,
     /// CDRs of calls before these.
     before: usize,
+    /// Calls without media beside them.
+    bare: Option<(u64, Sipp, Sipp)>,
 }
 
 impl Load {
@@ -464,13 +466,39 @@ impl Load {
         ];
         let close = usize::try_from(count).expect("a few").min(50);
         let talk = Talk::start(ends, close);
-        let load = Load { caller, callee, talk, count, close, before };
+        let load = Load { caller, callee, talk, count, close, before, bare: None };
         wait_for("every call's ports to be known", LONG, || {
             load.talk.learn();
             (load.talk.calls() as u64 == count).then_some(())
         });
         load.wait_audio("audio on every call before anything happens");
         load
+    }
+
+    /// Adds `count` calls without media: dialogs that have to be carried on as well.
+    pub(crate) fn add_bare(&mut self, three: &Three, count: u64, rate: u64, hold: Duration) {
+        let dir = three.dir.path();
+        let common = format!("-m {count} -l {count} -p 5061");
+        let callee = format!("-i 10.2.0.10 {common}");
+        let callee = Sipp::start(&three.net.ns("in"), dir, "bare-callee", "uas-bare.xml", &callee);
+        three.wait_listening(5061);
+        let caller =
+            format!("-i 10.1.0.10 -s 8 -r {rate} -d {} {common} 10.1.0.100:5060", hold.as_millis());
+        let caller = Sipp::start(&three.net.ns("out"), dir, "bare-caller", "uac-bare.xml", &caller);
+        let wanted = self.count + count;
+        wait_for("the calls without media to be up", LONG + hold, || {
+            let known =
+                three.nodes.iter().flatten().all(|node| {
+                    node.try_ctl("cluster status").is_some_and(|s| s["dialogs"] == wanted)
+                });
+            known.then_some(())
+        });
+        self.bare = Some((count, caller, callee));
+    }
+
+    /// All of them.
+    pub(crate) fn total(&self) -> u64 {
+        self.count + self.bare.as_ref().map_or(0, |(count, ..)| *count)
     }
 
     fn wait_audio(&self, what: &str) {
@@ -495,10 +523,14 @@ impl Load {
 
     /// All calls end by BYE, with one CDR each in the cluster, and nothing is left.
     pub(crate) fn end(self, three: &Three) {
-        self.caller.expect_success(LONG * 2);
+        let wanted = self.before + usize::try_from(self.total()).expect("a few");
+        self.caller.expect_success(LONG * 4);
         self.callee.expect_success(LONG);
         drop(self.talk);
-        let wanted = self.before + usize::try_from(self.count).expect("a few");
+        if let Some((_, caller, callee)) = self.bare {
+            caller.expect_success(LONG * 4);
+            callee.expect_success(LONG);
+        }
         wait_for("one CDR per call", LONG, || {
             (three.answered_cdrs().len() >= wanted).then_some(())
         });
@@ -644,6 +676,17 @@ sources = "10.2.0.10:5099"
 source = "outside"
 ruri = "9"
 target = "probed"
+
+[[trunk]]
+name = "bare"
+interface = "core"
+peers = "10.2.0.10:5061"
+sources = "10.2.0.10:5061"
+
+[[route]]
+source = "outside"
+ruri = "8"
+target = "bare"
 
 [[route]]
 source = "outside"
