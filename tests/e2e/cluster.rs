@@ -152,6 +152,8 @@ fn calls_are_reinvited_where_addresses_die_with_their_node() {
     eprintln!("re-INVITEd: {CALLS} calls, audio gap {:?}, longest {:?}", gaps.median, gaps.longest);
     let moved: u64 = [2, 3].iter().map(|n| counter(&three, *n, "sbc_cluster_calls_adopted")).sum();
     assert_eq!(moved, CALLS, "each by one survivor");
+    let legs: u64 = [2, 3].iter().map(|n| counter(&three, *n, "sbc_legs_moved")).sum();
+    assert_eq!(legs, 2 * CALLS, "every leg accepted, once");
     load.end(&three);
 }
 
@@ -212,9 +214,10 @@ fn a_node_without_a_link_gives_its_calls_away() {
 
 fn counter(three: &Three, number: usize, name: &str) -> u64 {
     let stats = three.node(number).ctl(&format!("stats {name}"));
-    let found = stats["stats"].as_array().and_then(|list| list.first().cloned());
-    let value = found.and_then(|s| s["value"].as_f64()).unwrap_or(0.0);
-    format!("{value:.0}").parse().expect("a count")
+    // One per shard.
+    let rows = stats["stats"].as_array().expect("a list");
+    let sum: f64 = rows.iter().filter_map(|row| row["value"].as_f64()).sum();
+    format!("{sum:.0}").parse().expect("a count")
 }
 
 /// The whole cluster dies and starts again from its disks while the calls are up: they are carried

@@ -403,6 +403,11 @@ fn core_samples(
     push("sbc_malformed_messages", "Messages that could not be read", c, calls.malformed);
     push("sbc_dropped_messages", "Messages dropped unanswered", c, calls.dropped);
     push("sbc_calls_adopted", "Calls taken over", c, calls.adopted);
+    push("sbc_calls_adopt_failed", "Calls whose trunk or interface is not here", c, {
+        calls.adopt_failed
+    });
+    push("sbc_legs_moved", "Legs moved here by re-INVITE", c, calls.legs_moved);
+    push("sbc_leg_move_refusals", "Re-INVITEs to here that were refused", c, calls.move_refusals);
     push("sbc_transactions_client", "Client transactions", g, count(txn.clients));
     push("sbc_transactions_server", "Server transactions", g, count(txn.servers));
     push("sbc_transactions_refused", "Requests refused: table full", c, txn.refused_full);

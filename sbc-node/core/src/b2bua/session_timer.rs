@@ -86,8 +86,10 @@ impl Call {
         match status {
             200..=299 => {
                 self.answered_by_peer(cx, side, 0, message);
-                if let Some(leg) = self.leg_mut(side) {
-                    leg.moved = false;
+                if let Some(leg) = self.leg_mut(side)
+                    && std::mem::take(&mut leg.moved)
+                {
+                    cx.env.stats.legs_moved += 1;
                 }
                 if exchange.method == Method::Invite {
                     self.take_answer(cx, side, message);
@@ -104,6 +106,9 @@ impl Call {
                 self.retry_reinvite(cx, side);
             }
             _ => {
+                if self.leg(side).is_some_and(|leg| leg.moved) {
+                    cx.env.stats.move_refusals += 1;
+                }
                 self.check_alive(cx, &exchange, status);
                 if matches!(self.phase, Phase::Up) {
                     self.retry_later(cx, side);

@@ -42,4 +42,8 @@ pub struct Stats {
     pub adopted: u64,
     /// Records that could not be taken over: their trunk or interface is not configured here.
     pub adopt_failed: u64,
+    /// Legs of calls taken over that accepted our addresses by re-INVITE, and final responses that
+    /// refused them (the re-INVITE is sent again while the call lives).
+    pub legs_moved: u64,
+    pub move_refusals: u64,
 }

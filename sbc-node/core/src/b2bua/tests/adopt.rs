@@ -36,6 +36,11 @@ fn with_its_addresses_nothing_is_sent_and_everything_goes_on() {
     );
     let remote = w.anchor.side(0, Side::B).remote.unwrap().rtp.unwrap();
     assert_eq!(remote.to_string(), "192.0.2.55:50000");
+    let counted = |w: &mut World| {
+        let mut count = |name| w.core.routing().table().trunk_by_name(name).unwrap().calls();
+        (count("pbx"), count("one"))
+    };
+    assert_eq!(counted(&mut w), (1, 1), "on the trunks of both legs");
     // A second telling changes nothing.
     w.input(Input::Adopt { record: Box::new(record), mode: AdoptMode::Address });
     assert_eq!(w.core.calls().count(), 1);
@@ -53,6 +58,7 @@ fn with_its_addresses_nothing_is_sent_and_everything_goes_on() {
     assert!(bye.cseq().unwrap().number > 1000, "beyond what the other node may have used");
     w.answer(Who::A, &bye, 200, "", "");
     assert_eq!((w.cdrs[0].call, w.cdrs[0].started_ms), (id, 1_000_000));
+    assert_eq!(counted(&mut w), (0, 0));
     w.assert_clean();
 }
 
@@ -90,6 +96,7 @@ fn without_its_addresses_both_sides_are_reinvited() {
     w.answer(Who::B, &to_b, 200, "", &sdp(SDP_B));
     w.expect(Who::B, "ACK");
     w.nothing(Who::A);
+    assert_eq!((w.core.stats().legs_moved, w.core.stats().move_refusals), (2, 0));
     let bye = a_request(&mut w, &call.ok, "BYE", 102, "");
     w.says(Who::A, &bye);
     w.expect(Who::A, "200");
