@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use bytes::Bytes;
 use prost::Message as _;
 use sbc_core::b2bua::{
-    CallId, CallRecord, LegRecord, SessionTimerRecord, StreamRecord, StreamSideRecord,
+    AnswerRecord, CallId, CallRecord, LegRecord, SessionTimerRecord, StreamRecord, StreamSideRecord,
 };
 use sbc_core::media::{Latch, Local, Remote, StreamKind};
 use sbc_core::net::Transport;
@@ -52,6 +52,11 @@ pub fn encode(call: &CallRecord) -> Bytes {
         ends_by_ms: call.ends_by_ms,
         dialled: call.dialled.clone(),
         revision: call.revision,
+        answer: call.answer.as_ref().map(|answer| wire::Answer {
+            head: answer.head.clone(),
+            source: address_out(Some(answer.source)),
+            seq: answer.seq,
+        }),
     };
     call.encode_to_vec().into()
 }
@@ -74,7 +79,14 @@ pub fn decode(bytes: Bytes) -> Result<CallRecord, RecordError> {
         ends_by_ms: call.ends_by_ms,
         dialled: call.dialled,
         revision: call.revision,
+        answer: call.answer.map(answer_in).transpose()?,
     })
+}
+
+fn answer_in(answer: wire::Answer) -> Result<AnswerRecord, RecordError> {
+    let source = address_in(&answer.source, "source of the INVITE")?;
+    let source = source.ok_or(RecordError::Missing("source of the INVITE"))?;
+    Ok(AnswerRecord { head: answer.head, source, seq: answer.seq })
 }
 
 fn leg_out(leg: &LegRecord) -> wire::Leg {
@@ -369,6 +381,9 @@ mod tests {
                     b,
                 }), 0..3),
             dialled in "[ -~]{0,60}",
+            answer in proptest::option::of(
+                ("[ -~]{0,60}", address(), any::<u32>())
+                    .prop_map(|(head, source, seq)| AnswerRecord { head: head.into(), source, seq })),
             revision in any::<u32>(),
         ) -> CallRecord {
             CallRecord {
@@ -376,7 +391,7 @@ mod tests {
                 shard_hash, a, b, streams,
                 started_ms: numbers[1],
                 answered_ms: numbers[2],
-                ends_by_ms, dialled, revision,
+                ends_by_ms, dialled, answer, revision,
             }
         }
     }

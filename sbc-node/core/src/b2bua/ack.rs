@@ -16,6 +16,9 @@ impl Call {
     /// An ACK from `side`, in its dialog.
     pub(crate) fn ack(&mut self, cx: &mut Cx<'_>, side: Side, message: &Message) {
         let seq = message.cseq().map_or(0, |c| c.number);
+        if side == Side::A {
+            self.end_repeat(cx, Some(seq));
+        }
         let waiting = self.ok_wait.as_ref();
         if waiting.is_none_or(|w| w.side != side || w.server_seq != seq) {
             // Repeated, or of a 2xx that we gave up on.

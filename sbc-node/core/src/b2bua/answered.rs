@@ -9,6 +9,7 @@ use super::cdr::{CdrAttempt, EndCause, EndedBy};
 use super::env::{Cx, Purpose, Sent};
 use super::hide::{self, Crossing};
 use super::progress::forget_forks;
+use super::repeat::answer_record;
 use super::{body, wire};
 use crate::core::Record;
 use crate::dialog::{self, Dialog, SessionTimer, Wish};
@@ -154,7 +155,12 @@ impl Call {
             self.facts.protected = false;
             return self.relay_ok(cx, status, ok, client_seq);
         };
-        let Some(record) = self.record(cx) else { return };
+        let Some(mut record) = self.record(cx) else { return };
+        if let Phase::Setup(setup) = &self.phase {
+            let offered = body::sdp(&setup.invite).is_some();
+            let seq = setup.invite.cseq().map_or(0, |c| c.number);
+            record.answer = answer_record(&ok, &setup.flow, offered, seq);
+        }
         let store = cx.store(self.key, Record::Call(Box::new(record)), Some(wait));
         if let Phase::Setup(setup) = &mut self.phase {
             setup.committing = Some(Committing { store, status, ok, client_seq });

@@ -11,6 +11,7 @@ use super::cdr::{CdrAttempt, CdrLeg, EndedBy};
 use super::env::{Cx, ResolveFor, Traced};
 use super::invite::Watched;
 use super::record::CallId;
+use super::repeat::Repeat;
 use super::replaces::Replaced;
 use super::wire;
 use crate::core::{Destination, Direction, ResolveError, StoreId};
@@ -295,6 +296,8 @@ pub(crate) struct Call {
     pub(crate) exchanges: SmallVec<[Box<Exchange>; 1]>,
     pub(crate) next_exchange: u16,
     pub(crate) ok_wait: Option<Box<OkWait>>,
+    /// The 2xx of a call that was taken over before its ACK may have come.
+    pub(crate) repeat: Option<Box<Repeat>>,
     pub(crate) timers: CallTimers,
     pub(crate) permits: SmallVec<[Permit; 2]>,
     /// What the fraud profiles count it as.
@@ -351,6 +354,8 @@ pub(crate) enum CallTimer {
     Attempt(u16),
     /// Repeat the 2xx, or give up waiting for its ACK.
     Ok,
+    /// Repeat the 2xx of a call that was taken over.
+    Repeat,
     /// Repeat the reliable provisional response, or give up waiting for its PRACK.
     Reliable,
     Session(Side),

@@ -175,6 +175,7 @@ impl Call {
 
     /// Gives media, timers, permits and descriptions back; the last counters of the media.
     fn release(&mut self, cx: &mut Cx<'_>) -> Vec<crate::media::StreamStats> {
+        self.end_repeat(cx, None);
         let CallTimers { session, retry, duration } = &mut self.timers;
         for timer in session.iter_mut().chain(retry).chain([duration]) {
             cx.disarm(timer);

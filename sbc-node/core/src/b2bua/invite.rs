@@ -281,6 +281,7 @@ pub(crate) fn make(
         exchanges: SmallVec::new(),
         next_exchange: 0,
         ok_wait: None,
+        repeat: None,
         timers: CallTimers::default(),
         permits: SmallVec::from_iter([accepted.permit]),
         watched: accepted.watched,

@@ -24,6 +24,7 @@ mod prack;
 mod progress;
 mod record;
 mod refer;
+mod repeat;
 mod replaces;
 mod restore;
 mod session;

@@ -49,8 +49,21 @@ pub struct CallRecord {
     pub ends_by_ms: Option<u64>,
     /// Request-URI of the INVITE as the caller sent it, for the CDR.
     pub dialled: String,
+    /// How to say the 2xx to the caller again; only in the first record of a call.
+    pub answer: Option<AnswerRecord>,
     /// Counts the writes of this call; a higher one replaces a lower one.
     pub revision: u32,
+}
+
+/// The 2xx to the caller's INVITE.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AnswerRecord {
+    /// Its bytes up to the description, which is the leg's `sdp_local`.
+    pub head: Bytes,
+    /// Where the INVITE came from, by UDP.
+    pub source: SocketAddr,
+    /// Its CSeq.
+    pub seq: u32,
 }
 
 /// One leg: a confirmed dialog (RFC 3261 §12) and the way to its peer.

@@ -59,6 +59,7 @@ impl Call {
             answered_ms: self.facts.answered_ms.unwrap_or(self.facts.started_ms),
             ends_by_ms: self.facts.ends_by_ms,
             dialled: str::to_owned(&self.facts.dialled),
+            answer: None,
             revision: self.revision,
         })
     }
@@ -123,7 +124,10 @@ impl Calls {
         cx.env.stats.adopted += 1;
         cx.env.stats.calls_up += 1;
         self.with(cx, key, |call, cx| match mode {
-            AdoptMode::Address => call.take_media(cx, record),
+            AdoptMode::Address => {
+                call.take_media(cx, record);
+                call.repeat_answer(cx, record);
+            }
             AdoptMode::Reinvite => call.move_media(cx, record),
         });
     }
@@ -167,6 +171,7 @@ fn restored_call(cx: &mut Cx<'_>, key: CallKey, record: &CallRecord, a: Leg, b: 
         exchanges: SmallVec::new(),
         next_exchange: 0,
         ok_wait: None,
+        repeat: None,
         timers: CallTimers::default(),
         permits: source.into_iter().chain(target).collect(),
         watched: None,

@@ -287,6 +287,7 @@ impl Calls {
         self.with(cx, timer.call, |call, cx| match timer.what {
             CallTimer::Attempt(number) => call.attempt_timer(cx, number),
             CallTimer::Ok => call.ok_timer(cx),
+            CallTimer::Repeat => call.repeat_timer(cx),
             CallTimer::Reliable => call.reliable_timer(cx),
             CallTimer::Session(side) => call.session_timer(cx, side),
             CallTimer::Duration => {

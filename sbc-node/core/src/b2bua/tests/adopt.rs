@@ -11,7 +11,9 @@ use crate::sip::HeaderName;
 fn lost_call() -> (CallRecord, UpCall) {
     let mut w = World::new();
     let call = set_up(&mut w, "", "");
-    (w.records[0].clone(), call)
+    // Long ago.
+    let record = CallRecord { answered_ms: 0, ..w.records[0].clone() };
+    (record, call)
 }
 
 fn survivor() -> World {
@@ -184,4 +186,40 @@ fn a_invite(w: &mut World) -> crate::sip::Message {
     let text = invite_text(w, &sdp(SDP_A));
     w.says(Who::A, &text);
     w.expect(Who::B, "INVITE")
+}
+
+/// RFC 3261 §13.3.1.4, where the node died before the caller's ACK, or before the 2xx left it.
+#[test]
+fn the_2xx_of_a_young_call_is_said_again_until_its_ack() {
+    let (mut record, call) = lost_call();
+    let mut w = survivor();
+    record.answered_ms = 1_000_000;
+    w.input(Input::Adopt { record: Box::new(record.clone()), mode: AdoptMode::Address });
+    let ok = w.expect(Who::A, "200");
+    assert_eq!(ok.as_bytes(), call.ok.as_bytes(), "a retransmission");
+    w.ms(500);
+    assert_eq!(w.expect(Who::A, "200").as_bytes(), call.ok.as_bytes());
+    let ack = a_request(&mut w, &call.ok, "ACK", 101, "");
+    w.says(Who::A, &ack);
+    w.ms(40_000);
+    w.nothing(Who::A);
+    assert_eq!(w.core.calls().count(), 1);
+}
+
+/// A caller that ACKed the dead node and is deaf to the repeated 2xx keeps its call.
+#[test]
+fn a_2xx_that_is_never_acked_again_ends_nothing() {
+    let (mut record, _) = lost_call();
+    let mut w = survivor();
+    record.answered_ms = 1_000_000;
+    w.input(Input::Adopt { record: Box::new(record), mode: AdoptMode::Address });
+    w.expect(Who::A, "200");
+    for wait_ms in [500, 1_000, 2_000, 4_000, 4_000, 4_000, 4_000, 4_000, 4_000, 4_000] {
+        w.nothing(Who::A);
+        w.ms(wait_ms);
+        w.expect(Who::A, "200");
+    }
+    w.ms(40_000);
+    w.nothing(Who::A);
+    assert_eq!(w.core.calls().count(), 1);
 }
