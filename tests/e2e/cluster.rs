@@ -216,7 +216,7 @@ fn counter(three: &Three, number: usize, name: &str) -> u64 {
     let stats = three.node(number).ctl(&format!("stats {name}"));
     // One per shard.
     let rows = stats["stats"].as_array().expect("a list");
-    let sum: f64 = rows.iter().filter_map(|row| row["value"].as_f64()).sum();
+    let sum = rows.iter().filter_map(|row| row["value"].as_f64()).fold(0.0, |a, b| a + b);
     format!("{sum:.0}").parse().expect("a count")
 }
 
