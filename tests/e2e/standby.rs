@@ -19,7 +19,7 @@ fn media_is_in_the_kernel_of_the_survivor_before_the_node_dies() {
     if !can_make_namespaces("standby in the kernel") {
         return;
     }
-    let mut three = Three::new();
+    let mut three = Three::with(crate::three::Plan::default());
     let owner = three.holder();
     if of_status(&three, owner, "kernel_flows") == 0
         && three.node(owner).ctl("status")["kernel_way"] == "off"
