@@ -75,7 +75,7 @@ fn main() {
 fn row(name: &str, failover: &'static str, calls: u64, fault: Fault) -> bool {
     let done = catch_unwind(AssertUnwindSafe(|| {
         let own_disks = name.contains("power");
-        let mut three = Three::with(Plan { failover, own_disks });
+        let mut three = Three::with(Plan { failover, own_disks, ..Plan::default() });
         fault(&mut three, calls)
     }));
     match done {
