@@ -9,6 +9,7 @@
 //! ```
 
 #[path = "../e2e/three.rs"]
+#[expect(dead_code, reason = "the end-to-end tests use more of it")]
 mod three;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
