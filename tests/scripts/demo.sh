@@ -83,7 +83,7 @@ for n in 2 3; do
 done
 three_up() { [ "$(ctl n1 cluster status | grep -cE ' up +(leader|voter) ')" = 3 ]; }
 until_true 30 three_up
-held() { for n in n1 n2 n3; do [ -n "${node[$n]:-}" ] && ip -n "$tag-$n" -4 addr | grep -q 10.2.0.100/32 && echo "$n" && return; done; return 1; }
+held() { for n in n1 n2 n3; do [ -n "${node[$n]:-}" ] && ip -n "$tag-$n" -4 addr | grep 10.2.0.100/32 >/dev/null && echo "$n" && return; done; return 1; }
 until_true 30 held
 owner=$(held)
 ctl n1 cluster status
@@ -100,7 +100,7 @@ until_true 10 sh -c "ip netns exec $tag-in ss -Hlnu sport = 5060 | grep -q ."
     -p 5060 -s 1234 -m 5 -r 5 -d 12000 -nostdin -skip_rlimit -trace_err -error_file caller.err 10.1.0.100:5060 >caller.log 2>&1) &
 caller=$!
 pids+=("$caller")
-calls_at() { ctl "$1" status | grep -qE "calls +$2\$"; }
+calls_at() { ctl "$1" status | grep -E "calls +$2\$" >/dev/null; }
 until_true 10 calls_at "$owner" 5
 sleep 2
 ctl "$owner" calls list
