@@ -84,6 +84,7 @@ impl<M> Handle<M> {
     ///
     /// # Errors
     /// Gives the command back when the queue is full or the shard is gone.
+    #[expect(clippy::result_large_err, reason = "given back by value and handled at once")]
     pub fn command(&self, command: Command<M>) -> Result<(), Command<M>> {
         match self.control.try_send(command) {
             Ok(()) => {
