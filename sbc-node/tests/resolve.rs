@@ -15,7 +15,10 @@ use sbc_core::core::{ResolveError, ResolveQuery};
 use sbc_core::net::{InterfaceId, Target, Transport};
 use sbc_node::resolve::{Answer, Key, Usable, dns};
 use sbc_node::shard::command::Command;
-use zone::{A, AAAA, NAPTR, SRV, Zone, naptr, srv};
+use zone::{A, NAPTR, SRV, Zone, naptr, srv};
+
+/// The type of an IPv6 address record (RFC 3596 §2.1).
+const AAAA: u16 = 28;
 
 fn usable() -> Usable {
     let both = Usable::default().with(Transport::Udp, true).with(Transport::Tcp, true);

@@ -181,6 +181,7 @@ impl Held {
     }
 
     /// The records that have waited long enough; all of them without a time.
+    #[expect(clippy::vec_box, reason = "each is given on as the box it is")]
     fn due(&mut self, now: Option<Instant>) -> Vec<Box<Cdr>> {
         let mut due = Vec::new();
         while let Some((_, call)) =

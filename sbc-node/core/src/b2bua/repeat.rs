@@ -60,7 +60,7 @@ impl Call {
         let ok = Bytes::from([&answer.head, body].concat());
         let target = Target::new(Transport::Udp, answer.source);
         let dest = Destination::Target { interface: self.a.hop.interface, target };
-        cx.transmit(self.traced(Side::A), dest.clone(), ok.clone());
+        cx.transmit(self.traced(Side::A), dest, ok.clone());
         let schedule = OkRetransmit::new(cx.now, &timers);
         let timer = cx.arm(schedule.deadline(), self.key, CallTimer::Repeat);
         self.repeat = Some(Box::new(Repeat { ok, dest, seq: answer.seq, schedule, timer }));
@@ -73,7 +73,7 @@ impl Call {
         let Some(repeat) = &mut self.repeat else { return };
         match repeat.schedule.due(cx.now, &timers) {
             OkDue::Wait => {}
-            OkDue::Send => cx.transmit(traced, repeat.dest.clone(), repeat.ok.clone()),
+            OkDue::Send => cx.transmit(traced, repeat.dest, repeat.ok.clone()),
             OkDue::GiveUp => {
                 self.repeat = None;
                 return;
