@@ -1,9 +1,11 @@
 //! Memory of the SBC per established call with media.
 //!
-//! Method: `CALLS` calls (50,000) are set up through one node at `RATE` per second and held; the
-//! process's resident memory is read before the first and once all are up, and the difference is
-//! divided by the calls that are up. Then every call is hung up and the memory read once more.
-//! Kernel memory of sockets is not in it (see docs/benchmarks.md).
+//! Method: calls are set up through one node at `RATE` per second and held; the process's resident
+//! memory is read before the first and once all are up, and the difference is divided by the calls
+//! that are up. Then every call is hung up and the memory read once more. Three rows: `CALLS` calls
+//! (50,000) without media, as many without media as descriptors allow with it, and the same with
+//! media. A call with media holds four sockets, so the hard limit of descriptors (`ulimit -Hn`)
+//! bounds the last. Kernel memory of sockets is not in it.
 
 use std::time::Duration;
 
@@ -13,9 +15,21 @@ use sbc_tests::{binary, root, wait_for};
 fn main() {
     let calls: u64 = env("CALLS", "50000").parse().expect("CALLS");
     let rate: u64 = env("RATE", "1000").parse().expect("RATE");
+    let (_, descriptors) =
+        nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
+            .expect("limit of descriptors");
+    let anchored = calls.min(descriptors.saturating_sub(1_000) / 4);
+    println!("| calls | up | resident before | with all up | after | KiB per call |");
+    println!("|---|---|---|---|---|---|");
+    measure("without media", "sbc.toml", calls, rate);
+    measure("without media", "sbc.toml", anchored, rate);
+    measure("with media", "sbc-memory.toml", anchored, rate);
+}
+
+/// Holds `calls` calls and prints a row.
+fn measure(name: &str, config: &str, calls: u64, rate: u64) {
     let dir = tempfile::tempdir().expect("temporary directory");
-    let config =
-        std::fs::read_to_string(root().join("tests/peers/sbc-memory.toml")).expect("config");
+    let config = std::fs::read_to_string(root().join("tests/peers").join(config)).expect("config");
     let file = dir.path().join("sbc.toml");
     std::fs::write(&file, config.replace("@DIR@", &dir.path().to_string_lossy())).expect("write");
     let args = ["run", "--config", &file.to_string_lossy()];
@@ -58,10 +72,8 @@ fn main() {
     let after = resident_kib(node.id());
     end(&mut uas);
     end(&mut node);
-    println!("| calls up | resident before | with all up | after | KiB per call |");
-    println!("|---|---|---|---|---|");
     println!(
-        "| {calls} | {before} KiB | {full} KiB | {after} KiB | {:.1} |",
+        "| {name} | {calls} | {before} KiB | {full} KiB | {after} KiB | {:.1} |",
         (full - before) as f64 / calls as f64
     );
 }
