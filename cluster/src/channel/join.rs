@@ -34,19 +34,8 @@ pub(crate) async fn join(
     let failed = |e: super::PkiError| StartError::Pki(e.to_string());
     let token = Token::parse(token).map_err(failed)?;
     let request = Request::new().map_err(failed)?;
-    let deadline = clock::now() + config.join_within;
-    let answer = loop {
-        let reason = match ask_all(config, &token, &request, seeds).await {
-            Ok(answer) => break answer,
-            Err(Refusal::Final(reason)) => return Err(StartError::Join(reason)),
-            Err(Refusal::Later(reason)) => reason,
-        };
-        if clock::now() >= deadline {
-            return Err(StartError::Join(reason));
-        }
-        tracing::info!(%reason, "not joined yet");
-        tokio::time::sleep(ASK_EVERY).await;
-    };
+    let ask = || ask_all(config, &token, &request, seeds);
+    let answer = until_let_in(config, "not joined yet", ask).await?;
     settle(config, &request, answer)
 }
 
@@ -63,6 +52,27 @@ pub(super) fn settle(
     store::create(&config.dir, &identity, None)?;
     let nodes = answer.nodes.into_iter();
     Ok(nodes.map(|node| (NodeId(node.id), node.address)).collect())
+}
+
+/// Asks again and again, within [`Config::join_within`], until there is an answer or a final refusal.
+pub(super) async fn until_let_in<T, F: Future<Output = Result<T, Refusal>>>(
+    config: &Config,
+    meanwhile: &str,
+    ask: impl Fn() -> F,
+) -> Result<T, StartError> {
+    let deadline = clock::now() + config.join_within;
+    loop {
+        let reason = match ask().await {
+            Ok(answer) => return Ok(answer),
+            Err(Refusal::Final(reason)) => return Err(StartError::Join(reason)),
+            Err(Refusal::Later(reason)) => reason,
+        };
+        if clock::now() >= deadline {
+            return Err(StartError::Join(reason));
+        }
+        tracing::info!(%reason, "{meanwhile}");
+        tokio::time::sleep(ASK_EVERY).await;
+    }
 }
 
 /// Why it was not let in, and whether asking again helps.

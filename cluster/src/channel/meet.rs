@@ -33,10 +33,8 @@ use super::key::{JoinKey, Proof};
 use super::pki::Request as Csr;
 use super::tls::{Accepted, Caller};
 use super::{discovery, server};
-use crate::clock;
 use crate::config::{Config, Discovery, StartError};
 
-const ASK_EVERY: Duration = Duration::from_millis(500);
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 
 /// What the nodes came to.
@@ -58,19 +56,8 @@ pub(crate) async fn meet(
     let proof = Arc::new(key.proof().map_err(failed)?);
     let booth = Booth::open(config, &proof).await?;
     let csr = Csr::new().map_err(failed)?;
-    let deadline = clock::now() + config.join_within;
-    let met = loop {
-        let reason = match round(config, &proof, &csr, begin, seeds).await {
-            Ok(met) => break met,
-            Err(Refusal::Final(reason)) => return Err(StartError::Join(reason)),
-            Err(Refusal::Later(reason)) => reason,
-        };
-        if clock::now() >= deadline {
-            return Err(StartError::Join(reason));
-        }
-        tracing::info!(%reason, "no cluster yet");
-        tokio::time::sleep(ASK_EVERY).await;
-    };
+    let ask = || round(config, &proof, &csr, begin, seeds);
+    let met = join::until_let_in(config, "no cluster yet", ask).await?;
     booth.close().await;
     Ok(met)
 }
