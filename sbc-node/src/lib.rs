@@ -14,3 +14,4 @@ pub mod shard;
 pub mod store;
 pub mod telemetry;
 pub mod transport;
+pub mod users;

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use sbc_core::net::{Flow, InterfaceId, Transport};
-use sbc_core::registrar::{Registrar, RegistrarPolicy, Replays, Users};
+use sbc_core::registrar::{Device, Registrar, RegistrarPolicy, Replays, Users};
 use sbc_core::sip::{self, Limits, Message, Method};
 
 /// Resident bytes of this process.
@@ -68,7 +68,7 @@ fn main() {
         .collect();
     let start = Instant::now();
     for user in &users {
-        let found = registrar.locate_aor(now, user, &Method::Invite, "");
+        let found = registrar.locate_aor(now, user, &Method::Invite, &Device::Any);
         assert_eq!(black_box(found).len(), 1);
     }
     println!("lookup: {} ns", start.elapsed().as_nanos() / count as u128);

@@ -29,18 +29,18 @@ impl Events for EventsService {
         &self,
         request: Request<pb::WatchEventsRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let kinds = request.into_inner().kinds;
+        let wanted = request.into_inner();
         let watcher = self.0.events.watch();
         let watcher = watcher.ok_or_else(|| Status::resource_exhausted("too many watchers"))?;
         let (sender, receiver) = mpsc::channel(ON_THE_WAY);
-        tokio::spawn(copy(watcher, kinds, sender));
+        tokio::spawn(copy(watcher, wanted, sender));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 }
 
 async fn copy(
     mut watcher: Watcher,
-    kinds: Vec<String>,
+    wanted: pb::WatchEventsRequest,
     sender: mpsc::Sender<Result<pb::NodeEvent, Status>>,
 ) {
     loop {
@@ -49,7 +49,7 @@ async fn copy(
             () = sender.closed() => return,
         };
         let event = match event {
-            Ok(event) if wanted(&kinds, event.kind) => convert(&event),
+            Ok(event) if fits(&wanted, &event) => convert(&event),
             Ok(_) => continue,
             Err(RecvError::Lagged(missed)) => {
                 watcher.missed(missed);
@@ -64,8 +64,10 @@ async fn copy(
     }
 }
 
-fn wanted(kinds: &[String], kind: &str) -> bool {
-    kinds.is_empty() || kinds.iter().any(|k| kind.starts_with(k.as_str()))
+fn fits(wanted: &pb::WatchEventsRequest, event: &Happening) -> bool {
+    let kinds = &wanted.kinds;
+    (kinds.is_empty() || kinds.iter().any(|k| event.kind.starts_with(k.as_str())))
+        && event.subject.contains(wanted.subject.as_str())
 }
 
 fn convert(event: &Happening) -> pb::NodeEvent {

@@ -15,3 +15,4 @@ mod registrations;
 pub mod server;
 pub mod tls;
 mod trunks;
+mod users;

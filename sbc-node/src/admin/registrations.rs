@@ -1,12 +1,13 @@
-//! `Registrations`: list, show, remove, import, watch.
+//! `Registrations`: list, show, remove, import, export.
 
 use std::pin::Pin;
 use std::sync::Arc;
 
+use sbc_core::media::Anchor;
 use sbc_core::registrar::{AorRecord, BindingRecord, Registration};
 use sbc_proto::admin::v1 as pb;
 use sbc_proto::admin::v1::registrations_server::Registrations;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -16,8 +17,9 @@ use crate::telemetry::time::unix_ms;
 
 /// Users of a list unless asked for fewer.
 const ROWS_MAX: usize = 10_000;
-/// Events that may wait for one watcher.
-const EVENTS_MAX: usize = 1_024;
+/// Places of a shard's table that are exported at a time, and rows that may wait for the client.
+const PAGE: usize = 2_000;
+const EXPORTED_MAX: usize = 1_024;
 
 /// The service.
 pub(super) struct RegistrationsService(pub(super) Arc<Context>);
@@ -189,32 +191,44 @@ impl Registrations for RegistrationsService {
         Ok(Response::new(reply))
     }
 
-    type WatchStream =
-        Pin<Box<dyn Stream<Item = Result<pb::RegistrationEvent, Status>> + Send + 'static>>;
+    type ExportStream =
+        Pin<Box<dyn Stream<Item = Result<pb::Registration, Status>> + Send + 'static>>;
 
-    async fn watch(
+    async fn export(
         &self,
-        request: Request<pb::WatchRegistrationsRequest>,
-    ) -> Result<Response<Self::WatchStream>, Status> {
-        let filter = request.into_inner().filter;
-        let mut events = self.0.registrations.subscribe();
-        let (sender, receiver) = mpsc::channel(EVENTS_MAX);
-        tokio::spawn(async move {
-            loop {
-                let event = match events.recv().await {
-                    Ok(event) if event.aor.contains(&filter) => Ok(event),
-                    Ok(_) => continue,
-                    Err(broadcast::error::RecvError::Lagged(lost)) => {
-                        Err(Status::data_loss(format!("{lost} events were missed")))
-                    }
-                    Err(broadcast::error::RecvError::Closed) => return,
-                };
-                let over = event.is_err();
-                if sender.send(event).await.is_err() || over {
+        _: Request<pb::ExportRegistrationsRequest>,
+    ) -> Result<Response<Self::ExportStream>, Status> {
+        let (sender, receiver) = mpsc::channel(EXPORTED_MAX);
+        tokio::spawn(export(RegistrationsService(Arc::clone(&self.0)), sender));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+/// Every user of every shard, a few of each at a time: shards have other things to do.
+async fn export(
+    service: RegistrationsService,
+    sender: mpsc::Sender<Result<pb::Registration, Status>>,
+) {
+    let mut from = Some(0);
+    while let Some(place) = from {
+        let page = move |core: &mut sbc_core::core::Core, now, _: &mut dyn Anchor| {
+            core.registrar().map(|r| r.page(now, place, PAGE)).unwrap_or_default()
+        };
+        let answers = service.0.ask(page).await;
+        if answers.len() < service.0.shards.len() {
+            let lost = Status::unavailable("a shard did not answer: the export is not whole");
+            let _ = sender.send(Err(lost)).await;
+            return;
+        }
+        from = None;
+        for (shard, (next, page)) in answers {
+            from = from.max(next);
+            for registration in page {
+                let row = service.convert(shard, registration);
+                if sender.send(Ok(row)).await.is_err() {
                     return;
                 }
             }
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        }
     }
 }

@@ -16,6 +16,7 @@ use sbc_proto::admin::v1::media_server::MediaServer;
 use sbc_proto::admin::v1::node_server::NodeServer;
 use sbc_proto::admin::v1::registrations_server::RegistrationsServer;
 use sbc_proto::admin::v1::trunks_server::TrunksServer;
+use sbc_proto::admin::v1::users_server::UsersServer;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, mpsc};
@@ -35,6 +36,7 @@ use super::nodes::NodeService;
 use super::registrations::RegistrationsService;
 use super::tls;
 use super::trunks::TrunksService;
+use super::users::UsersService;
 use crate::config::AdminConfig;
 use crate::node::Context;
 
@@ -93,6 +95,7 @@ fn router(context: &Arc<Context>) -> anyhow::Result<Router> {
         .add_service(EventsServer::new(EventsService(shared())))
         .add_service(TrunksServer::new(TrunksService(shared())))
         .add_service(RegistrationsServer::new(RegistrationsService(shared())))
+        .add_service(UsersServer::new(UsersService(shared())))
         .add_service(MediaServer::new(MediaService(shared())))
         .add_service(ConfigServer::new(ConfigService(shared()))))
 }

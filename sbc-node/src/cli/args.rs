@@ -7,6 +7,7 @@ use super::call::Call;
 use super::cluster::Cluster;
 use super::kube::Kube;
 use super::registrations::Registrations;
+use super::users::Users;
 use clap::{Parser, Subcommand, ValueEnum};
 
 /// Look at and steer a running sbc-node.
@@ -60,6 +61,9 @@ pub(super) enum Command {
     /// Users and where they are.
     #[command(subcommand)]
     Registrations(Registrations),
+    /// Who may register.
+    #[command(subcommand)]
+    Users(Users),
     /// The configuration.
     #[command(subcommand)]
     Config(Config),

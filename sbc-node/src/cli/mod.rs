@@ -15,6 +15,7 @@ mod ladder;
 mod output;
 mod registrations;
 mod run;
+mod users;
 
 use std::process::ExitCode;
 

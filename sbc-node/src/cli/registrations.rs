@@ -9,9 +9,8 @@ use sbc_proto::admin::v1::registrations_client::RegistrationsClient;
 use serde_json::Value;
 use tonic::transport::Channel;
 
-use super::run::{Done, show};
+use super::run::{Done, Wanted, events, show};
 use super::{Failure, output};
-use crate::telemetry::time::Utc;
 
 /// Users sent to the node in one request.
 const BATCH: usize = 1_000;
@@ -38,18 +37,21 @@ pub(super) enum Registrations {
     },
     /// Add what `export` wrote, here or elsewhere ("-": standard input).
     Import { file: PathBuf },
-    /// Write every registration as JSON.
+    /// Write every user's registrations, one JSON document a line.
     Export,
     /// Users as they come and go.
     Watch {
         /// Only users that contain this.
         #[arg(default_value = "")]
         filter: String,
+        /// Stop after so many.
+        #[arg(long, short = 'n')]
+        count: Option<u64>,
     },
 }
 
 pub(super) async fn run(channel: Channel, command: Registrations, json: bool) -> Done {
-    let mut client = RegistrationsClient::new(channel);
+    let mut client = RegistrationsClient::new(channel.clone());
     match command {
         Registrations::List { filter, limit } => {
             let request = pb::ListRegistrationsRequest { limit, filter };
@@ -66,11 +68,10 @@ pub(super) async fn run(channel: Channel, command: Registrations, json: bool) ->
             show(json, &reply, |r| println!("{} removed", r.removed))
         }
         Registrations::Export => {
-            let reply = client.list(pb::ListRegistrationsRequest::default()).await?.into_inner();
-            let shown = u64::try_from(reply.registrations.len()).unwrap_or(u64::MAX);
-            output::json(&reply)?;
-            if shown < reply.total {
-                return Err(Failure::Refused(format!("{shown} of {} users", reply.total)));
+            let request = pb::ExportRegistrationsRequest {};
+            let mut all = client.export(request).await?.into_inner();
+            while let Some(registration) = all.message().await? {
+                output::json_line(&registration)?;
             }
             Ok(())
         }
@@ -85,18 +86,9 @@ pub(super) async fn run(channel: Channel, command: Registrations, json: bool) ->
             }
             show(json, &total, |t| println!("{} added, {} refused", t.added, t.refused))
         }
-        Registrations::Watch { filter } => {
-            let request = pb::WatchRegistrationsRequest { filter };
-            let mut events = client.watch(request).await?.into_inner();
-            while let Some(event) = events.message().await? {
-                if json {
-                    output::json_line(&event)?;
-                } else {
-                    let (at, left) = (Utc(event.at_ms), event.contacts);
-                    println!("{at} {} {} ({left} contacts)", event.aor, event.change);
-                }
-            }
-            Ok(())
+        Registrations::Watch { filter, count } => {
+            let kinds = vec!["registration.".to_owned()];
+            events(channel, Wanted { kinds, subject: filter, count }, json).await
         }
     }
 }
@@ -141,10 +133,13 @@ fn read(file: &Path) -> Result<Vec<pb::Registration>, Failure> {
     } else {
         text = std::fs::read_to_string(file).map_err(|e| refused(&e))?;
     }
-    let document: Value = serde_json::from_str(&text).map_err(|e| refused(&e))?;
-    let users = document.get("registrations").and_then(Value::as_array);
-    let users = users.ok_or_else(|| refused(&"no registrations in it"))?;
-    Ok(users.iter().map(registration).collect())
+    let mut users = Vec::new();
+    for (n, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let user: Value = serde_json::from_str(line)
+            .map_err(|e| Failure::Refused(format!("{} line {}: {e}", file.display(), n + 1)))?;
+        users.push(registration(&user));
+    }
+    Ok(users)
 }
 
 fn registration(user: &Value) -> pb::Registration {

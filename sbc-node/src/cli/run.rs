@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 
 use super::args::{Args, Calls, Command, Config, Format, Log, Media, Node, Trunks};
 use super::drain::{self, Order};
-use super::{Failure, bans, call, client, cluster, kube, ladder, output, registrations};
+use super::{Failure, bans, call, client, cluster, kube, ladder, output, registrations, users};
 
 pub(super) type Done = Result<(), Failure>;
 
@@ -35,6 +35,11 @@ pub(super) async fn run(args: Args) -> Done {
         Args { command: Command::Call(call), .. } => return call::run(call).await,
         args => args,
     };
+    if let Command::Users(command) = &args.command
+        && let Some(done) = users::local(command, args.output == Format::Json)
+    {
+        return done;
+    }
     let channel = client::connect(&args).await?;
     let json = args.output == Format::Json;
     match args.command {
@@ -51,6 +56,7 @@ pub(super) async fn run(args: Args) -> Done {
         }
         Command::Bans(command) => bans::run(channel, command, json).await,
         Command::Registrations(command) => registrations::run(channel, command, json).await,
+        Command::Users(command) => users::run(channel, command, json).await,
         Command::Config(command) => config(channel, command, json).await,
         Command::Log(Log::Level { level }) => {
             let request = pb::LogLevelRequest { level: level.unwrap_or_default() };
@@ -62,7 +68,9 @@ pub(super) async fn run(args: Args) -> Done {
             let reply = NodeClient::new(channel).stats(request).await?.into_inner();
             show(json, &reply, output::stats)
         }
-        Command::Events { kinds, count } => events(channel, kinds, count, json).await,
+        Command::Events { kinds, count } => {
+            events(channel, Wanted { kinds, subject: String::new(), count }, json).await
+        }
         Command::Top { interval, count } => top(channel, interval, count, json).await,
         Command::Cluster(command) => cluster::run(channel, command, json).await,
         Command::Kube(command) => kube::pre_stop(channel, command).await,
@@ -130,11 +138,19 @@ async fn calls(channel: Channel, command: Calls, json: bool) -> Done {
     }
 }
 
-async fn events(channel: Channel, kinds: Vec<String>, count: Option<u64>, json: bool) -> Done {
-    let request = pb::WatchEventsRequest { kinds };
+/// Which events, and how many.
+pub(super) struct Wanted {
+    pub(super) kinds: Vec<String>,
+    /// Only of subjects that contain this.
+    pub(super) subject: String,
+    pub(super) count: Option<u64>,
+}
+
+pub(super) async fn events(channel: Channel, wanted: Wanted, json: bool) -> Done {
+    let request = pb::WatchEventsRequest { kinds: wanted.kinds, subject: wanted.subject };
     let mut events = EventsClient::new(channel).watch(request).await?.into_inner();
     let mut shown = 0;
-    while count.is_none_or(|count| shown < count)
+    while wanted.count.is_none_or(|count| shown < count)
         && let Some(event) = events.message().await?
     {
         if json {

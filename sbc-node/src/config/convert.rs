@@ -155,7 +155,7 @@ fn file_config(cx: &mut Context<'_>, file: &raw::File, document: toml::Table) ->
     route::check(cx, file, &routing);
     let guard = guard::convert(cx, &file.guard, &doors, &routing);
     let cluster = file.cluster.as_ref().map(|c| cluster(cx, c.get_ref()));
-    let registrar = registrar::convert(cx, file, node.shards);
+    let (registrar, users) = registrar::convert(cx, file, node.shards).unzip();
     let sip_limits = sip_limits(cx, &file.sip);
     let media = interface::media(cx, file, &doors, node.shards);
     let rules = secure::doors(cx, file, &doors);
@@ -170,6 +170,7 @@ fn file_config(cx: &mut Context<'_>, file: &raw::File, document: toml::Table) ->
         overload: guard::overload(cx, &file.overload),
         transactions: transactions(cx, &file.sip),
         registrar,
+        users,
         transport: transport(cx, &file.transport, &sip_limits),
         sip_limits,
         media,

@@ -85,6 +85,14 @@ fn files(old: &Config, new: &Config) -> Vec<Change> {
             changes.push(change(format!("prefixes of route \"{}\"", route.name)));
         }
     }
+    let of = |c: &Config| c.registrar.as_ref().map(|r| r.users.clone());
+    if let (Some(before), Some(after)) = (of(old), of(new))
+        && old.users.as_ref().map(|u| &u.file) == new.users.as_ref().map(|u| &u.file)
+        && before != after
+        && new.users.as_ref().is_some_and(|u| u.file.is_some())
+    {
+        changes.push(change("users".to_owned()));
+    }
     for trunk in &new.routing.trunks {
         let before = old.routing.trunks.iter().find(|t| t.name == trunk.name);
         if before.is_some_and(|t| t.credentials != trunk.credentials) {

@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use sbc_core::digest::NonceKey;
 use sbc_core::ids::HintKey;
+use sbc_core::registrar::GruuKey;
 use sbc_core::routing::{BuildError, Table};
 
 pub use crate::telemetry::tap::Share;
@@ -55,6 +56,8 @@ pub struct Config {
     pub transactions: sbc_core::transaction::Config,
     /// `None`: nobody registers here.
     pub registrar: Option<sbc_core::core::RegistrarConfig>,
+    /// Where its users come from.
+    pub users: Option<crate::users::Source>,
     /// Limits of the SIP parser.
     pub sip_limits: sbc_core::sip::Limits,
     pub media: media_anchor::config::Config,
@@ -140,7 +143,8 @@ impl Keys {
         Keys { hint: HintKey::new(rand::random()), nonce: NonceKey(rand::random()), node: None }
     }
 
-    fn given_to(
+    /// A registrar as the shards have it.
+    pub fn given_to(
         &self,
         mut registrar: sbc_core::core::RegistrarConfig,
     ) -> sbc_core::core::RegistrarConfig {
@@ -148,6 +152,7 @@ impl Keys {
         if let Some(auth) = &mut policy.auth {
             auth.key = self.nonce.clone();
         }
+        policy.gruu_key = GruuKey(NonceKey::derive(&[&self.nonce.0[..], b"gruu"].concat()).0);
         registrar.policy = Arc::new(policy);
         registrar
     }

@@ -1,5 +1,6 @@
 //! `[registrar]` and `[[user]]`: from the file's words to the core's registrar.
 
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -8,12 +9,14 @@ use sbc_core::digest::{Algorithm, NonceKey};
 use sbc_core::registrar::{
     AuthPolicy, Keepalive, KeepaliveKind, Overflow, RegistrarPolicy, Replays, User, Users,
 };
+use sbc_core::sip::Method;
 use serde::Deserialize;
 use toml::Spanned;
 
 use super::convert::Context;
 use super::raw;
 use super::value::Span;
+use crate::users::Source;
 
 /// `[registrar]` as written.
 #[derive(Debug, Deserialize)]
@@ -26,6 +29,7 @@ pub(super) struct Registrar {
     realm: Option<Spanned<String>>,
     #[serde(default)]
     algorithms: Vec<Spanned<String>>,
+    open_methods: Option<Vec<Spanned<String>>>,
     nonce_lifetime: Option<Spanned<Span>>,
     min_expires: Option<Spanned<Span>>,
     default_expires: Option<Spanned<Span>>,
@@ -41,7 +45,22 @@ pub(super) struct Registrar {
     keepalive_interval: Option<Spanned<Span>>,
     keepalive_misses: Option<u8>,
     store_ahead: Option<Spanned<Span>>,
+    users_file: Option<Spanned<PathBuf>>,
+    #[serde(default)]
+    fork: ForkText,
 }
+
+/// How contacts of equal q are called.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum ForkText {
+    #[default]
+    Parallel,
+    Serial,
+}
+
+/// Wrong lines of a file of users that are told one by one.
+const FAULTS_SHOWN: usize = 20;
 
 fn yes() -> bool {
     true
@@ -92,12 +111,13 @@ pub(super) fn domain(file: &raw::File, trunk: &str) -> Option<String> {
     (registrar.trunk.get_ref() == trunk).then(|| first.to_ascii_lowercase())
 }
 
-/// The registrar of a file, with its users. The key of its nonces is put in by [`super::Keys`].
+/// The registrar of a file, and where its users come from. The key of its nonces is put in by
+/// [`super::Keys`].
 pub(super) fn convert(
     cx: &mut Context<'_>,
     file: &raw::File,
     shards: usize,
-) -> Option<RegistrarConfig> {
+) -> Option<(RegistrarConfig, Source)> {
     let Some(raw) = &file.registrar else {
         if let Some(user) = file.user.first() {
             cx.dependent(user.span(), "there are users and no [registrar]");
@@ -115,23 +135,44 @@ pub(super) fn convert(
         }
         Some(_) => {}
     }
-    let policy = policy(cx, file, raw, shards);
-    let users = users(cx, file, &policy);
+    let mut policy = policy(cx, raw, shards);
+    let source = Source {
+        fixed: users(cx, file, &policy),
+        file: raw.users_file.as_ref().map(|path| cx.path(path.get_ref())),
+        domains: policy.domains.clone(),
+        realm: policy.auth.as_ref().map(|auth| auth.realm.clone()),
+        algorithms: policy.auth.iter().flat_map(|auth| auth.algorithms.clone()).collect(),
+    };
+    let mut users = Users::default();
+    match source.load() {
+        Ok(loaded) => {
+            if let Some(auth) = &mut policy.auth {
+                auth.algorithms = loaded.algorithms;
+            }
+            users = loaded.users;
+        }
+        Err(faults) => {
+            let span = raw.users_file.as_ref().map_or(0..0, Spanned::span);
+            for fault in faults.iter().take(FAULTS_SHOWN) {
+                cx.problem(span.clone(), format!("users-file: {fault}"));
+            }
+            if faults.len() > FAULTS_SHOWN {
+                let more = faults.len() - FAULTS_SHOWN;
+                cx.problem(span, format!("users-file: {more} more lines are wrong"));
+            }
+        }
+    }
     static REPLAYS: OnceLock<Arc<Replays>> = OnceLock::new();
-    Some(RegistrarConfig {
+    let registrar = RegistrarConfig {
         policy: Arc::new(policy),
         users: Arc::new(users),
         replays: REPLAYS.get_or_init(|| Arc::new(Replays::new(1 << 20))).clone(),
         trunk: name.as_str().into(),
-    })
+    };
+    Some((registrar, source))
 }
 
-fn policy(
-    cx: &mut Context<'_>,
-    file: &raw::File,
-    raw: &Registrar,
-    shards: usize,
-) -> RegistrarPolicy {
+fn policy(cx: &mut Context<'_>, raw: &Registrar, shards: usize) -> RegistrarPolicy {
     let default = RegistrarPolicy::default();
     if raw.domains.is_empty() {
         cx.dependent(raw.trunk.span(), "the registrar serves no domain");
@@ -176,9 +217,11 @@ fn policy(
         },
         bindings_max: all.div_ceil(shards.max(1)),
         service_route: routes(cx, raw),
-        auth: raw.auth.then(|| auth(cx, file, raw)),
+        auth: raw.auth.then(|| auth(cx, raw)),
         keepalive: kind.map(|kind| Keepalive { kind, interval, misses }),
         store_ahead: cx.span(raw.store_ahead.as_ref(), default.store_ahead),
+        parallel: matches!(raw.fork, ForkText::Parallel),
+        gruu_key: default.gruu_key,
         domains,
     }
 }
@@ -194,23 +237,13 @@ fn routes(cx: &mut Context<'_>, raw: &Registrar) -> Vec<Box<str>> {
     raw.service_route.iter().map(|r| r.get_ref().as_str().into()).collect()
 }
 
-fn auth(cx: &mut Context<'_>, file: &raw::File, raw: &Registrar) -> AuthPolicy {
+fn auth(cx: &mut Context<'_>, raw: &Registrar) -> AuthPolicy {
     let mut algorithms = Vec::new();
     for text in &raw.algorithms {
         match Algorithm::from_token(text.get_ref()) {
             Some(algorithm @ (Algorithm::Md5 | Algorithm::Sha256)) => algorithms.push(algorithm),
             Some(_) | None => cx.problem(text.span(), "algorithms are \"SHA-256\" and \"MD5\""),
         }
-    }
-    if raw.algorithms.is_empty() {
-        // Only what some user can answer: there are phones that give up at the first challenge that
-        // they do not know, though one that they do know stands below it.
-        let any = |has: fn(&UserText) -> bool| file.user.iter().any(|u| has(u.get_ref()));
-        let offered = [
-            (Algorithm::Sha256, any(|u| u.ha1_sha256.is_some())),
-            (Algorithm::Md5, any(|u| u.ha1_md5.is_some()) || file.user.is_empty()),
-        ];
-        algorithms.extend(offered.into_iter().filter(|(_, any)| *any).map(|(a, _)| a));
     }
     if let Some(realm) = &raw.realm
         && realm.get_ref().contains(['"', '\\'])
@@ -221,9 +254,26 @@ fn auth(cx: &mut Context<'_>, file: &raw::File, raw: &Registrar) -> AuthPolicy {
     AuthPolicy {
         realm: raw.realm.as_ref().map_or_else(first, |r| r.get_ref().clone()),
         algorithms,
+        open: open(cx, raw),
         nonce_ttl: cx.span(raw.nonce_lifetime.as_ref(), Duration::from_secs(300)),
         key: NonceKey(rand::random()),
     }
+}
+
+/// Methods that need no digest. Neither ACK nor CANCEL ever does (RFC 3261 §22.1).
+fn open(cx: &mut Context<'_>, raw: &Registrar) -> Vec<Method> {
+    let Some(texts) = &raw.open_methods else { return vec![Method::Options] };
+    let mut open = Vec::new();
+    for text in texts {
+        match Method::new(text.get_ref()) {
+            Method::Other(_) | Method::Ack | Method::Cancel => {
+                let message = format!("\"{}\" is no method that is challenged", text.get_ref());
+                cx.problem(text.span(), message);
+            }
+            method => open.push(method),
+        }
+    }
+    open
 }
 
 fn users(cx: &mut Context<'_>, file: &raw::File, policy: &RegistrarPolicy) -> Users {
@@ -247,7 +297,7 @@ fn users(cx: &mut Context<'_>, file: &raw::File, policy: &RegistrarPolicy) -> Us
         };
         for alias in addresses(cx, &text.aliases, policy) {
             let Some(first) = aors.first() else { continue };
-            if users.aliases.insert(alias.clone(), first.clone()).is_some() {
+            if !users.alias(&alias, first) {
                 cx.problem(text.name.span(), format!("the alias \"{alias}\" is taken"));
             }
         }
@@ -257,7 +307,7 @@ fn users(cx: &mut Context<'_>, file: &raw::File, policy: &RegistrarPolicy) -> Us
             sha512_256: None,
             aors,
         };
-        if users.by_name.insert(name.into(), user).is_some() {
+        if !users.insert(name, user) {
             cx.problem(text.name.span(), format!("the user \"{name}\" is there twice"));
         }
     }

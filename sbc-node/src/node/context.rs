@@ -24,7 +24,6 @@ use crate::telemetry::log::LogControl;
 use crate::telemetry::metrics::{
     CallMetrics, CdrSource, Fetched, Metrics, ProcessSource, Sample, ShardSource, number,
 };
-use crate::telemetry::registrations::RegistrationHub;
 use crate::telemetry::tap::TapStats;
 use crate::telemetry::time::unix_ms;
 use crate::telemetry::trace::TraceHub;
@@ -65,7 +64,6 @@ pub(super) struct Made {
     pub(super) traces: TraceHub,
     pub(super) events: EventHub,
     pub(super) tap: Option<Arc<TapStats>>,
-    pub(super) registrations: RegistrationHub,
     pub(super) cdrs: CdrSink,
     pub(super) log: LogControl,
     pub(super) doors: Arc<Doors>,
@@ -84,7 +82,6 @@ pub struct Context {
     pub traces: TraceHub,
     pub events: EventHub,
     tap: Option<Arc<TapStats>>,
-    pub registrations: RegistrationHub,
     pub cdrs: CdrSink,
     pub log: LogControl,
     pub running: ArcSwap<Running>,
@@ -122,7 +119,6 @@ impl Context {
             traces: made.traces,
             events: made.events,
             tap: made.tap,
-            registrations: made.registrations,
             cdrs: made.cdrs,
             log: made.log,
             doors: made.doors,

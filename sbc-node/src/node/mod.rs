@@ -10,9 +10,11 @@ mod reload;
 pub mod replication;
 mod start;
 mod supervisor;
+mod users;
 
 pub use context::{Context, NodeState};
 pub use reload::{Running, core_config};
+pub use users::UsersError;
 
 use std::path::Path;
 use std::process::ExitCode;

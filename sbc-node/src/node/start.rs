@@ -34,7 +34,6 @@ use crate::telemetry::http;
 use crate::telemetry::log::LogControl;
 use crate::telemetry::metrics::CallMetrics;
 use crate::telemetry::outside::{Held, ShardOutside};
-use crate::telemetry::registrations::RegistrationHub;
 use crate::telemetry::tap::Tap;
 use crate::telemetry::time::unix_ms;
 use crate::telemetry::trace::TraceHub;
@@ -79,7 +78,6 @@ pub(super) fn start(
     let (hep, trace) = (config.hep.as_ref(), config.trace.as_ref());
     let tap =
         Tap::start(&config.node.name, hep, trace, runtime).context("watching from outside")?;
-    let registrations = RegistrationHub::default();
     let stats: Vec<_> = (0..shards).map(|_| Arc::new(ShardStats::default())).collect();
     let pairs: Vec<(Handle<Core>, Mailbox<Core>)> =
         (0..shards).map(|_| mailbox()).collect::<Result<_, _>>()?;
@@ -120,7 +118,6 @@ pub(super) fn start(
             shard: index,
             cdrs: cdrs.sink(),
             traces: traces.clone(),
-            registrations: registrations.clone(),
             calls: Arc::clone(&calls),
             resolver: lookups.clone(),
             store: Arc::clone(&store),
@@ -167,7 +164,6 @@ pub(super) fn start(
         traces,
         events,
         tap: tap.map(|tap| tap.stats),
-        registrations,
         cdrs: cdrs.sink(),
         log,
         doors: Arc::clone(&transport.doors),

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use sbc_cluster::Event as ClusterEvent;
 use sbc_core::b2bua::{CallRecord, Cdr, EndedBy};
 use sbc_core::core::Record;
+use sbc_core::registrar::{Change, Changed};
 use tokio::sync::broadcast;
 
 use super::time::unix_ms;
@@ -107,22 +108,26 @@ impl EventHub {
         });
     }
 
-    /// A call's first record is written with its answer, a user's with a registration.
+    /// A call's first record is written with its answer.
     pub fn stored(&self, record: &Record) {
         match record {
             Record::Call(call) if is_first(call) => {
                 self.tell("call.answered", || (call.id.to_string(), vec![]));
             }
-            Record::Aor(user) => {
-                let kind = match user.bindings.is_empty() {
-                    true => "registration.gone",
-                    false => "registration.changed",
-                };
-                let contacts = || vec![("contacts", user.bindings.len().to_string())];
-                self.tell(kind, || (user.aor.to_string(), contacts()));
-            }
-            Record::Call(_) | Record::CallEnded(_) => {}
+            Record::Aor(_) | Record::Call(_) | Record::CallEnded(_) => {}
         }
+    }
+
+    /// A user came, went or moved; refreshes are not told.
+    pub fn registration(&self, changed: &Changed) {
+        let kind = match changed.how {
+            Change::Registered => "registration.registered",
+            Change::Removed => "registration.removed",
+            Change::Expired => "registration.expired",
+            Change::Gone => "registration.gone",
+        };
+        let contacts = || vec![("contacts", changed.contacts.to_string())];
+        self.tell(kind, || (changed.aor.to_string(), contacts()));
     }
 
     pub fn cluster(&self, event: &ClusterEvent) {

@@ -10,7 +10,6 @@ pub mod http;
 pub mod log;
 pub mod metrics;
 pub mod outside;
-pub mod registrations;
 pub mod spans;
 pub mod tap;
 pub mod time;

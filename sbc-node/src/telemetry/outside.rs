@@ -20,7 +20,6 @@ use tokio::sync::mpsc;
 use super::cdr::CdrSink;
 use super::events::EventHub;
 use super::metrics::CallMetrics;
-use super::registrations::RegistrationHub;
 use super::tap::Tap;
 use super::trace::{TraceHub, Watched};
 use crate::anchor::{MediaEvent, MediaEvents};
@@ -38,7 +37,6 @@ pub struct ShardOutside {
     pub shard: usize,
     pub cdrs: CdrSink,
     pub traces: TraceHub,
-    pub registrations: RegistrationHub,
     pub calls: Arc<CallMetrics>,
     pub resolver: mpsc::Sender<Request>,
     pub store: Arc<dyn Store>,
@@ -74,7 +72,7 @@ impl Outside for ShardOutside {
                     self.traces.publish(Watched::Message(trace));
                 }
             }
-            Event::Registration(changed) => self.registrations.publish(&changed),
+            Event::Registration(changed) => self.events.registration(&changed),
             Event::Drained => tracing::info!(shard = self.shard, "drained"),
             Event::Peer { trunk, host, up: true } => {
                 tracing::info!(%trunk, %host, "peer is up");

@@ -20,17 +20,16 @@ use crate::sip::{Builder, HeaderName, Message, Method};
 use crate::transaction::OkRetransmit;
 
 impl Call {
-    /// A 2xx to the INVITE of the current attempt while the caller has no final response.
-    pub(crate) fn answered(&mut self, cx: &mut Cx<'_>, message: &Message) {
+    /// A 2xx to the INVITE of attempt n while the caller has no final response.
+    pub(crate) fn answered(&mut self, cx: &mut Cx<'_>, number: u16, message: &Message) {
         let Phase::Setup(setup) = &self.phase else { return };
         if setup.committing.is_some() {
-            let winner = self.b.as_ref().map(|b| &*b.dialog.remote_tag);
-            if winner != Some(message.to_tag().unwrap_or("")) {
+            if !self.b.as_ref().is_some_and(|b| is_answer_in(&b.dialog, message)) {
                 hang_up_stray(cx, message, None);
             }
             return;
         }
-        if let Err(refusal) = self.win(cx, message) {
+        if let Err(refusal) = self.win(cx, number, message) {
             // The call fails on our account: B is answered, so it gets ACK and BYE.
             hang_up_stray(cx, message, None);
             self.b = None;
@@ -41,14 +40,17 @@ impl Call {
     }
 
     /// Makes the fork that answered leg B and writes the 2xx for A.
-    fn win(&mut self, cx: &mut Cx<'_>, message: &Message) -> Result<(), Refusal> {
+    fn win(&mut self, cx: &mut Cx<'_>, number: u16, message: &Message) -> Result<(), Refusal> {
         let lost = Refusal { status: 500, reason: "", retry: false };
-        let fork = self.fork_of(cx, message).ok_or(lost)?;
-        let Phase::Setup(setup) = &mut self.phase else { return Err(lost) };
-        let mut attempt = setup.attempt.take().ok_or(lost)?;
+        let fork = self.fork_of(cx, number, message).ok_or(lost)?;
+        let mut attempt = self.take_attempt(number).ok_or(lost)?;
         cx.disarm(&mut attempt.timer);
+        self.leave_attempts(cx, Some(ELSEWHERE));
+        let Phase::Setup(setup) = &mut self.phase else { return Err(lost) };
+        let trying = setup.trying.take();
         cx.disarm(&mut setup.reliable_timer);
         setup.reliable.waiting = None;
+        let fork = attempt.forks.iter().position(|f| f.number == fork).ok_or(lost)?;
         let winner = attempt.forks.get(fork).ok_or(lost)?;
         forget_forks(cx, &attempt, Some(&winner.a_tag));
         if setup.a_tag != winner.a_tag {
@@ -59,7 +61,7 @@ impl Call {
         let to_a = DialogRef { call: self.key, side: Side::A, fork: 0 };
         cx.env.tags.insert(fork.a_tag.clone(), to_a);
         self.a.dialog.local_tag = fork.a_tag.clone();
-        self.permits.extend(attempt.permit.take());
+        self.permits.extend(trying.and_then(|t| t.permit));
         let status = message.status().unwrap_or(200);
         self.facts.attempts.push(CdrAttempt {
             trunk: fork.leg.trunk.config.name.clone(),
@@ -224,7 +226,7 @@ impl Call {
     /// A repeated 2xx of leg B: its ACK was lost, or is not due yet.
     pub(crate) fn ok_again(&mut self, cx: &mut Cx<'_>, side: Side, message: &Message) {
         let Some(leg) = self.leg(side) else { return hang_up_stray(cx, message, None) };
-        if *leg.dialog.remote_tag != *message.to_tag().unwrap_or("") {
+        if !is_answer_in(&leg.dialog, message) {
             return hang_up_stray(cx, message, None);
         }
         let seq = message.cseq().map_or(0, |c| c.number);
@@ -235,6 +237,14 @@ impl Call {
             self.send_ack(cx, side, seq, sdp);
         }
     }
+}
+
+/// Why the other phones of a user stop ringing (RFC 3326).
+const ELSEWHERE: &str = "SIP;cause=200;text=\"Call completed elsewhere\"";
+
+/// Whether a response is of this dialog: two phones may choose the same tag.
+fn is_answer_in(dialog: &Dialog, message: &Message) -> bool {
+    dialog.is(message.call_id().unwrap_or(""), message.to_tag().unwrap_or(""))
 }
 
 /// Session timer wishes of a trunk; `None` where it does not use them.

@@ -6,7 +6,9 @@ use smallvec::SmallVec;
 use std::time::Duration;
 
 use super::answer::{Passing, Refusal, Role};
-use super::call::{Attempt, Call, CallTimer, DialogRef, Failure, Hop, Leg, Peer, Phase, SdpState};
+use super::call::{
+    Attempt, Call, CallTimer, DialogRef, Failure, Hop, Leg, Peer, Phase, SdpState, Trying,
+};
 use super::cdr::{CdrAttempt, CdrLeg, EndCause, EndedBy};
 use super::env::{Cx, Purpose, ResolveFor, Sent};
 use super::hide::{self, Crossing, Display};
@@ -32,7 +34,7 @@ impl Call {
             let Phase::Setup(setup) = &mut self.phase else { return };
             let attempts_max = cx.env.config.calls.max_attempts;
             let left = setup.next_hop < setup.plan.targets.len();
-            if !left || usize::from(setup.attempts) >= attempts_max {
+            if !left || setup.next_hop >= attempts_max {
                 return self.give_up(cx);
             }
             let index = setup.next_hop;
@@ -46,26 +48,18 @@ impl Call {
                 }
             };
             setup.attempts += 1;
-            if setup.attempts > 1 {
+            if index > 0 {
                 cx.env.stats.failovers += 1;
             }
             let number = setup.attempts;
             let (peer, interface) = (hop.peer().clone(), hop.trunk.config.interface);
             let users = hop.trunk.config.users;
-            setup.attempt = Some(Attempt {
-                number,
+            setup.trying = Some(Trying {
                 hop: index,
-                addresses: SmallVec::new(),
                 contacts: Vec::new(),
-                contact: None,
-                leg: None,
-                client: None,
-                forks: SmallVec::new(),
-                proceeding: false,
-                authorized: false,
-                min_se: None,
                 permit: Some(permit),
-                timer: None,
+                attempts: SmallVec::from_iter([Attempt { number, ..Attempt::default() }]),
+                over: false,
             });
             if users {
                 return self.locate(cx, number);
@@ -97,22 +91,22 @@ impl Call {
         match result {
             Ok(targets) => {
                 attempt.addresses = targets.into_iter().take(MAX_ADDRESSES).rev().collect();
-                self.next_address(cx);
+                self.next_address(cx, number);
             }
-            Err(_) => self.attempt_failed(cx, 503, None),
+            Err(_) => self.attempt_failed(cx, number, 503, None),
         }
     }
 
-    /// Sends the INVITE to the next address of the current hop, or moves to the next hop.
-    fn next_address(&mut self, cx: &mut Cx<'_>) {
-        let Some(attempt) = self.current_attempt() else { return };
+    /// Sends the INVITE to the next address of an attempt, or ends it.
+    fn next_address(&mut self, cx: &mut Cx<'_>, number: u16) {
+        let Some(attempt) = self.attempt_mut(number) else { return };
         let Some(target) = attempt.addresses.pop() else {
-            return self.attempt_failed(cx, 503, None);
+            return self.attempt_failed(cx, number, 503, None);
         };
-        let Some(leg) = self.new_b_leg(cx, target) else {
-            return self.attempt_failed(cx, 503, None);
+        let Some(leg) = self.new_b_leg(cx, number, target) else {
+            return self.attempt_failed(cx, number, 503, None);
         };
-        match self.send_invite(cx, leg) {
+        match self.send_invite(cx, number, leg) {
             Ok(()) => {}
             Err(refusal) => self.refuse_offer(cx, refusal),
         }
@@ -120,20 +114,20 @@ impl Call {
 
     /// The caller's offer cannot be carried to any target.
     fn refuse_offer(&mut self, cx: &mut Cx<'_>, refusal: Refusal) {
-        if let Some(setup) = self.setup_mut() {
-            setup.attempt = None;
-        }
+        self.abandon(cx, None);
         let retry = refusal.retry.then_some(cx.env.config.calls.retry_after_s);
         self.fail(cx, refusal.status, refusal.reason, None, retry, EndedBy::Sbc(EndCause::Media));
     }
 
     /// A dialog to be: our identifiers and the names that the trunk shall see.
-    fn new_b_leg(&mut self, cx: &mut Cx<'_>, target: Target) -> Option<Leg> {
+    fn new_b_leg(&mut self, cx: &mut Cx<'_>, number: u16, target: Target) -> Option<Leg> {
         let hint = self.hint;
         let Phase::Setup(setup) = &mut self.phase else { return None };
-        let hop = setup.plan.targets.get(setup.attempt.as_ref()?.hop)?;
+        let trying = setup.trying.as_ref()?;
+        let hop = setup.plan.targets.get(trying.hop)?;
         let (mut dialog, mut route) = outgoing_dialog(cx, hint, &setup.invite, hop, target)?;
-        if let Some(contact) = setup.attempt.as_ref().and_then(|a| a.contact.as_ref()) {
+        let attempt = trying.attempts.iter().find(|a| a.number == number)?;
+        if let Some(contact) = &attempt.contact {
             super::users::point(contact, &mut dialog, &mut route);
         }
         Some(Leg {
@@ -148,9 +142,9 @@ impl Call {
         })
     }
 
-    /// Writes and sends the INVITE of the current attempt (again with credentials after a
-    /// challenge: same dialog, next CSeq).
-    fn send_invite(&mut self, cx: &mut Cx<'_>, mut leg: Leg) -> Result<(), Refusal> {
+    /// Writes and sends the INVITE of an attempt (again with credentials after a challenge: same
+    /// dialog, next CSeq).
+    fn send_invite(&mut self, cx: &mut Cx<'_>, number: u16, mut leg: Leg) -> Result<(), Refusal> {
         let Phase::Setup(setup) = &mut self.phase else { return Ok(()) };
         let invite = setup.invite.clone();
         let offer = match body::sdp(&invite) {
@@ -166,7 +160,7 @@ impl Call {
                 },
             )?),
         };
-        self.launch_invite(cx, leg, offer, None);
+        self.launch_invite(cx, number, leg, offer, None);
         Ok(())
     }
 
@@ -174,14 +168,17 @@ impl Call {
     pub(crate) fn launch_invite(
         &mut self,
         cx: &mut Cx<'_>,
+        number: u16,
         mut leg: Leg,
         offer: Option<bytes::Bytes>,
         authorization: Option<(HeaderName, String)>,
     ) {
         let Phase::Setup(setup) = &mut self.phase else { return };
         let invite = setup.invite.clone();
-        let Some(attempt) = &mut setup.attempt else { return };
-        let Some(hop) = setup.plan.targets.get(attempt.hop) else { return };
+        let Some(trying) = &mut setup.trying else { return };
+        let Some(hop) = setup.plan.targets.get(trying.hop) else { return };
+        let attempt = trying.attempts.iter_mut().find(|a| a.number == number);
+        let Some(attempt) = attempt else { return };
         let seq = leg.dialog.next_seq();
         let forwards = invite.max_forwards().ok().flatten().unwrap_or(wire::MAX_FORWARDS);
         let forwards = forwards.saturating_sub(1);
@@ -195,7 +192,7 @@ impl Call {
             forwards,
         );
         let Some((mut out, branch)) = begun else {
-            return self.attempt_failed(cx, 503, None);
+            return self.attempt_failed(cx, number, 503, None);
         };
         if let Some((name, value)) = &authorization {
             out.header(*name, value);
@@ -224,27 +221,29 @@ impl Call {
         let by_tag = DialogRef { call: self.key, side: Side::B, fork: 0 };
         cx.env.tags.insert(leg.dialog.local_tag.clone(), by_tag);
         attempt.leg = Some(leg);
-        let number = attempt.number;
         let client = cx.send(self.traced(Side::B), sent);
         if let Some(attempt) = self.attempt_mut(number) {
             attempt.client = client;
         }
         if client.is_none() {
-            self.attempt_failed(cx, 503, None);
+            self.attempt_failed(cx, number, 503, None);
         }
     }
 
-    /// A final failure of the current attempt: the next target, or the caller hears of it.
+    /// A final failure of an attempt: what is left of the target, the next target, or the caller
+    /// hears of it. While others ring at the same time it is only remembered (RFC 3261 §16.7).
     pub(crate) fn attempt_failed(
         &mut self,
         cx: &mut Cx<'_>,
+        number: u16,
         status: u16,
         message: Option<&Message>,
     ) {
+        let Some(mut attempt) = self.take_attempt(number) else { return };
         let Phase::Setup(setup) = &mut self.phase else { return };
-        let Some(mut attempt) = setup.attempt.take() else { return };
+        let Some(trying) = &mut setup.trying else { return };
         cx.disarm(&mut attempt.timer);
-        let hop = setup.plan.targets.get(attempt.hop);
+        let hop = setup.plan.targets.get(trying.hop);
         let peer = attempt.leg.as_ref().map(|l| l.hop.target.addr);
         if let Some(hop) = hop {
             let trunk = hop.trunk.config.name.clone();
@@ -253,7 +252,7 @@ impl Call {
         self.facts.tried = attempt.leg.as_ref().map(CdrLeg::of);
         forget_attempt(cx, &attempt);
         forget_forks(cx, &attempt, Some(&setup.a_tag));
-        let over = message.is_none()
+        trying.over |= message.is_none()
             || hop.is_some_and(|h| h.trunk.config.failover.applies(status))
             || status == 503;
         if status == 503
@@ -267,29 +266,40 @@ impl Call {
         // 503, or said nothing at all.
         let silent = message.is_none() && status == 408 && !attempt.proceeding;
         if !attempt.addresses.is_empty() && (status == 503 || silent) {
-            attempt.leg = None;
-            attempt.client = None;
-            attempt.forks.clear();
-            attempt.proceeding = false;
             setup.attempts += 1;
-            attempt.number = setup.attempts;
-            setup.attempt = Some(attempt);
-            return self.next_address(cx);
+            let (number, addresses) = (setup.attempts, attempt.addresses);
+            let contact = attempt.contact;
+            trying.attempts.push(Attempt { number, addresses, contact, ..Attempt::default() });
+            return self.next_address(cx, number);
         }
-        // The user's next device, unless the user declined everywhere (RFC 3261 §21.6).
-        if status < 600 && !attempt.contacts.is_empty() {
-            attempt.addresses.clear();
-            attempt.leg = None;
-            attempt.client = None;
-            attempt.forks.clear();
-            attempt.proceeding = false;
-            setup.attempts += 1;
-            attempt.number = setup.attempts;
-            setup.attempt = Some(attempt);
-            return self.next_contact(cx);
+        if status >= 600 {
+            // The user declined everywhere (§21.6).
+            trying.over = hop.is_some_and(|h| h.trunk.config.failover.applies(status));
+            self.leave_attempts(cx, None);
         }
-        drop(attempt);
-        if over { self.try_next(cx) } else { self.give_up(cx) }
+        self.go_on(cx);
+    }
+
+    /// Nothing rings any more: the user's next devices, the next target, or the caller hears of it.
+    fn go_on(&mut self, cx: &mut Cx<'_>) {
+        let Phase::Setup(setup) = &mut self.phase else { return };
+        let Some(trying) = &setup.trying else { return };
+        match (trying.attempts.is_empty(), trying.contacts.is_empty()) {
+            (false, _) => {}
+            (true, false) => self.next_contacts(cx),
+            (true, true) => {
+                let over = trying.over;
+                setup.trying = None;
+                if over { self.try_next(cx) } else { self.give_up(cx) }
+            }
+        }
+    }
+
+    /// Takes an attempt out of what is being tried.
+    pub(crate) fn take_attempt(&mut self, number: u16) -> Option<Attempt> {
+        let attempts = &mut self.setup_mut()?.trying.as_mut()?.attempts;
+        let at = attempts.iter().position(|a| a.number == number)?;
+        Some(attempts.remove(at))
     }
 
     /// No target is left: the caller gets the best failure.
@@ -311,9 +321,14 @@ impl Call {
 
     /// 422: the same INVITE again, with the interval that the target insists on (RFC 4028 §7.3).
     /// `false` when it did not say, or was given it already.
-    pub(crate) fn lengthen_interval(&mut self, cx: &mut Cx<'_>, message: &Message) -> bool {
+    pub(crate) fn lengthen_interval(
+        &mut self,
+        cx: &mut Cx<'_>,
+        number: u16,
+        message: &Message,
+    ) -> bool {
         let min = message.number(HeaderName::MinSe).ok().flatten();
-        let Some(attempt) = self.current_attempt() else { return false };
+        let Some(attempt) = self.attempt_mut(number) else { return false };
         let (Some(min), None, Some(leg)) = (min, attempt.min_se, attempt.leg.clone()) else {
             return false;
         };
@@ -321,16 +336,13 @@ impl Call {
         let mut timer = attempt.timer.take();
         cx.disarm(&mut timer);
         let offer = leg.sdp.local.clone();
-        self.launch_invite(cx, leg, offer, None);
+        self.launch_invite(cx, number, leg, offer, None);
         true
     }
 
-    pub(crate) fn current_attempt(&mut self) -> Option<&mut Attempt> {
-        self.setup_mut()?.attempt.as_mut()
-    }
-
     pub(crate) fn attempt_mut(&mut self, number: u16) -> Option<&mut Attempt> {
-        self.current_attempt().filter(|a| a.number == number)
+        let attempts = &mut self.setup_mut()?.trying.as_mut()?.attempts;
+        attempts.iter_mut().find(|a| a.number == number)
     }
 
     /// The timer of attempt n: no provisional response, or ringing for too long.
@@ -339,26 +351,19 @@ impl Call {
         attempt.timer = None;
         let client = attempt.client;
         self.cancel_client(cx, client, None);
-        self.attempt_failed(cx, 408, None);
+        self.attempt_failed(cx, number, 408, None);
     }
 
     /// Starts the ring timer once the target shows that it is there (timer C).
-    pub(crate) fn attempt_proceeds(&mut self, cx: &mut Cx<'_>) {
+    pub(crate) fn attempt_proceeds(&mut self, cx: &mut Cx<'_>, number: u16) {
         let ring_default = cx.env.config.calls.ring_timeout;
         let key = self.key;
-        let Some(attempt) = self.current_attempt() else { return };
-        if attempt.proceeding {
-            return;
-        }
+        let Some(attempt) = self.attempt_mut(number).filter(|a| !a.proceeding) else { return };
         attempt.proceeding = true;
-        let number = attempt.number;
         let ring = attempt.leg.as_ref().and_then(|l| l.trunk.config.ring_timeout);
-        let mut old = attempt.timer.take();
-        cx.disarm(&mut old);
-        let timer = cx.arm(cx.now + ring.unwrap_or(ring_default), key, CallTimer::Attempt(number));
-        if let Some(attempt) = self.current_attempt() {
-            attempt.timer = Some(timer);
-        }
+        cx.disarm(&mut attempt.timer);
+        let after = ring.unwrap_or(ring_default);
+        attempt.timer = Some(cx.arm(cx.now + after, key, CallTimer::Attempt(number)));
     }
 
     /// Cancels an INVITE of ours; the layer waits for its provisional response by itself.

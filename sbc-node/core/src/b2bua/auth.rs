@@ -63,10 +63,15 @@ pub(crate) fn answered(
 }
 
 impl Call {
-    /// The INVITE of the current attempt was challenged. `false` when we cannot answer.
-    pub(crate) fn authorize_attempt(&mut self, cx: &mut Cx<'_>, message: &Message) -> bool {
+    /// The INVITE of attempt n was challenged. `false` when we cannot answer.
+    pub(crate) fn authorize_attempt(
+        &mut self,
+        cx: &mut Cx<'_>,
+        number: u16,
+        message: &Message,
+    ) -> bool {
         let cnonce = cnonce(cx);
-        let Some(attempt) = self.current_attempt() else { return false };
+        let Some(attempt) = self.attempt_mut(number) else { return false };
         let Some(leg) = attempt.leg.clone() else { return false };
         let Some(mut answer) = answer_for(&leg.trunk, message, attempt.authorized) else {
             return false;
@@ -78,7 +83,7 @@ impl Call {
         let uri = leg.dialog.path().request_uri;
         let value = answer.answerer.authorize("INVITE", uri, body, &cnonce);
         cx.disarm(&mut timer);
-        self.launch_invite(cx, leg, offer, Some((answer.header, value)));
+        self.launch_invite(cx, number, leg, offer, Some((answer.header, value)));
         true
     }
 

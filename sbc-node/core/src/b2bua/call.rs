@@ -107,6 +107,8 @@ pub(crate) struct Leg {
 /// An early (or winning) dialog on leg B and the tag that leg A knows it by.
 #[derive(Debug)]
 pub(crate) struct Fork {
+    /// Names it among the forks of the call.
+    pub(crate) number: u8,
     pub(crate) a_tag: Box<str>,
     pub(crate) leg: Leg,
     /// Last RSeq taken from this fork (RFC 3262).
@@ -124,16 +126,41 @@ pub(crate) struct ReliableMap {
     pub(crate) b_rseq: u32,
 }
 
-/// One target being tried.
+/// The target of the plan that is being tried, at one place or, where it is a user with several
+/// contacts, at several at once.
 #[derive(Debug)]
-pub(crate) struct Attempt {
-    pub(crate) number: u16,
+pub(crate) struct Trying {
     /// Index into the plan's targets.
     pub(crate) hop: usize,
-    /// Resolved addresses of this hop that are left to try.
-    pub(crate) addresses: SmallVec<[Target; 2]>,
     /// Contacts of the registered user that are left to try, the best last.
     pub(crate) contacts: Vec<Reached>,
+    pub(crate) permit: Option<Permit>,
+    pub(crate) attempts: SmallVec<[Attempt; 1]>,
+    /// A failure so far is one after which the plan's next target may be tried.
+    pub(crate) over: bool,
+}
+
+impl Trying {
+    /// The dialogs to be, and the early ones of each.
+    pub(crate) fn forks(&self) -> impl Iterator<Item = &Fork> {
+        self.attempts.iter().flat_map(|a| &a.forks)
+    }
+
+    pub(crate) fn fork_mut(&mut self, number: u8) -> Option<&mut Fork> {
+        self.attempts.iter_mut().flat_map(|a| &mut a.forks).find(|f| f.number == number)
+    }
+
+    pub(crate) fn leg(&self) -> Option<&Leg> {
+        self.attempts.iter().find_map(|a| a.leg.as_ref())
+    }
+}
+
+/// One place being tried.
+#[derive(Debug, Default)]
+pub(crate) struct Attempt {
+    pub(crate) number: u16,
+    /// Resolved addresses of this place that are left to try.
+    pub(crate) addresses: SmallVec<[Target; 2]>,
     /// The contact being tried.
     pub(crate) contact: Option<Reached>,
     /// The dialog to be: no remote tag yet.
@@ -146,7 +173,6 @@ pub(crate) struct Attempt {
     pub(crate) authorized: bool,
     /// The session interval that the target insists on, after its 422.
     pub(crate) min_se: Option<u32>,
-    pub(crate) permit: Option<Permit>,
     pub(crate) timer: Option<TimerKey>,
 }
 
@@ -161,8 +187,9 @@ pub(crate) struct Setup {
     pub(crate) plan: Plan,
     /// Next element of the plan.
     pub(crate) next_hop: usize,
+    /// Number of the last attempt.
     pub(crate) attempts: u16,
-    pub(crate) attempt: Option<Attempt>,
+    pub(crate) trying: Option<Trying>,
     /// The best failure so far: what the caller gets when no target is left.
     pub(crate) failure: Option<Failure>,
     /// Reliable provisional responses towards the caller.
@@ -394,7 +421,7 @@ impl Call {
         match (side, &self.phase, &self.b) {
             (Side::A, _, _) => Some(&self.a),
             (Side::B, Phase::Setup(setup), None) => {
-                setup.attempt.as_ref()?.forks.get(usize::from(fork)).map(|f| &f.leg)
+                setup.trying.as_ref()?.forks().find(|f| f.number == fork).map(|f| &f.leg)
             }
             (Side::B, _, b) => b.as_ref(),
         }
@@ -404,7 +431,7 @@ impl Call {
         match (side, &mut self.phase, &mut self.b) {
             (Side::A, _, _) => Some(&mut self.a),
             (Side::B, Phase::Setup(setup), None) => {
-                setup.attempt.as_mut()?.forks.get_mut(usize::from(fork)).map(|f| &mut f.leg)
+                setup.trying.as_mut()?.fork_mut(fork).map(|f| &mut f.leg)
             }
             (Side::B, _, b) => b.as_mut(),
         }
@@ -414,14 +441,14 @@ impl Call {
         self.leg_at(side, fork).map_or(self.a.hop, |l| l.hop)
     }
 
-    /// The fork that a request in an early dialog means: by its tag on leg A, by the peer's own
-    /// tag on leg B.
-    pub(crate) fn fork_number(&self, dialog: &DialogRef, remote_tag: &str) -> u8 {
+    /// The fork that a request in an early dialog means: by its tag on leg A, by the dialog itself
+    /// on leg B.
+    pub(crate) fn fork_number(&self, dialog: &DialogRef, request: &Message) -> u8 {
         match (dialog.side, &self.phase) {
             (Side::B, Phase::Setup(setup)) => {
-                let forks = setup.attempt.iter().flat_map(|a| &a.forks);
-                let at = forks.map(|f| &f.leg).position(|l| *l.dialog.remote_tag == *remote_tag);
-                at.and_then(|at| u8::try_from(at).ok()).unwrap_or(0)
+                let (call_id, tag) = (request.call_id().unwrap_or(""), request.from_tag());
+                let mut forks = setup.trying.iter().flat_map(Trying::forks);
+                forks.find(|f| f.leg.dialog.is(call_id, tag)).map_or(0, |f| f.number)
             }
             (_, _) => dialog.fork,
         }
@@ -491,7 +518,11 @@ impl Call {
     pub(crate) fn trace_response(&self, cx: &mut Cx<'_>, side: Side, message: &Message) {
         let Some(whom) = self.traced(side) else { return };
         let trying = match &self.phase {
-            Phase::Setup(setup) => setup.attempt.as_ref().and_then(|a| a.leg.as_ref()),
+            Phase::Setup(setup) => setup.trying.as_ref().and_then(|trying| {
+                let call_id = message.call_id().unwrap_or("");
+                let mut legs = trying.attempts.iter().filter_map(|a| a.leg.as_ref());
+                legs.find(|leg| *leg.dialog.call_id == *call_id)
+            }),
             Phase::Up | Phase::Ending => None,
         };
         if let Some(leg) = self.leg(side).or(trying) {

@@ -86,11 +86,28 @@ impl Call {
         }
     }
 
-    /// Leaves the current attempt: CANCEL, or ACK and BYE where it was answered already.
+    /// Leaves what is being tried: CANCEL, or ACK and BYE where it was answered already.
     pub(crate) fn abandon(&mut self, cx: &mut Cx<'_>, reason: Option<&str>) {
         let Phase::Setup(setup) = &mut self.phase else { return };
         let held = setup.committing.take();
-        if let Some(mut attempt) = setup.attempt.take() {
+        self.leave_attempts(cx, reason);
+        if let Phase::Setup(setup) = &mut self.phase {
+            setup.trying = None;
+        }
+        if let Some(held) = held {
+            cx.env.stores.remove(&held.store);
+            self.send_ack(cx, Side::B, held.client_seq, None);
+            self.send_bye(cx, Side::B, reason);
+            cx.store(self.key, Record::CallEnded(self.key.id), None);
+        }
+    }
+
+    /// Cancels what is being tried; the target stays, without an attempt.
+    pub(crate) fn leave_attempts(&mut self, cx: &mut Cx<'_>, reason: Option<&str>) {
+        let Phase::Setup(setup) = &mut self.phase else { return };
+        let Some(trying) = &mut setup.trying else { return };
+        trying.contacts.clear();
+        for mut attempt in std::mem::take(&mut trying.attempts) {
             cx.disarm(&mut attempt.timer);
             if let Some(leg) = &attempt.leg {
                 let trunk = leg.trunk.config.name.clone();
@@ -100,13 +117,9 @@ impl Call {
             }
             forget_forks(cx, &attempt, None);
             forget_attempt(cx, &attempt);
-            self.cancel_client(cx, attempt.client, reason);
-        }
-        if let Some(held) = held {
-            cx.env.stores.remove(&held.store);
-            self.send_ack(cx, Side::B, held.client_seq, None);
-            self.send_bye(cx, Side::B, reason);
-            cx.store(self.key, Record::CallEnded(self.key.id), None);
+            if let Some(client) = attempt.client {
+                cx.cancel(client, reason);
+            }
         }
     }
 

@@ -81,8 +81,8 @@ impl Call {
     fn early_a_tag(&self, to: Side, fork: u8) -> Option<Box<str>> {
         match (&self.phase, to) {
             (Phase::Setup(setup), Side::A) => {
-                let forks = &setup.attempt.as_ref()?.forks;
-                forks.get(usize::from(fork)).map(|f| f.a_tag.clone())
+                let mut forks = setup.trying.as_ref()?.forks();
+                forks.find(|f| f.number == fork).map(|f| f.a_tag.clone())
             }
             (_, _) => None,
         }

@@ -257,7 +257,7 @@ pub(crate) fn make(
         plan: accepted.plan,
         next_hop: 0,
         attempts: 0,
-        attempt: None,
+        trying: None,
         failure: None,
         reliable: Outgoing::default(),
         reliable_timer: None,

@@ -220,9 +220,10 @@ impl Relays {
                 let place = u32::try_from(index).unwrap_or(u32::MAX);
                 let whom = ResolveFor::Relay { index: place, number: relay.number };
                 let ask = super::users::ask(cx, &relay.asked.request, &hop.numbers.ruri);
-                match ask.and_then(|ask| super::users::locate(cx, ask, whom)) {
-                    Some(found) => relay.contacts = found.into_iter().rev().collect(),
-                    None => return,
+                match ask.map(|ask| super::users::locate(cx, ask, whom)) {
+                    Ok(Some(found)) => relay.contacts = found.into_iter().rev().collect(),
+                    Ok(None) => return,
+                    Err(status) => relay.failure = Some(status),
                 }
                 continue;
             }

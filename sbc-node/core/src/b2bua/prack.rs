@@ -16,10 +16,9 @@ use bytes::Bytes;
 
 impl Call {
     /// PRACKs a reliable provisional response of B because A does not do 100rel.
-    pub(crate) fn own_prack(&mut self, cx: &mut Cx<'_>, fork: usize, rseq: u32, message: &Message) {
+    pub(crate) fn own_prack(&mut self, cx: &mut Cx<'_>, fork: u8, rseq: u32, message: &Message) {
         let Ok(cseq) = message.cseq() else { return };
         let rack = RAck { rseq, cseq: CSeq { number: cseq.number, method: "INVITE" } };
-        let fork = u8::try_from(fork).unwrap_or(0);
         self.send_prack(cx, fork, None, &rack, None);
     }
 
@@ -39,8 +38,8 @@ impl Call {
             return self.answer(cx, dialog.side, &asked, 481, &[]);
         }
         cx.disarm(&mut setup.reliable_timer);
-        let fork = usize::from(dialog.fork);
-        let mapped = self.fork_mut(fork).and_then(|f| f.reliable).filter(|m| m.a_rseq == rack.rseq);
+        let mapped =
+            self.fork_mut(dialog.fork).and_then(|f| f.reliable).filter(|m| m.a_rseq == rack.rseq);
         let Some(map) = mapped else {
             // B knows nothing of it: A's wish for reliability ends here.
             return self.answer(cx, dialog.side, &asked, 200, &[]);
@@ -49,14 +48,16 @@ impl Call {
             Ok(body) => body,
             Err(status) => return self.answer(cx, dialog.side, &asked, status, &[]),
         };
-        let Some(seq) = self.invite_seq() else { return };
+        let Some(seq) = self.invite_seq(dialog.fork) else { return };
         let rack = RAck { rseq: map.b_rseq, cseq: CSeq { number: seq, method: "INVITE" } };
         self.send_prack(cx, dialog.fork, Some(asked), &rack, offer);
     }
 
-    /// CSeq of the INVITE that the forks belong to.
-    fn invite_seq(&mut self) -> Option<u32> {
-        self.current_attempt()?.leg.as_ref().map(|l| l.dialog.local_seq)
+    /// CSeq of the INVITE that a fork belongs to.
+    fn invite_seq(&mut self, fork: u8) -> Option<u32> {
+        let attempts = &self.setup_mut()?.trying.as_ref()?.attempts;
+        let attempt = attempts.iter().find(|a| a.forks.iter().any(|f| f.number == fork))?;
+        attempt.leg.as_ref().map(|l| l.dialog.local_seq)
     }
 
     /// A description in a PRACK: the answer to an offer in the 18x, or a new offer.

@@ -11,15 +11,15 @@ use crate::sip::{HeaderName, Message};
 use bytes::Bytes;
 
 impl Call {
-    /// A provisional response to the INVITE of the current attempt.
-    pub(crate) fn progress(&mut self, cx: &mut Cx<'_>, message: &Message) {
-        self.attempt_proceeds(cx);
+    /// A provisional response to the INVITE of attempt n.
+    pub(crate) fn progress(&mut self, cx: &mut Cx<'_>, number: u16, message: &Message) {
+        self.attempt_proceeds(cx, number);
         let status = message.status().unwrap_or(100);
         let held = self.setup_mut().is_none_or(|s| s.committing.is_some());
         if status == 100 || held {
             return;
         }
-        let Some(fork) = self.fork_of(cx, message) else { return };
+        let Some(fork) = self.fork_of(cx, number, message) else { return };
         let rseq = message.number(HeaderName::RSeq).ok().flatten();
         let rseq = rseq.filter(|_| hide::has_option(message, HeaderName::Require, "100rel"));
         if let Some(got) = rseq {
@@ -34,43 +34,47 @@ impl Call {
 
     /// The fork that a response belongs to, made when its To tag is new. `None` when the call has
     /// as many as it may hold.
-    pub(crate) fn fork_of(&mut self, cx: &mut Cx<'_>, message: &Message) -> Option<usize> {
-        let forks_max = cx.env.config.calls.max_forks.min(usize::from(u8::MAX));
+    pub(crate) fn fork_of(
+        &mut self,
+        cx: &mut Cx<'_>,
+        attempt: u16,
+        message: &Message,
+    ) -> Option<u8> {
+        let forks_max = u8::try_from(cx.env.config.calls.max_forks).unwrap_or(u8::MAX);
         let tag = message.to_tag().unwrap_or("");
         let Phase::Setup(setup) = &mut self.phase else { return None };
-        let attempt = setup.attempt.as_mut()?;
-        if let Some(at) = attempt.forks.iter().position(|f| *f.leg.dialog.remote_tag == *tag) {
-            let leg = &mut attempt.forks.get_mut(at)?.leg;
+        let trying = setup.trying.as_mut()?;
+        let number = (0..forks_max).find(|n| trying.forks().all(|f| f.number != *n));
+        let apart = trying.forks().all(|f| f.a_tag != setup.a_tag);
+        let attempt = trying.attempts.iter_mut().find(|a| a.number == attempt)?;
+        if let Some(fork) = attempt.forks.iter_mut().find(|f| *f.leg.dialog.remote_tag == *tag) {
+            let leg = &mut fork.leg;
             wire::read_peer(message, &mut leg.peer);
             if wire::refresh_target(message, leg) {
                 wire::follow_target(cx, leg);
             }
-            return Some(at);
+            return Some(fork.number);
         }
-        if attempt.forks.len() >= forks_max {
-            return None;
-        }
+        let number = number?;
         let mut leg = attempt.leg.clone()?;
         leg.dialog.remote_tag = tag.into();
         leg.dialog.routes = wire::route_set(message, true);
         wire::read_peer(message, &mut leg.peer);
         wire::refresh_target(message, &mut leg);
         wire::follow_target(cx, &mut leg);
-        let fork = u8::try_from(attempt.forks.len()).ok()?;
         // A tag that has carried a description is not used again for another dialog.
-        let fresh = fork == 0 && !setup.a_tag_described;
-        let a_tag = match fresh {
+        let a_tag = match apart && !setup.a_tag_described {
             true => setup.a_tag.clone(),
             false => cx.ids().tag(self.hint).as_str().into(),
         };
-        cx.env.tags.insert(a_tag.clone(), DialogRef { call: self.key, side: Side::A, fork });
-        let attempt = setup.attempt.as_mut()?;
-        attempt.forks.push(Fork { a_tag, leg, rseq: None, reliable: None, answer: None });
-        Some(usize::from(fork))
+        let by_tag = DialogRef { call: self.key, side: Side::A, fork: number };
+        cx.env.tags.insert(a_tag.clone(), by_tag);
+        attempt.forks.push(Fork { number, a_tag, leg, rseq: None, reliable: None, answer: None });
+        Some(number)
     }
 
-    pub(crate) fn fork_mut(&mut self, fork: usize) -> Option<&mut Fork> {
-        self.current_attempt()?.forks.get_mut(fork)
+    pub(crate) fn fork_mut(&mut self, fork: u8) -> Option<&mut Fork> {
+        self.setup_mut()?.trying.as_mut()?.fork_mut(fork)
     }
 
     /// A description in a provisional response, rewritten for A. `reliable` ones may be an offer
@@ -78,7 +82,7 @@ impl Call {
     fn early_answer(
         &mut self,
         cx: &mut Cx<'_>,
-        fork: usize,
+        fork: u8,
         message: &Message,
         reliable: bool,
     ) -> Option<Bytes> {
@@ -88,8 +92,7 @@ impl Call {
         if !offered && !reliable {
             return None;
         }
-        let attempt = setup.attempt.as_mut()?;
-        let fork = attempt.forks.get_mut(fork)?;
+        let fork = setup.trying.as_mut()?.fork_mut(fork)?;
         let role = if offered { Role::Answer } else { Role::Offer };
         let passing = Passing { from: Side::B, role, sdp: &sdp, writer: &mut fork.leg, reader: a };
         match media.pass(cx, passing) {
@@ -109,7 +112,7 @@ impl Call {
     fn relay_progress(
         &mut self,
         cx: &mut Cx<'_>,
-        fork: usize,
+        fork: u8,
         message: &Message,
         answer: Option<Bytes>,
         rseq: Option<u32>,
@@ -153,13 +156,13 @@ impl Call {
     fn progress_text(
         &mut self,
         cx: &mut Cx<'_>,
-        fork: usize,
+        fork: u8,
         message: &Message,
         answer: Option<Bytes>,
         rseq: Option<u32>,
     ) -> Option<Bytes> {
         let Phase::Setup(setup) = &self.phase else { return None };
-        let fork = setup.attempt.as_ref()?.forks.get(fork)?;
+        let fork = setup.trying.as_ref()?.forks().find(|f| f.number == fork)?;
         let status = message.status()?;
         let mut out = cx.response(&setup.invite, &setup.flow, status, "", Some(&fork.a_tag));
         out.copy(&setup.invite, HeaderName::RecordRoute);

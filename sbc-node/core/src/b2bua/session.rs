@@ -39,7 +39,7 @@ impl Call {
 
     /// An UPDATE from one side, in a confirmed or an early dialog.
     pub(crate) fn update(&mut self, cx: &mut Cx<'_>, dialog: DialogRef, asked: Asked) {
-        let (side, fork) = (dialog.side, self.fork_number(&dialog, asked.request.from_tag()));
+        let (side, fork) = (dialog.side, self.fork_number(&dialog, &asked.request));
         if self.interval_too_small(cx, side, &asked) {
             return;
         }
@@ -215,8 +215,8 @@ impl Call {
         let b = match (phase, b) {
             (_, Some(b)) => b,
             (Phase::Setup(setup), None) => {
-                let forks = setup.attempt.as_mut().map(|t| &mut t.forks);
-                &mut forks.and_then(|f| f.get_mut(usize::from(fork))).ok_or(lost)?.leg
+                let trying = setup.trying.as_mut();
+                &mut trying.and_then(|t| t.fork_mut(fork)).ok_or(lost)?.leg
             }
             (Phase::Up | Phase::Ending, None) => return Err(lost),
         };

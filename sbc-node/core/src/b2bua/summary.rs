@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::call::{Call, Leg, Phase};
+use super::call::{Call, Leg, Phase, Trying};
 use super::env::WallClock;
 use super::record::CallId;
 use crate::media::MediaId;
@@ -62,7 +62,7 @@ impl CallSummary {
                     (None, Some(_)) => CallState::Ringing,
                     (None, None) => CallState::Calling,
                 };
-                (state, setup.attempt.as_ref().and_then(|a| a.leg.as_ref()))
+                (state, setup.trying.as_ref().and_then(Trying::leg))
             }
             Phase::Up => (CallState::Up, None),
             Phase::Ending => (CallState::Ending, None),

@@ -5,7 +5,7 @@
 use slab::Slab;
 
 use super::answered::hang_up_stray;
-use super::call::{Asked, Call, CallKey, CallTimer, DialogRef, Phase};
+use super::call::{Asked, Call, CallKey, CallTimer, DialogRef, Phase, Trying};
 use super::cdr::{EndCause, EndedBy};
 use super::env::{CHECK, Cx, Purpose, ResolveFor, Timer};
 use super::invite::{self, Incoming, Refuse};
@@ -120,12 +120,16 @@ impl Calls {
         let Some(dialog) = cx.env.tags.get(message.from_tag()) else { return false };
         let Some(call) = self.slots.get(dialog.call.index as usize) else { return false };
         let Phase::Setup(setup) = &call.phase else { return false };
-        let Some(leg) = setup.attempt.as_ref().and_then(|a| a.leg.as_ref()) else { return false };
+        let Some(trying) = &setup.trying else { return false };
         let user = |uri: &str| {
             crate::sip::UriRef::parse(uri).ok().and_then(|u| u.user().map(str::to_owned))
         };
-        message.call_id().is_ok_and(|id| *id == *leg.dialog.call_id)
-            && user(message.request_uri_str()) == user(&leg.dialog.target)
+        let call_id = message.call_id().unwrap_or("");
+        let mut legs = trying.attempts.iter().filter_map(|a| a.leg.as_ref());
+        legs.any(|leg| {
+            *call_id == *leg.dialog.call_id
+                && user(message.request_uri_str()) == user(&leg.dialog.target)
+        })
     }
 
     /// The dialog that a request belongs to by its To tag, Call-ID and From tag.
@@ -263,9 +267,7 @@ impl Calls {
         match purpose {
             Purpose::Invite { call, attempt } => {
                 self.with(cx, call, |call, cx| {
-                    if call.attempt_mut(attempt).is_some() {
-                        call.attempt_failed(cx, status, None);
-                    }
+                    call.attempt_failed(cx, attempt, status, None);
                 });
             }
             Purpose::Exchange { call, number } => {
@@ -406,7 +408,7 @@ impl Call {
         match (dialog.side, &self.phase) {
             (Side::A, _) => self.a.dialog.is(call_id, remote_tag),
             (Side::B, Phase::Setup(setup)) => {
-                let forks = setup.attempt.iter().flat_map(|a| &a.forks);
+                let forks = setup.trying.iter().flat_map(Trying::forks);
                 forks.map(|f| &f.leg).chain(&self.b).any(|l| l.dialog.is(call_id, remote_tag))
             }
             (Side::B, Phase::Up | Phase::Ending) => {
@@ -426,7 +428,7 @@ impl Call {
         let side = dialog.side;
         let seq = asked.request.cseq().map_or(0, |c| c.number);
         let method = asked.request.method().cloned().unwrap_or(Method::Options);
-        let fork = self.fork_number(&dialog, asked.request.from_tag());
+        let fork = self.fork_number(&dialog, &asked.request);
         if let Some(leg) = self.leg_at_mut(side, fork)
             && leg.dialog.take_remote_seq(seq).is_err()
         {
@@ -474,13 +476,13 @@ impl Call {
         let current = self.attempt_mut(attempt).is_some();
         let committing = self.setup_mut().is_some_and(|s| s.committing.is_some());
         match status {
-            100..=199 if current => self.progress(cx, message),
+            100..=199 if current => self.progress(cx, attempt, message),
             100..=199 => {}
-            200..=299 if current || committing => self.answered(cx, message),
+            200..=299 if current || committing => self.answered(cx, attempt, message),
             200..=299 => self.ok_again(cx, Side::B, message),
-            401 | 407 if current && self.authorize_attempt(cx, message) => {}
-            422 if current && self.lengthen_interval(cx, message) => {}
-            _ if current => self.attempt_failed(cx, status, Some(message)),
+            401 | 407 if current && self.authorize_attempt(cx, attempt, message) => {}
+            422 if current && self.lengthen_interval(cx, attempt, message) => {}
+            _ if current => self.attempt_failed(cx, attempt, status, Some(message)),
             _ => {}
         }
     }

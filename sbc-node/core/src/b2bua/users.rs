@@ -6,21 +6,22 @@
 use std::sync::Arc;
 
 use rand::Rng;
+use smallvec::SmallVec;
 
-use super::call::{Call, Hop};
+use super::call::{Attempt, Call, Hop};
 use super::env::{Cx, ResolveFor};
 use super::invite::{Incoming, Refuse};
 use super::wire;
 use crate::core::{Input, Locate, Output, ResolveId, ResolveQuery};
 use crate::dialog::Dialog;
 use crate::net::{Flow, Target, Transport};
-use crate::registrar::{Answer, Reach, Reached};
+use crate::registrar::{Answer, Invalid, Reach, Reached};
 use crate::routing::Trunk;
 use crate::sip::value::FromValue;
-use crate::sip::{Message, Method, NameAddr};
+use crate::sip::{Message, NameAddr};
 
 /// The trunk that a request outside dialogs comes from. A stranger on the users' interface must
-/// prove to be a user, whatever the method.
+/// prove to be a user, whatever the method, unless the policy lets it in.
 pub(crate) fn source(cx: &mut Cx<'_>, incoming: &Incoming<'_>) -> Result<Arc<Trunk>, Refuse> {
     if let Some(trunk) = cx.env.routing.identify(&incoming.flow) {
         return Ok(trunk.clone());
@@ -32,10 +33,6 @@ pub(crate) fn source(cx: &mut Cx<'_>, incoming: &Incoming<'_>) -> Result<Arc<Tru
     let Some(registrar) = &cx.env.registrar else {
         return Err(cx.env.routing.unknown_source().into());
     };
-    // OPTIONS asks whether we are there: it costs and tells nothing.
-    if incoming.message.method() == Some(&Method::Options) {
-        return Ok(trunk);
-    }
     match registrar.admit(&incoming.flow, incoming.message, now_s, salt) {
         Ok(_) => Ok(trunk),
         Err(answer) => {
@@ -61,14 +58,18 @@ pub(crate) fn users_trunk(cx: &Cx<'_>, flow: &Flow) -> Option<Arc<Trunk>> {
 }
 
 /// What to ask for a request that goes to a user; `user` is the translated Request-URI user.
-pub(crate) fn ask(cx: &Cx<'_>, request: &Message, user: &str) -> Option<Locate> {
-    let registrar = cx.env.registrar.as_ref()?;
-    let uri = request.request_uri().ok()?;
-    Some(Locate {
-        aor: registrar.aor(&crate::sip::percent_decode(user), uri.host()),
-        method: request.method()?.clone(),
-        instance: uri.params().get("gr").unwrap_or("").to_owned(),
-    })
+///
+/// # Errors
+/// The status for one that names nobody.
+pub(crate) fn ask(cx: &Cx<'_>, request: &Message, user: &str) -> Result<Locate, u16> {
+    let (Some(registrar), Ok(uri), Some(method)) =
+        (&cx.env.registrar, request.request_uri(), request.method())
+    else {
+        return Err(480);
+    };
+    let named = registrar.named(&crate::sip::percent_decode(user), &uri);
+    let (aor, device) = named.map_err(|Invalid| 404u16)?;
+    Ok(Locate { aor, method: method.clone(), device })
 }
 
 /// Where a user is. `None`: another shard is asked, and answers to `whom`.
@@ -93,11 +94,8 @@ pub(crate) fn owner(cx: &mut Cx<'_>, aor: &str) -> u32 {
 
 /// A user's contacts of this shard, best first.
 pub(crate) fn look_up(cx: &Cx<'_>, ask: &Locate) -> Vec<Reached> {
-    let found = cx
-        .env
-        .registrar
-        .as_ref()
-        .map(|r| r.locate_aor(cx.now, &ask.aor, &ask.method, &ask.instance));
+    let found =
+        cx.env.registrar.as_ref().map(|r| r.locate_aor(cx.now, &ask.aor, &ask.method, &ask.device));
     found.map(|f| f.into_vec()).unwrap_or_default()
 }
 
@@ -135,14 +133,15 @@ pub(crate) fn point(contact: &Reached, dialog: &mut Dialog, hop: &mut Hop) {
 }
 
 impl Call {
-    /// The hop of an attempt is the registrar's users: asks where this one is.
+    /// The hop that is tried is the registrar's users: asks where this one is.
     pub(crate) fn locate(&mut self, cx: &mut Cx<'_>, number: u16) {
         let whom = ResolveFor::Attempt { call: self.key, attempt: number };
         let Some(setup) = self.setup_mut() else { return };
-        let hop = setup.attempt.as_ref().and_then(|a| setup.plan.targets.get(a.hop));
-        let wanted = hop.and_then(|hop| ask(cx, &setup.invite, &hop.numbers.ruri));
+        let hop = setup.trying.as_ref().and_then(|t| setup.plan.targets.get(t.hop));
+        let wanted = hop.map(|hop| ask(cx, &setup.invite, &hop.numbers.ruri));
         let found = match wanted {
-            Some(ask) => locate(cx, ask, whom),
+            Some(Ok(ask)) => locate(cx, ask, whom),
+            Some(Err(status)) => return self.attempt_failed(cx, number, status, None),
             None => Some(Vec::new()),
         };
         if let Some(found) = found {
@@ -150,32 +149,56 @@ impl Call {
         }
     }
 
-    /// Where the user is, best first; nowhere is 480.
+    /// Where the user is, best first; nowhere is 480. `number` is the attempt that has waited.
     pub(crate) fn located(&mut self, cx: &mut Cx<'_>, number: u16, found: Vec<Reached>) {
-        let Some(attempt) = self.attempt_mut(number).filter(|a| a.leg.is_none()) else { return };
-        if found.is_empty() {
-            return self.attempt_failed(cx, 480, None);
+        if self.attempt_mut(number).is_none_or(|a| a.leg.is_some()) {
+            return;
         }
-        attempt.contacts = found.into_iter().rev().collect();
-        self.next_contact(cx);
+        if found.is_empty() {
+            return self.attempt_failed(cx, number, 480, None);
+        }
+        self.take_attempt(number);
+        if let Some(trying) = self.setup_mut().and_then(|s| s.trying.as_mut()) {
+            trying.contacts = found.into_iter().rev().collect();
+        }
+        self.next_contacts(cx);
     }
 
-    /// Goes to the user's next contact.
-    pub(crate) fn next_contact(&mut self, cx: &mut Cx<'_>) {
-        let key = self.key;
-        let Some(attempt) = self.current_attempt() else { return };
-        let number = attempt.number;
-        let Some(contact) = attempt.contacts.pop() else {
-            return self.attempt_failed(cx, 480, None);
+    /// Calls the user's next contact, and at the same time those that are as good (RFC 3261 §16.6,
+    /// §16.7); the rest waits until all of these failed.
+    pub(crate) fn next_contacts(&mut self, cx: &mut Cx<'_>) {
+        let together = match cx.env.registrar.as_ref().is_some_and(|r| r.policy().parallel) {
+            true => cx.env.config.calls.max_forks.max(1),
+            false => 1,
         };
-        let way = way(&contact);
-        attempt.contact = Some(contact);
-        match way {
+        let Some(setup) = self.setup_mut() else { return };
+        let Some(trying) = &mut setup.trying else { return };
+        let q = trying.contacts.last().map(|c| c.q);
+        let mut numbers: SmallVec<[u16; 4]> = SmallVec::new();
+        while numbers.len() < together
+            && let Some(contact) = trying.contacts.pop_if(|c| Some(c.q) == q)
+        {
+            setup.attempts += 1;
+            let (number, contact) = (setup.attempts, Some(contact));
+            trying.attempts.push(Attempt { number, contact, ..Attempt::default() });
+            numbers.push(number);
+        }
+        // Some of them may fail at once: only the last failure goes on to what comes next.
+        for number in numbers {
+            self.call_contact(cx, number);
+        }
+    }
+
+    fn call_contact(&mut self, cx: &mut Cx<'_>, number: u16) {
+        let key = self.key;
+        let contact = self.attempt_mut(number).and_then(|a| a.contact.as_ref());
+        let Some(contact) = contact else { return };
+        match way(contact) {
             Way::Address(target) => self.resolved(cx, number, Ok(vec![target])),
             Way::Name(query) => {
                 cx.resolve(*query, ResolveFor::Attempt { call: key, attempt: number });
             }
-            Way::None => self.attempt_failed(cx, 480, None),
+            Way::None => self.attempt_failed(cx, number, 480, None),
         }
     }
 }

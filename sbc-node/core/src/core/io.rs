@@ -16,7 +16,7 @@ use super::Config;
 use crate::b2bua::{CallId, CallRecord, Cdr};
 use crate::media::{MediaId, Side};
 use crate::net::{Flow, InterfaceId, Target, Transport};
-use crate::registrar::{AorRecord, AorState, Reached};
+use crate::registrar::{AorRecord, AorState, Device, Reached};
 use crate::sip::Method;
 
 /// Ties a transmission to the failure that may come back for it.
@@ -97,8 +97,7 @@ pub struct Locate {
     pub aor: String,
     /// A method that the contact must take.
     pub method: Method,
-    /// One device (RFC 5627 §5.1); empty for all.
-    pub instance: String,
+    pub device: Device,
 }
 
 /// Why a name did not resolve (RFC 3263).

@@ -8,16 +8,16 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hashbrown::{DefaultHashBuilder, HashMap};
+use hashbrown::{DefaultHashBuilder, HashMap, HashSet};
 
 use super::policy::AuthPolicy;
 use super::register::Answer;
 use crate::digest::{Algorithm, Denied, Presented, Server};
 use crate::net::Flow;
-use crate::sip::{HeaderName, Message};
+use crate::sip::{HeaderName, Message, Method};
 
 /// A user's stored credentials: HA1 per algorithm, in hex (never the password). No `Debug`.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct User {
     pub md5: Option<Box<str>>,
     pub sha256: Option<Box<str>>,
@@ -27,32 +27,77 @@ pub struct User {
 }
 
 /// All users, and under which names they are called. No `Debug`: it holds credentials.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Users {
-    pub by_name: HashMap<Box<str>, User>,
+    by_name: HashMap<Box<str>, User>,
     /// Other addresses (numbers, nicknames) to the address of record.
-    pub aliases: HashMap<Box<str>, Box<str>>,
+    aliases: HashMap<Box<str>, Box<str>>,
+    /// Addresses of record whose user part is not the name of their user.
+    others: HashSet<Box<str>>,
 }
 
 impl Users {
+    /// Adds a user; false when the name is taken.
+    pub fn insert(&mut self, name: &str, user: User) -> bool {
+        if self.by_name.contains_key(name) {
+            return false;
+        }
+        let other = |aor: &&Box<str>| user_part(aor) != name;
+        self.others.extend(user.aors.iter().filter(other).cloned());
+        self.by_name.insert(name.into(), user);
+        true
+    }
+
+    /// Lets an address stand for an address of record; false when it is taken.
+    pub fn alias(&mut self, alias: &str, aor: &str) -> bool {
+        if self.aliases.contains_key(alias) {
+            return false;
+        }
+        self.aliases.insert(alias.into(), aor.into());
+        true
+    }
+
+    pub fn get(&self, name: &str) -> Option<&User> {
+        self.by_name.get(name)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+
+    /// Every user with its name, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &User)> {
+        self.by_name.iter().map(|(name, user)| (&**name, user))
+    }
+
+    /// Every alias with what it stands for, in no order.
+    pub fn aliases(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.aliases.iter().map(|(alias, aor)| (&**alias, &**aor))
+    }
+
     /// The address of record that an address stands for.
     pub fn resolve<'a>(&'a self, aor: &'a str) -> &'a str {
         self.aliases.get(aor).map_or(aor, |real| real)
     }
 
-    /// Whether an address is anybody's. Asked of those who could not prove who they are.
+    /// Whether an address is anybody's: an address of record, an alias, or a name with its domain.
     pub fn knows(&self, aor: &str) -> bool {
-        let user = aor.split_once('@').map_or(aor, |(user, _)| user);
-        let usual = [user, aor];
-        usual.iter().any(|name| self.owns(name, aor))
-            || self.aliases.contains_key(aor)
-            || self.by_name.values().any(|u| u.aors.iter().any(|own| **own == *aor))
+        self.has(aor) || self.owns(aor, aor) || self.aliases.contains_key(aor)
     }
 
     /// Whether some user owns an address of record.
+    pub fn has(&self, aor: &str) -> bool {
+        self.owns(user_part(aor), aor) || self.others.contains(aor)
+    }
+
+    /// Whether this user owns an address of record.
     pub fn owns(&self, name: &str, aor: &str) -> bool {
         self.by_name.get(name).is_some_and(|user| user.aors.iter().any(|own| **own == *aor))
     }
+}
+
+fn user_part(aor: &str) -> &str {
+    aor.split_once('@').map_or(aor, |(user, _)| user)
 }
 
 /// The highest nonce count seen per nonce: a fixed number of places, the newest nonce of two that
@@ -96,6 +141,7 @@ pub enum Access {
 /// The check of one shard.
 pub struct Guard {
     server: Server,
+    open: Vec<Method>,
     users: Arc<Users>,
     replays: Arc<Replays>,
 }
@@ -108,7 +154,7 @@ impl Guard {
             nonce_ttl_s: policy.nonce_ttl.as_secs(),
             algorithms: policy.algorithms.clone(),
         };
-        Guard { server, users, replays }
+        Guard { server, open: policy.open.clone(), users, replays }
     }
 
     /// Checks a request outside dialogs, of whatever method. `now_s` is Unix time, which the nodes
@@ -124,7 +170,10 @@ impl Guard {
         now_s: u64,
         salt: u64,
     ) -> Result<Access, Answer> {
-        let register = message.method() == Some(&crate::sip::Method::Register);
+        if message.method().is_some_and(|method| self.open.contains(method)) {
+            return Ok(Access::Anyone);
+        }
+        let register = message.method() == Some(&Method::Register);
         let given =
             if register { HeaderName::Authorization } else { HeaderName::ProxyAuthorization };
         let mut stale = false;
@@ -169,7 +218,7 @@ impl Guard {
             source: Some(flow.remote.ip()),
         };
         let verified = self.server.verify(&presented, now_s, |name, algorithm| {
-            let user = self.users.by_name.get(name)?;
+            let user = self.users.get(name)?;
             let ha1 = match algorithm {
                 Algorithm::Md5 | Algorithm::Md5Sess => &user.md5,
                 Algorithm::Sha256 | Algorithm::Sha256Sess => &user.sha256,

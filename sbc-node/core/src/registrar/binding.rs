@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use super::gruu::{Device, print};
 use crate::net::{ConnId, Flow, InterfaceId, Transport};
 
 /// What a REGISTER says of one contact.
@@ -210,6 +211,16 @@ impl Binding {
         let mut binding = Binding::new(&said, now_s, until_s)?;
         (binding.own, binding.keeper, binding.stored_s) = (false, held.keeper, until_s);
         Some(binding)
+    }
+
+    /// Whether it is of the device that is meant.
+    pub(super) fn is_device(&self, device: &Device) -> bool {
+        match device {
+            Device::Any => true,
+            Device::Instance(instance) => self.instance() == instance,
+            Device::Temporary(_) if self.instance().is_empty() => false,
+            Device::Temporary(known) => print(self.instance(), self.call_id()) == *known,
+        }
     }
 
     /// Whether a record is of the same contact, or of the same flow of the same device.

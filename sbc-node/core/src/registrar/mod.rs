@@ -1,5 +1,5 @@
 //! The registrar: which user is reached where (RFC 3261 §10, Path RFC 3327, Outbound RFC 5626,
-//! public GRUU RFC 5627, Service-Route RFC 3608), and the digest check of users' requests.
+//! GRUU RFC 5627, Service-Route RFC 3608), and the digest check of users' requests.
 //!
 //! Sans-IO and owned by one shard: a REGISTER comes as a parsed message, the answer goes out as a
 //! status with headers, what has to be replicated or pinged comes out of [`Registrar::poll`].
@@ -8,6 +8,7 @@
 mod aor;
 mod auth;
 mod binding;
+mod gruu;
 mod nat;
 mod policy;
 mod register;
@@ -17,6 +18,7 @@ mod view;
 pub use aor::aor_of;
 pub use auth::{Access, Guard, Replays, User, Users};
 pub use binding::{AorRecord, AorState, BindingRecord, Gone, Held, Reach, Reached, contact_key};
+pub use gruu::{Device, GruuKey, Invalid};
 pub use nat::is_natted;
 pub use policy::{AuthPolicy, Keepalive, KeepaliveKind, Overflow, RegistrarPolicy};
 pub use register::Answer;
@@ -95,7 +97,7 @@ impl Registrar {
             Err(answer) => return answer,
         };
         let (table, policy, users) = (&mut self.bindings, &*self.policy, &*self.users);
-        register::register(table, policy, users, now, flow, message, &access)
+        register::register(table, policy, users, now, salt, flow, message, &access)
     }
 
     /// The address of record in To, when it is nobody's.
@@ -103,7 +105,7 @@ impl Registrar {
         let to = message.to().ok()?.uri().ok()?;
         let aor = aor_of(&to)?;
         let user = to.user()?;
-        (!self.users.by_name.is_empty() && !self.users.knows(&aor)).then_some(user)
+        (!self.users.is_empty() && !self.users.knows(&aor)).then_some(user)
     }
 
     /// Who sends a request outside dialogs, of any method but REGISTER. A user must call by a name
@@ -143,18 +145,34 @@ impl Registrar {
         }
     }
 
+    /// Whom a request names: `user` of its Request-URI as routing has it after number translation,
+    /// `uri` for the rest. A GRUU names one device (RFC 5627 §5.1).
+    ///
+    /// # Errors
+    /// [`Invalid`].
+    pub fn named(&self, user: &str, uri: &UriRef<'_>) -> Result<(String, Device), Invalid> {
+        if let Some(opened) = self.policy.gruu_key.open(user) {
+            return opened.map(|(aor, print)| (aor, Device::Temporary(print)));
+        }
+        let device = match uri.params().get("gr") {
+            None | Some("") => Device::Any,
+            Some(instance) => Device::Instance(instance.to_owned()),
+        };
+        Ok((self.aor(user, uri.host()), device))
+    }
+
     /// Where the user of a Request-URI is reached, best first; empty when offline (480) or
-    /// unknown. `gr` chooses one device (RFC 5627 §5.1).
+    /// unknown.
     pub fn locate(
         &self,
         now: Instant,
         uri: &UriRef<'_>,
         method: &Method,
     ) -> SmallVec<[Reached; 2]> {
-        let Some(aor) = aor_of(uri) else { return SmallVec::new() };
-        let gr = uri.params().get("gr").unwrap_or("");
-        let bit = register::method_bit(method);
-        self.bindings.lookup(now, self.users.resolve(&aor), bit, gr)
+        match self.named(&uri.user_decoded(), uri) {
+            Ok((aor, device)) => self.locate_aor(now, &aor, method, &device),
+            Err(Invalid) => SmallVec::new(),
+        }
     }
 
     /// The same by user and host, as routing has them after number translation.
@@ -166,7 +184,7 @@ impl Registrar {
         method: &Method,
     ) -> SmallVec<[Reached; 2]> {
         let aor = register::called(&self.users, user, host);
-        self.bindings.lookup(now, &aor, register::method_bit(method), "")
+        self.bindings.lookup(now, &aor, register::method_bit(method), &Device::Any)
     }
 
     pub fn deadline(&self) -> Option<Instant> {
@@ -183,15 +201,15 @@ impl Registrar {
         register::called(&self.users, user, host)
     }
 
-    /// The same by address of record, for a method and, unless empty, one device.
+    /// The same by address of record, for a method and a device.
     pub fn locate_aor(
         &self,
         now: Instant,
         aor: &str,
         method: &Method,
-        instance: &str,
+        device: &Device,
     ) -> SmallVec<[Reached; 2]> {
-        self.bindings.lookup(now, aor, register::method_bit(method), instance)
+        self.bindings.lookup(now, aor, register::method_bit(method), device)
     }
 
     pub fn conn_closed(&mut self, now: Instant, conn: ConnId) {

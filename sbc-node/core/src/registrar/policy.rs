@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use super::gruu::GruuKey;
 use crate::digest::{Algorithm, NonceKey};
+use crate::sip::Method;
 
 /// What happens when an address of record has all the contacts it may have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,6 +47,8 @@ pub struct AuthPolicy {
     /// Offered in this order (RFC 8760 §2.3).
     pub algorithms: Vec<Algorithm>,
     pub nonce_ttl: Duration,
+    /// Methods that are let in without; all others are challenged, unknown ones too.
+    pub open: Vec<Method>,
     /// Shared by all nodes that shall accept each other's nonces.
     pub key: NonceKey,
 }
@@ -69,6 +73,10 @@ pub struct RegistrarPolicy {
     /// `None` trusts who can reach the interface.
     pub auth: Option<AuthPolicy>,
     pub keepalive: Option<Keepalive>,
+    /// Of temporary GRUUs; shared by all nodes, like that of the nonces.
+    pub gruu_key: GruuKey,
+    /// Contacts of equal q are called at the same time, not one after the other.
+    pub parallel: bool,
     /// How far beyond now a replicated binding reaches at least, so that short refreshes are not
     /// each a write.
     pub store_ahead: Duration,
@@ -87,6 +95,8 @@ impl Default for RegistrarPolicy {
             service_route: Vec::new(),
             auth: None,
             keepalive: Some(Keepalive::default()),
+            gruu_key: GruuKey::default(),
+            parallel: true,
             store_ahead: Duration::from_secs(600),
         }
     }

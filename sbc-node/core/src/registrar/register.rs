@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::aor::{aor_of, join};
 use super::auth::{Access, Users};
 use super::binding::{Binding, Said};
+use super::gruu::print;
 use super::nat::is_natted;
 use super::policy::{Overflow, RegistrarPolicy};
 use super::table::Bindings;
@@ -60,17 +61,19 @@ enum Wish<'a> {
 }
 
 /// Judges and carries out a REGISTER of who has proved to be `access`.
+#[expect(clippy::too_many_arguments, reason = "a registrar's parts, borrowed one by one")]
 pub(super) fn register(
     table: &mut Bindings,
     policy: &RegistrarPolicy,
     users: &Users,
     now: Instant,
+    salt: u64,
     flow: &Flow,
     message: &Message,
     access: &Access,
 ) -> Answer {
     match carry_out(table, policy, users, now, flow, message, access) {
-        Ok(aor) => ok(table, policy, now, message, &aor),
+        Ok(aor) => ok(table, policy, now, salt, message, &aor),
         Err(answer) => answer,
     }
 }
@@ -140,10 +143,7 @@ fn address_of_record(
     match access {
         Access::Anyone => Ok(aor),
         Access::User(name) if users.owns(name, &aor) => Ok(aor),
-        Access::User(_) => {
-            let known = users.by_name.values().any(|u| u.aors.iter().any(|own| **own == *aor));
-            Err(Answer::new(if known { 403 } else { 404 }, ""))
-        }
+        Access::User(_) => Err(Answer::new(if users.has(&aor) { 403 } else { 404 }, "")),
     }
 }
 
@@ -364,6 +364,7 @@ fn ok(
     table: &Bindings,
     policy: &RegistrarPolicy,
     now: Instant,
+    salt: u64,
     message: &Message,
     aor: &str,
 ) -> Answer {
@@ -380,6 +381,11 @@ fn ok(
             contact.push_str(&format!(";+sip.instance=\"<{}>\"", b.instance()));
             if gruu {
                 contact.push_str(&format!(";pub-gruu=\"sip:{aor};gr={}\"", b.instance()));
+                let host = aor.rsplit_once('@').map_or("", |(_, host)| host);
+                let key = &policy.gruu_key;
+                if let Some(user) = key.mint(aor, print(b.instance(), b.call_id()), salt) {
+                    contact.push_str(&format!(";temp-gruu=\"sip:{user}@{host};gr\""));
+                }
             }
         }
         if b.reg_id != 0 {

@@ -13,6 +13,7 @@ use slab::Slab;
 use smallvec::SmallVec;
 
 use super::binding::{AorRecord, AorState, Binding, Gone, Held, Reached, contact_key};
+use super::gruu::Device;
 use super::policy::{Keepalive, KeepaliveKind};
 use crate::net::{ConnId, Flow};
 use crate::timer::{TimerKey, TimerWheel};
@@ -152,6 +153,18 @@ impl Bindings {
         self.aors.iter().map(|(_, a)| (&*a.name, &*a.bindings))
     }
 
+    /// The addresses of record in `places` places of the table, and where to go on.
+    pub(super) fn page(
+        &self,
+        from: usize,
+        places: usize,
+    ) -> (Option<usize>, impl Iterator<Item = (&str, &[Binding])>) {
+        let to = from.saturating_add(places);
+        let next = (to < self.aors.capacity()).then_some(to);
+        let page = (from..to.min(self.aors.capacity())).filter_map(|at| self.aors.get(at));
+        (next, page.map(|a| (&*a.name, &*a.bindings)))
+    }
+
     /// The bindings of an address of record, in no order, expired ones among them.
     pub(super) fn of(&self, aor: &str) -> &[Binding] {
         let found = self.find(aor).and_then(|index| self.aors.get(index as usize));
@@ -159,15 +172,15 @@ impl Bindings {
     }
 
     /// Where a user is reached: by falling q, among equals the freshest first. `method` is the bit
-    /// of a method that the contact must take, 0 for any; `instance` chooses one device (GRUU,
-    /// RFC 5627 §5.1), empty takes all. Of one device's flows only the freshest is given: the
+    /// of a method that the contact must take, 0 for any; `device` may choose one (GRUU, RFC 5627
+    /// §5.1). Of one device's flows only the freshest is given: the
     /// others are its spares (RFC 5626 §7).
     pub fn lookup(
         &self,
         now: Instant,
         aor: &str,
         method: u32,
-        instance: &str,
+        device: &Device,
     ) -> SmallVec<[Reached; 2]> {
         let now_s = self.seconds(now);
         let mut live: SmallVec<[&Binding; 4]> = self
@@ -175,7 +188,7 @@ impl Bindings {
             .iter()
             .filter(|b| b.expires_s > now_s)
             .filter(|b| b.methods == 0 || method == 0 || b.methods & method != 0)
-            .filter(|b| instance.is_empty() || b.instance() == instance)
+            .filter(|b| b.is_device(device))
             .collect();
         if live.len() > 1 {
             live.sort_by_key(|b| (u16::MAX - b.q, u32::MAX - b.refreshed_s));

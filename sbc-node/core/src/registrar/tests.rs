@@ -44,9 +44,9 @@ fn users() -> Users {
             aors: vec![format!("{name}@example.com").into()],
             ..User::default()
         };
-        users.by_name.insert(name.into(), user);
+        assert!(users.insert(name, user));
     }
-    users.aliases.insert("+4930@example.com".into(), "alice@example.com".into());
+    assert!(users.alias("+4930@example.com", "alice@example.com"));
     users
 }
 
@@ -354,6 +354,33 @@ fn rfc5627_public_gruu_names_one_device() {
 }
 
 #[test]
+fn rfc5627_a_temporary_gruu_is_good_while_its_registration_lives() {
+    let mut b = Bench::new(policy());
+    let temporary = |answer: &Answer| {
+        let contact = header(answer, HeaderName::Contact)[0].to_owned();
+        let (_, rest) = contact.split_once(";temp-gruu=\"").unwrap();
+        rest.split('"').next().unwrap().to_owned()
+    };
+    let found = |b: &Bench, gruu: &str| {
+        let uri = UriRef::parse(gruu).unwrap();
+        b.registrar.locate(b.now, &uri, &Method::Invite).len()
+    };
+    let first = temporary(&b.register(&device("h1", 1, "1")));
+    assert!(first.starts_with("sip:tgruu.") && first.ends_with("@example.com;gr"), "{first}");
+    assert!(!first.contains("alice"));
+    b.register(&device("h2", 2, "1"));
+    assert_eq!(found(&b, &first), 1);
+    let second = temporary(&b.register(&device("h1", 1, "1")));
+    assert_eq!((found(&b, &first), found(&b, &second)), (1, 1), "both are good");
+    // Another Call-ID: the device has started anew, and the old names are over.
+    let anew = request(&format!("CSeq: 1 REGISTER\r\nCall-ID: c2\r\n{}", device("h1", 1, "1")));
+    let third = temporary(&b.send(&anew));
+    assert_eq!((found(&b, &second), found(&b, &third)), (0, 1));
+    b.run(10_000);
+    assert_eq!(found(&b, &third), 0, "its binding is gone");
+}
+
+#[test]
 fn rfc3840_methods_choose_contacts() {
     let mut b = Bench::new(policy());
     b.register("Contact: <sip:a@h1>;methods=\"MESSAGE\", <sip:a@h2>;q=0.1\r\n");
@@ -588,6 +615,7 @@ fn rfc5626_a_closed_connection_takes_its_bindings_along() {
 
 fn guarded() -> RegistrarPolicy {
     let auth = AuthPolicy {
+        open: Vec::new(),
         realm: "example.com".into(),
         algorithms: vec![Algorithm::Sha256, Algorithm::Md5],
         nonce_ttl: Duration::from_secs(300),

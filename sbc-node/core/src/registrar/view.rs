@@ -84,6 +84,24 @@ impl Registrar {
         (total, found)
     }
 
+    /// Some of all users, `places` of the table from `from` on, and where the next ones begin;
+    /// `None` there at the end. Who comes or goes in between may be missed.
+    pub fn page(
+        &self,
+        now: Instant,
+        from: usize,
+        places: usize,
+    ) -> (Option<usize>, Vec<Registration>) {
+        let now_s = self.bindings.seconds(now);
+        let (next, page) = self.bindings.page(from, places);
+        let live = |(aor, bindings): (&str, &[Binding])| {
+            let live = bindings.iter().filter(|b| b.expires_s > now_s);
+            let contacts: Vec<Contact> = live.map(|b| contact(b, now_s)).collect();
+            (!contacts.is_empty()).then(|| Registration { aor: aor.into(), contacts })
+        };
+        (next, page.filter_map(live).collect())
+    }
+
     /// One user; `None` when offline.
     pub fn registration(&self, now: Instant, aor: &str) -> Option<Registration> {
         let now_s = self.bindings.seconds(now);

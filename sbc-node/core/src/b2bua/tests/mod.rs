@@ -5,6 +5,7 @@
 mod adopt;
 mod basic;
 mod early;
+mod forking;
 mod operator;
 mod refuse;
 mod session;

@@ -8,11 +8,11 @@ use super::basic::{SDP_A, SDP_B, invite_text, sdp};
 use super::world::*;
 use crate::core::{Input, Locate, RegistrarConfig};
 use crate::digest::{Account, Algorithm, Answerer, NonceKey};
-use crate::registrar::{AuthPolicy, Reach, Reached, RegistrarPolicy, Replays, User, Users};
+use crate::registrar::{AuthPolicy, Device, Reach, Reached, RegistrarPolicy, Replays, User, Users};
 use crate::sip::{HeaderName, Message, Method};
 
 /// Trunk `one` are the phones; C is the voicemail that comes after them.
-fn settings(auth: bool) -> Settings {
+pub(super) fn settings(auth: bool) -> Settings {
     let mut settings = Settings::new();
     settings.one.users = true;
     settings.one.peers =
@@ -23,9 +23,10 @@ fn settings(auth: bool) -> Settings {
         ..User::default()
     };
     let mut users = Users::default();
-    users.by_name.insert("bob".into(), bob);
-    users.aliases.insert("+4930123@example.com".into(), "bob@example.com".into());
+    assert!(users.insert("bob", bob));
+    assert!(users.alias("+4930123@example.com", "bob@example.com"));
     let auth = auth.then(|| AuthPolicy {
+        open: vec![Method::Options],
         realm: "example.com".into(),
         algorithms: vec![Algorithm::Md5],
         nonce_ttl: Duration::from_secs(300),
@@ -44,7 +45,7 @@ fn settings(auth: bool) -> Settings {
     settings
 }
 
-fn register(w: &mut World, who: Who, seq: u32, rest: &str) {
+pub(super) fn register(w: &mut World, who: Who, seq: u32, rest: &str) {
     let branch = w.branch();
     let text = format!(
         "REGISTER sip:example.com SIP/2.0
@@ -62,7 +63,7 @@ CSeq: {seq} REGISTER
 
 const CONTACT: &str = "Contact: <sip:bob@192.0.2.1:5060;line=7>\n";
 
-fn call(w: &mut World) {
+pub(super) fn call(w: &mut World) {
     let invite = invite_text(w, &sdp(SDP_A));
     w.says(Who::A, &invite);
 }
@@ -204,6 +205,61 @@ Contact: <sip:bob@192.0.2.1>
     }
 }
 
+/// A request of Bob's phone outside dialogs, without credentials.
+fn outside(w: &mut World, method: &Method) -> Option<u16> {
+    let branch = w.branch();
+    let text = format!(
+        "{method} sip:+4989555@example.com SIP/2.0
+Via: SIP/2.0/UDP 192.0.2.1:5060;branch={branch};rport
+Max-Forwards: 70
+From: <sip:bob@example.com>;tag=p
+To: <sip:bob@example.com>
+Call-ID: out-{method}
+CSeq: 1 {method}
+Event: presence
+Contact: <sip:bob@192.0.2.1>
+",
+        method = method.as_str()
+    );
+    w.says(Who::B, &text);
+    std::iter::from_fn(|| w.next(Who::B)).filter_map(|m| m.status()).find(|s| *s > 100)
+}
+
+/// Not one method is forgotten: whatever the core knows, and what it does not, is challenged.
+#[test]
+fn rfc3261_22_every_method_of_a_phone_is_challenged_unless_it_is_open() {
+    let other = Method::new("FOO");
+    for method in Method::KNOWN.iter().chain([&other]) {
+        let expected = match method {
+            Method::Register => Some(401),
+            // RFC 3261 §22.1: neither can be challenged; one is nothing alone, the other cancels nothing.
+            Method::Ack => None,
+            Method::Cancel => Some(481),
+            Method::Options => Some(200),
+            _ => Some(407),
+        };
+        let mut w = settings(true).begin();
+        assert_eq!(outside(&mut w, method), expected, "{method:?}");
+        w.nothing(Who::A);
+        w.nothing(Who::C);
+    }
+    // Each by itself, and with it no other.
+    for open in [Method::Invite, Method::Message, Method::Refer, Method::Subscribe, Method::Publish]
+    {
+        for method in [&open, &Method::Register, &Method::Options, &Method::Notify] {
+            let mut settings = settings(true);
+            if let Some(registrar) = &mut settings.registrar {
+                let mut policy = (*registrar.policy).clone();
+                policy.auth.as_mut().unwrap().open = vec![open.clone()];
+                registrar.policy = Arc::new(policy);
+            }
+            let mut w = settings.begin();
+            let challenged = matches!(outside(&mut w, method), Some(401 | 407));
+            assert_eq!(challenged, *method != open, "{open:?} open, {method:?} sent");
+        }
+    }
+}
+
 #[test]
 fn who_is_no_phone_cannot_register() {
     let mut w = settings(false).begin();
@@ -227,7 +283,7 @@ fn another_shard_is_asked_for_a_user_of_its_own() {
     assert_eq!(shard, w.core.shard_of_aor("bob@example.com"));
     let Input::Locate { from: 0, id, ask } = input else { panic!("{input:?}") };
     let expected =
-        Locate { aor: "bob@example.com".into(), method: Method::Invite, instance: String::new() };
+        Locate { aor: "bob@example.com".into(), method: Method::Invite, device: Device::Any };
     assert_eq!(*ask, expected);
     let found = Reached {
         uri: "sip:bob@192.0.2.1".into(),

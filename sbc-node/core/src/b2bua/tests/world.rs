@@ -442,6 +442,11 @@ impl World {
         message
     }
 
+    /// The next message, if there is one.
+    pub(super) fn next(&mut self, who: Who) -> Option<Message> {
+        self.inbox.entry(who).or_default().pop_front()
+    }
+
     pub(super) fn nothing(&mut self, who: Who) {
         let next = self.inbox.entry(who).or_default().pop_front();
         assert!(next.is_none(), "{who:?} got {next:?}\n{}", self.ladder);
