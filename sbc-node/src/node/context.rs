@@ -397,6 +397,8 @@ fn core_samples(
     push("sbc_relayed_requests", "Requests outside dialogs routed on", c, calls.relayed);
     push("sbc_unknown_dialogs", "Requests answered 481", c, calls.unknown_dialogs);
     push("sbc_malformed_messages", "Messages that could not be read", c, calls.malformed);
+    let withheld = calls.credentials_withheld;
+    push("sbc_credentials_withheld", "Challenges from elsewhere than the trunk", c, withheld);
     push("sbc_dropped_messages", "Messages dropped unanswered", c, calls.dropped);
     push("sbc_calls_adopted", "Calls taken over", c, calls.adopted);
     push("sbc_calls_adopt_failed", "Calls whose trunk or interface is not here", c, {

@@ -133,6 +133,7 @@ impl Call {
         Some(Leg {
             trunk: hop.trunk.clone(),
             dialog,
+            origin: Some(route.target.addr.ip()),
             hop: route,
             peer: Peer::default(),
             timer: None,

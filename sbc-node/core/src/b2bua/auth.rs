@@ -1,11 +1,16 @@
 //! Challenges of a trunk, answered with its credentials (RFC 3261 §22): only for the realm that
-//! the credentials are for, and once per request (again when only the nonce was stale).
+//! the credentials are for, only towards the trunk's own addresses, and once per request (again
+//! when only the nonce was stale, a bounded number of times).
+//!
+//! A peer chooses by its Contact and Record-Route where requests inside a dialog go. Whoever is
+//! there could challenge with the trunk's realm and a nonce of its own choice: it gets no answer.
 
 use rand::Rng;
 
-use super::call::{Call, Exchange, Phase};
+use super::call::{Call, Exchange, Leg, Phase};
 use super::env::{Cx, Purpose, Sent};
 use super::wire;
+use crate::core::Destination;
 use crate::digest::{Account, Answerer};
 use crate::ids::{Branch, ShardHint};
 use crate::media::Side;
@@ -14,13 +19,22 @@ use crate::sip::{Builder, CSeq, HeaderName, List, Message, Method};
 use bytes::Bytes;
 
 /// A challenge that we can answer: the header to answer in and who makes its value.
-struct Answer {
-    header: HeaderName,
-    answerer: Answerer,
+pub(crate) struct Answer {
+    pub(crate) header: HeaderName,
+    pub(crate) answerer: Answerer,
 }
 
-/// Finds the credentials for a challenge. `None` without any, or when they were refused before.
-fn answer_for(trunk: &Trunk, challenge: &Message, tried: bool) -> Option<Answer> {
+/// Challenges that one request is sent again for; a peer that calls every nonce stale would go on
+/// for ever.
+pub(crate) const CHALLENGES_MAX: u8 = 3;
+
+/// Finds the credentials for a challenge. `None` without any, or when they were refused before;
+/// `tried` counts the challenges of this request that were answered.
+pub(crate) fn answer_for(trunk: &Trunk, challenge: &Message, tried: u8) -> Option<Answer> {
+    if trunk.config.users {
+        // Its hops are phones, which have no business to ask.
+        return None;
+    }
     let proxy = challenge.status() == Some(407);
     let (name, header) = if proxy {
         (HeaderName::ProxyAuthenticate, HeaderName::ProxyAuthorization)
@@ -35,7 +49,18 @@ fn answer_for(trunk: &Trunk, challenge: &Message, tried: bool) -> Option<Answer>
         };
         Answerer::choose(challenge.lines(name), &account).ok()
     })?;
-    (!tried || answerer.is_stale()).then_some(Answer { header, answerer })
+    let again = tried == 0 || (tried < CHALLENGES_MAX && answerer.is_stale());
+    again.then_some(Answer { header, answerer })
+}
+
+/// Whether a request on this leg reaches the trunk itself: an address that it is configured with,
+/// that its name resolved to, or that the leg's first request went to or came from.
+fn reaches_trunk(cx: &Cx<'_>, leg: &Leg) -> bool {
+    let ip = match wire::destination(&leg.hop) {
+        Destination::Flow(flow) => flow.remote.ip(),
+        Destination::Target { target, .. } => target.addr.ip(),
+    };
+    leg.origin == Some(ip) || cx.env.routing.is_address_of(&leg.trunk, ip)
 }
 
 fn cnonce(cx: &mut Cx<'_>) -> String {
@@ -50,7 +75,7 @@ pub(crate) fn answered(
     trunk: &Trunk,
     challenge: &Message,
     request: &Message,
-    tried: bool,
+    tried: u8,
 ) -> Option<(Bytes, Branch)> {
     let cnonce = cnonce(cx);
     let mut answer = answer_for(trunk, challenge, tried)?;
@@ -73,10 +98,10 @@ impl Call {
         let cnonce = cnonce(cx);
         let Some(attempt) = self.attempt_mut(number) else { return false };
         let Some(leg) = attempt.leg.clone() else { return false };
-        let Some(mut answer) = answer_for(&leg.trunk, message, attempt.authorized) else {
+        let Some(mut answer) = answer_for(&leg.trunk, message, attempt.challenges) else {
             return false;
         };
-        attempt.authorized = true;
+        attempt.challenges += 1;
         let mut timer = attempt.timer.take();
         let offer = leg.sdp.local.clone();
         let body: &[u8] = offer.as_deref().unwrap_or_default();
@@ -102,8 +127,13 @@ impl Call {
             return Some(exchange);
         };
         let key = self.key;
+        if !self.leg_at(to, fork).is_some_and(|leg| reaches_trunk(cx, leg)) {
+            cx.env.stats.credentials_withheld += 1;
+            return Some(exchange);
+        }
         let Some(leg) = self.leg_at_mut(to, fork) else { return Some(exchange) };
-        let Some(mut answer) = answer_for(&leg.trunk, message, exchange.authorized) else {
+        let tried = exchange.challenges;
+        let Some(mut answer) = answer_for(&leg.trunk, message, tried) else {
             return Some(exchange);
         };
         let seq = leg.dialog.next_seq();
@@ -117,7 +147,7 @@ impl Call {
         let Some(client) = cx.send(self.traced(to), sent) else { return Some(exchange) };
         exchange.client = Some(client);
         exchange.client_seq = seq;
-        exchange.authorized = true;
+        exchange.challenges += 1;
         self.exchanges.push(exchange);
         None
     }

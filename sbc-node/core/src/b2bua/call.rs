@@ -1,6 +1,7 @@
 //! The shape of a call: legs, forks, phases, exchanges. What happens to them is in the file of
 //! each operation.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -102,6 +103,8 @@ pub(crate) struct Leg {
     pub(crate) acked: Option<(u32, bool)>,
     /// The call was taken over and the peer does not know our addresses yet.
     pub(crate) moved: bool,
+    /// Where the leg's first request went to or came from; `None` after a takeover.
+    pub(crate) origin: Option<IpAddr>,
 }
 
 /// An early (or winning) dialog on leg B and the tag that leg A knows it by.
@@ -169,8 +172,8 @@ pub(crate) struct Attempt {
     pub(crate) forks: SmallVec<[Fork; 1]>,
     /// A provisional response came.
     pub(crate) proceeding: bool,
-    /// A challenge was answered in this attempt.
-    pub(crate) authorized: bool,
+    /// Challenges that were answered in this attempt.
+    pub(crate) challenges: u8,
     /// The session interval that the target insists on, after its 422.
     pub(crate) min_se: Option<u32>,
     pub(crate) timer: Option<TimerKey>,
@@ -265,8 +268,8 @@ pub(crate) struct Exchange {
     /// CSeq of our request.
     pub(crate) client_seq: u32,
     pub(crate) kind: ExchangeKind,
-    /// A challenge was answered already.
-    pub(crate) authorized: bool,
+    /// Challenges that were answered.
+    pub(crate) challenges: u8,
     /// The request as sent, kept where the peer may challenge it.
     pub(crate) sent: Option<Bytes>,
 }

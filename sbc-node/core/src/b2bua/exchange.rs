@@ -71,7 +71,7 @@ impl Call {
             client: Some(client),
             client_seq: seq,
             kind,
-            authorized: false,
+            challenges: 0,
             sent: kept,
         }));
         true

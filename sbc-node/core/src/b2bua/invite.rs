@@ -231,6 +231,7 @@ pub(crate) fn make(
         sdp: SdpState { session: cx.sdp_session(), ..SdpState::default() },
         acked: None,
         moved: false,
+        origin: Some(incoming.flow.remote.ip()),
     };
     let text = |v: Option<&str>| v.unwrap_or("").into();
     let facts = Facts {

@@ -46,10 +46,10 @@ struct Relay {
     subscription: Option<SubKey>,
     /// Value of Replaces in the Refer-To of a REFER, as the other side knows the dialog.
     replaces: Option<String>,
-    /// As last sent, where the trunk may challenge it; and whether that was answered already.
+    /// As last sent, where the trunk may challenge it; and how often that was answered.
     sent: Option<Bytes>,
     dest: Option<Destination>,
-    authorized: bool,
+    challenges: u8,
 }
 
 /// Requests outside dialogs of one shard.
@@ -167,7 +167,7 @@ impl Relays {
             replaces: referral.and_then(|r| r.replaces),
             sent: None,
             dest: None,
-            authorized: false,
+            challenges: 0,
         };
         let index = self.slots.insert(Box::new(relay));
         self.next(cx, index);
@@ -386,7 +386,7 @@ fn send(cx: &mut Cx<'_>, relay: &mut Relay, index: usize, target: Target) -> Opt
         Some((kind, body)) => out.finish_with(&kind, &body),
         None => out.finish(),
     };
-    relay.authorized = false;
+    relay.challenges = 0;
     relay.sent = (!hop.trunk.config.credentials.is_empty()).then(|| data.clone());
     let index = u32::try_from(index).unwrap_or(u32::MAX);
     let purpose = Purpose::Relay { index, number: relay.number };
@@ -406,13 +406,13 @@ fn authorize(cx: &mut Cx<'_>, relay: &mut Relay, index: u32, challenge: &Message
     };
     let hint = cx.ids().hints().of_call_id(relay.asked.request.call_id().unwrap_or("").as_bytes());
     let Some((data, branch)) =
-        auth::answered(cx, hint, &hop.trunk, challenge, &request, relay.authorized)
+        auth::answered(cx, hint, &hop.trunk, challenge, &request, relay.challenges)
     else {
         return false;
     };
     let Some(method) = request.method().cloned() else { return false };
     let Some(dest) = relay.dest else { return false };
-    relay.authorized = true;
+    relay.challenges += 1;
     relay.sent = Some(data.clone());
     let purpose = Purpose::Relay { index, number: relay.number };
     let timeout = hop.trunk.config.failover.no_answer;

@@ -229,6 +229,7 @@ fn restored_leg(cx: &Cx<'_>, record: &LegRecord) -> Option<Leg> {
         // A 2xx that still comes for the INVITE of the record wants an ACK, not a BYE.
         acked: Some((record.local_seq, false)),
         moved: false,
+        origin: None,
     })
 }
 

@@ -38,6 +38,8 @@ pub struct Stats {
     pub dropped: u64,
     /// Responses of ours for transactions that were gone.
     pub late_responses: u64,
+    /// Challenges within dialogs that came from elsewhere than the trunk: no credentials were given.
+    pub credentials_withheld: u64,
     /// Calls taken over from other nodes.
     pub adopted: u64,
     /// Records that could not be taken over: their trunk or interface is not configured here.

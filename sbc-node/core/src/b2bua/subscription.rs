@@ -586,6 +586,7 @@ fn leg(trunk: Arc<Trunk>, dialog: Dialog, hop: Hop) -> Leg {
     Leg {
         trunk,
         dialog,
+        origin: Some(hop.target.addr.ip()),
         hop,
         peer: Peer::default(),
         timer: None,

@@ -39,8 +39,9 @@ pub struct Answerer {
 }
 
 impl Answerer {
-    /// Takes the first challenge that is understood and for the account's realm: the order is the
-    /// challenger's preference (RFC 8760 §2.4). `values` are the values of one header name.
+    /// Takes the strongest challenge that is understood and for the account's realm: who tampers
+    /// with the order draws no weaker digest out of us (RFC 8760 §2.4 leaves that to policy). Among
+    /// equals the first counts. `values` are the values of one header name.
     ///
     /// # Errors
     /// [`AnswerError`].
@@ -49,30 +50,40 @@ impl Answerer {
         account: &Account,
     ) -> Result<Self, AnswerError> {
         let mut error = AnswerError::NoUsableChallenge;
+        let mut best: Option<Challenge<'v>> = None;
         for challenge in values.filter_map(|v| Challenge::parse(v).ok()) {
             if account.realm.as_ref().is_some_and(|realm| realm != challenge.realm) {
                 error = AnswerError::ForeignRealm;
                 continue;
             }
-            let qop = match (challenge.auth, challenge.auth_int) {
-                (true, _) => Some(Qop::Auth),
-                (false, true) => Some(Qop::AuthInt),
-                (false, false) => None,
-            };
-            let a = challenge.algorithm;
-            return Ok(Answerer {
-                username: account.username.clone(),
-                ha1: a.ha1(&account.username, challenge.realm, &account.password),
-                realm: challenge.realm.to_owned(),
-                nonce: challenge.nonce.to_owned(),
-                opaque: challenge.opaque.map(str::to_owned),
-                algorithm: a,
-                qop,
-                count: 0,
-                stale: challenge.stale,
-            });
+            let strength = challenge.algorithm.strength();
+            if best.is_none_or(|b| b.algorithm.strength() < strength) {
+                best = Some(challenge);
+            }
         }
-        Err(error)
+        let challenge = best.ok_or(error)?;
+        let qop = match (challenge.auth, challenge.auth_int) {
+            (true, _) => Some(Qop::Auth),
+            (false, true) => Some(Qop::AuthInt),
+            (false, false) => None,
+        };
+        let a = challenge.algorithm;
+        Ok(Answerer {
+            username: account.username.clone(),
+            ha1: a.ha1(&account.username, challenge.realm, &account.password),
+            realm: challenge.realm.to_owned(),
+            nonce: challenge.nonce.to_owned(),
+            opaque: challenge.opaque.map(str::to_owned),
+            algorithm: a,
+            qop,
+            count: 0,
+            stale: challenge.stale,
+        })
+    }
+
+    /// The realm that it answers for.
+    pub fn realm(&self) -> &str {
+        &self.realm
     }
 
     /// Whether the challenge says that only the nonce was too old. A second challenge that is not

@@ -51,6 +51,18 @@ impl Algorithm {
         Self::ALL.into_iter().find(|a| a.as_str().eq_ignore_ascii_case(token))
     }
 
+    /// How much a digest made by it is worth: the more the better (RFC 8760 §2.4, RFC 6194).
+    fn strength(self) -> u8 {
+        match self {
+            Algorithm::Md5 => 0,
+            Algorithm::Md5Sess => 1,
+            Algorithm::Sha256 => 2,
+            Algorithm::Sha256Sess => 3,
+            Algorithm::Sha512Trunc256 => 4,
+            Algorithm::Sha512Trunc256Sess => 5,
+        }
+    }
+
     fn is_session(self) -> bool {
         matches!(self, Algorithm::Md5Sess | Algorithm::Sha256Sess | Algorithm::Sha512Trunc256Sess)
     }

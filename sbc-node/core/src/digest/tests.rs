@@ -249,6 +249,28 @@ fn a_challenge_for_another_realm_gets_nothing() {
 }
 
 #[test]
+fn rfc8760_the_strongest_challenge_of_ours_is_answered() {
+    let challenge = |realm: &str, algorithm: &str| {
+        format!("Digest realm=\"{realm}\", nonce=\"n\", qop=\"auth\", algorithm={algorithm}")
+    };
+    let cases: [(&[(&str, &str)], &str); 4] = [
+        (&[("r", "MD5"), ("r", "SHA-256"), ("r", "SHA-512-256")], "SHA-512-256"),
+        (&[("r", "SHA-256"), ("r", "MD5")], "SHA-256"),
+        (&[("r", "AKAv1-MD5"), ("r", "MD5")], "MD5"),
+        // Another realm's strength is no reason.
+        (&[("x", "SHA-512-256"), ("r", "MD5")], "MD5"),
+    ];
+    for (offered, taken) in cases {
+        let values: Vec<String> = offered.iter().map(|(r, a)| challenge(r, a)).collect();
+        let account = account(Some("r"));
+        let mut answerer = Answerer::choose(values.iter().map(String::as_str), &account).unwrap();
+        let value = answerer.authorize("REGISTER", "sip:r", b"", "c");
+        assert!(value.contains(&format!("algorithm={taken},")), "{value}");
+        assert!(value.contains("realm=\"r\""), "{value}");
+    }
+}
+
+#[test]
 fn challenges_of_all_shapes() {
     let c = Challenge::parse("digest REALM=\"a, b\" ,nonce=\"q\\\"\" , stale=TRUE,opaque=\"\",qop=\"auth-int,auth\",algorithm=sha-256,domain=\"sip:x\"").expect("challenge");
     assert_eq!((c.realm, c.nonce, c.stale, c.opaque), ("a, b", "q\\\"", true, Some("")));

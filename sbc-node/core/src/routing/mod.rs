@@ -154,6 +154,15 @@ impl Routing {
         self.table.trunk(id)
     }
 
+    /// Whether an address is the trunk's own: one of its sources, literal peers, or what the name of
+    /// a peer resolved to.
+    pub fn is_address_of(&self, trunk: &Trunk, addr: IpAddr) -> bool {
+        let addr = addr.to_canonical();
+        let peer = trunk.config.peers.iter().any(|p| p.ip() == Some(addr));
+        let source = trunk.config.sources.iter().any(|s| s.net.contains(addr));
+        peer || source || self.learnt.get(trunk.config.interface, addr) == Some(trunk.id)
+    }
+
     /// The answer for a stranger, by policy: 403 or silence.
     pub fn unknown_source(&self) -> Reject {
         self.table.unknown_source()

@@ -211,6 +211,76 @@ fn a_challenged_bye_is_sent_again_with_credentials() {
     w.assert_clean();
 }
 
+#[test]
+fn credentials_never_follow_a_dialog_away_from_their_trunk() {
+    // The trunk's Contact leads to a stranger, who asks with the trunk's own realm.
+    let mut w = with_credentials();
+    let text = invite_text(&mut w, &sdp(SDP_A));
+    w.says(Who::A, &text);
+    let invite = w.expect(Who::B, "INVITE");
+    let elsewhere = format!("Contact: <sip:bob@192.0.2.2:5060>\n{}", sdp(SDP_B));
+    w.answer(Who::B, &invite, 200, "bobtag", &elsewhere);
+    let ok = w.expect(Who::A, "200");
+    let ack = a_request(&mut w, &ok, "ACK", 101, "");
+    w.says(Who::A, &ack);
+    w.expect(Who::C, "ACK");
+    let bye = a_request(&mut w, &ok, "BYE", 102, "");
+    w.says(Who::A, &bye);
+    w.expect(Who::A, "200");
+    let bye = w.expect(Who::C, "BYE sip:bob@192.0.2.2:5060");
+    w.answer(Who::C, &bye, 407, "", CHALLENGE);
+    w.nothing(Who::C);
+    w.nothing(Who::B);
+    assert_eq!(w.core.stats().credentials_withheld, 1);
+    w.assert_clean();
+}
+
+#[test]
+fn a_redirection_draws_no_credentials_to_where_it_points() {
+    let mut w = with_credentials();
+    let text = invite_text(&mut w, &sdp(SDP_A));
+    w.says(Who::A, &text);
+    let first = w.expect(Who::B, "INVITE");
+    w.answer(Who::B, &first, 302, "bobtag", "Contact: <sip:evil@192.0.2.2>\n");
+    w.expect(Who::B, "ACK");
+    w.expect(Who::A, "480");
+    w.nothing(Who::B);
+    w.nothing(Who::C);
+}
+
+#[test]
+fn a_challenge_from_another_source_is_answered_to_the_trunk_alone() {
+    let mut w = with_credentials();
+    let text = invite_text(&mut w, &sdp(SDP_A));
+    w.says(Who::A, &text);
+    let first = w.expect(Who::B, "INVITE");
+    w.answer(Who::C, &first, 407, "bobtag", CHALLENGE);
+    w.expect(Who::B, "ACK");
+    w.nothing(Who::C);
+    let second = w.expect(Who::B, "INVITE");
+    assert!(second.has(HeaderName::ProxyAuthorization));
+}
+
+#[test]
+fn a_peer_that_calls_every_nonce_stale_is_given_up() {
+    let mut w = with_credentials();
+    let text = invite_text(&mut w, &sdp(SDP_A));
+    w.says(Who::A, &text);
+    let stale = CHALLENGE.replace("nonce=", "stale=true, nonce=");
+    let mut sent = 0;
+    loop {
+        let invite = w.expect(Who::B, "INVITE");
+        sent += 1;
+        w.answer(Who::B, &invite, 407, "bobtag", &stale);
+        w.expect(Who::B, "ACK");
+        if sent == 4 {
+            break;
+        }
+    }
+    w.expect(Who::A, "403");
+    w.nothing(Who::B);
+}
+
 const IDENTITY: &str =
     "P-Asserted-Identity: \"Alice\" <sip:+4989555@pbx.inside.example>, <tel:+4989555>
 Privacy: id
