@@ -15,3 +15,4 @@ mod soak;
 mod standby;
 mod subscribe;
 mod three;
+mod upstream;

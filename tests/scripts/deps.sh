@@ -5,8 +5,8 @@ set -euo pipefail
 
 build=(gcc libc6-dev pkg-config libnftnl-dev libmnl-dev protobuf-compiler libprotobuf-dev clang libbpf-dev)
 images=(buildah podman runc libcap2-bin dpkg-dev python3-venv)
-tests=(sip-tester baresip-core tshark tcpdump nftables iproute2 ethtool sox python3-pip)
-peers=(valgrind kamailio kamailio-extra-modules rtpengine-daemon)
+tests=(sip-tester baresip-core tshark tcpdump nftables iproute2 ethtool sox python3-pip kamailio)
+peers=(valgrind kamailio-extra-modules rtpengine-daemon)
 
 want=("${build[@]}" "${tests[@]}" "${images[@]}")
 [ "${DEPS_BENCH:-0}" = 1 ] && want+=("${peers[@]}")

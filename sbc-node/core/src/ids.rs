@@ -52,6 +52,15 @@ impl HintKey {
         HintKey::new(secret)
     }
 
+    /// A number for a text that nobody without the key can know: unlike hints, which show in what we
+    /// mint for texts of a stranger's choice.
+    pub fn token(&self, text: &str) -> u64 {
+        use sha2::{Digest, Sha256};
+        let key = || self.0.iter().flat_map(|half| half.to_be_bytes()).collect::<Vec<u8>>();
+        let digest = Sha256::new().chain_update(key()).chain_update(text).chain_update(key());
+        digest.finalize().iter().take(8).fold(0, |n, &byte| n << 8 | u64::from(byte))
+    }
+
     /// The hint of a Call-ID: carried in it when we minted it, otherwise its keyed hash.
     pub fn of_call_id(&self, call_id: &[u8]) -> ShardHint {
         carried::<CALL_ID_LEN>(call_id).unwrap_or_else(|| self.hash(call_id))

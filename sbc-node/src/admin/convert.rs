@@ -1,9 +1,11 @@
 //! From the values of cores and the edge to the messages of the API. Prost types stop here.
 
+use std::time::Instant;
+
 use sbc_core::b2bua::{CallState, CallSummary, LegSummary};
 use sbc_core::core::{Direction, Trace};
 use sbc_core::media::{Side, SideStats, StreamStats};
-use sbc_core::routing::{PeerHealth, Trunk};
+use sbc_core::routing::{PeerHealth, Registration, Trunk};
 use sbc_core::sip::{self, Limits, StartLine};
 use sbc_proto::admin::v1 as pb;
 
@@ -100,6 +102,21 @@ pub fn trunk(trunk: &Trunk, interface: String, realm: String) -> pb::TrunkStatus
         max_calls: status.max_calls.unwrap_or(0).into(),
         max_calls_per_second: 0.0,
         peers: peers.collect(),
+        registrations: trunk.registrations().map(|(c, r)| registration(&c.aor, r)).collect(),
+    }
+}
+
+fn registration(aor: &str, registration: &Registration) -> pb::TrunkRegistration {
+    let status = registration.status();
+    let left = |at: Instant| at.saturating_duration_since(Instant::now()).as_secs();
+    pb::TrunkRegistration {
+        aor: aor.to_owned(),
+        state: status.state.as_str().to_owned(),
+        registrar: status.registrar.map_or_else(String::new, |addr| addr.to_string()),
+        expires_s: status.expires.map_or(0, |at| u32::try_from(left(at)).unwrap_or(u32::MAX)),
+        failure: status.failure.unwrap_or(0).into(),
+        accepted: status.accepted,
+        failed: status.failed,
     }
 }
 

@@ -176,6 +176,27 @@ pub(super) fn trunks(trunks: &[pb::TrunkStatus]) {
         ]);
     }
     println!("{rows}");
+    registrations_with(trunks);
+}
+
+/// Our registrations with trunks, where there are any.
+fn registrations_with(trunks: &[pb::TrunkStatus]) {
+    let mut rows = table(&["trunk", "registers", "state", "registrar", "expires", "failure"]);
+    for (trunk, r) in trunks.iter().flat_map(|t| t.registrations.iter().map(move |r| (t, r))) {
+        let failure = if r.failure == 0 { String::new() } else { r.failure.to_string() };
+        let expires = if r.expires_s == 0 { String::new() } else { format!("{} s", r.expires_s) };
+        rows.add_row([
+            trunk.name.as_str(),
+            &r.aor,
+            &r.state,
+            or_dash(&r.registrar),
+            or_dash(&expires),
+            or_dash(&failure),
+        ]);
+    }
+    if !rows.is_empty() {
+        println!("{rows}");
+    }
 }
 
 pub(super) fn media(reply: &pb::ListMediaReply) {

@@ -260,6 +260,8 @@ pub(super) struct Trunk {
     #[serde(default)]
     pub(super) credentials: Vec<Credential>,
     #[serde(default)]
+    pub(super) register: OneOrMany<Spanned<Register>>,
+    #[serde(default)]
     pub(super) failover: Failover,
     #[serde(default)]
     pub(super) session_timer: SessionTimer,
@@ -369,6 +371,28 @@ pub(super) struct Headers {
     pub(super) accept: Vec<Spanned<Box<str>>>,
     pub(super) pass: Vec<Spanned<Box<str>>>,
     pub(super) set: BTreeMap<Box<str>, Spanned<Box<str>>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Register {
+    pub(super) aor: String,
+    pub(super) registrar: Option<String>,
+    pub(super) expires: Option<Spanned<Span>>,
+    pub(super) contact_user: Option<String>,
+    #[serde(default, rename = "match")]
+    pub(super) matching: RegisterMatch,
+    pub(super) retry: Option<Spanned<Span>>,
+    pub(super) retry_max: Option<Spanned<Span>>,
+}
+
+/// By what requests of a trunk that we have registered with are known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum RegisterMatch {
+    #[default]
+    Source,
+    Contact,
 }
 
 #[derive(Deserialize)]

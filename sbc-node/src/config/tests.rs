@@ -436,6 +436,7 @@ fn every_key_is_documented_and_every_documented_key_exists() {
         ("[[trunk.translate-in]]", "[[trunk]]\n[[trunk.translate-in]]\n~"),
         ("[trunk.headers]", "[[trunk]]\n[trunk.headers]\n~"),
         ("[[trunk.credentials]]", "[[trunk]]\n[[trunk.credentials]]\n~"),
+        ("[[trunk.register]]", "[[trunk]]\n[[trunk.register]]\n~"),
         ("[trunk.failover]", "[[trunk]]\n[trunk.failover]\n~"),
         ("[trunk.session-timer]", "[[trunk]]\n[trunk.session-timer]\n~"),
         ("[[group]]", "[[group]]\n~"),

@@ -6,8 +6,8 @@ use std::time::Duration;
 use sbc_core::media;
 use sbc_core::net::{InterfaceId, Transport};
 use sbc_core::routing::{
-    CodecPolicy, Credential, FailoverPolicy, Field, HeaderPolicy, Peer, ProbePolicy, Secret,
-    SessionTimerMode, SessionTimerPolicy, Translation, TrunkConfig,
+    CodecPolicy, Credential, FailoverPolicy, Field, HeaderPolicy, Peer, ProbePolicy,
+    RegisterConfig, Secret, SessionTimerMode, SessionTimerPolicy, Translation, TrunkConfig,
 };
 use toml::Spanned;
 
@@ -116,6 +116,7 @@ fn one(
         rel100: raw.rel100,
         headers: headers(cx, &raw.headers),
         credentials: raw.credentials.iter().filter_map(|c| credential(cx, c)).collect(),
+        register: raw.register.0.iter().map(|r| register(cx, r, raw)).collect(),
         failover: failover(cx, &raw.failover),
         session_timer: session_timer(cx, &raw.session_timer),
         max_duration: raw.max_duration.map(|s| s.0),
@@ -283,6 +284,55 @@ fn credential(cx: &mut Context<'_>, raw: &raw::Credential) -> Option<Credential>
         username: raw.username.as_str().into(),
         password: Secret::new(&password),
     })
+}
+
+fn register(
+    cx: &mut Context<'_>,
+    spanned: &Spanned<raw::Register>,
+    trunk: &raw::Trunk,
+) -> RegisterConfig {
+    let (raw, span) = (spanned.get_ref(), spanned.span());
+    let default = RegisterConfig::new(raw.aor.strip_prefix("sip:").unwrap_or(&raw.aor));
+    let config = RegisterConfig {
+        registrar: raw
+            .registrar
+            .as_deref()
+            .map_or(default.registrar, |r| r.strip_prefix("sip:").unwrap_or(r).into()),
+        expires: cx.span(raw.expires.as_ref(), default.expires),
+        contact_user: raw.contact_user.as_deref().map_or(default.contact_user, Arc::from),
+        match_contact: raw.matching == raw::RegisterMatch::Contact,
+        retry: cx.span(raw.retry.as_ref(), default.retry),
+        retry_max: cx.span(raw.retry_max.as_ref(), default.retry_max),
+        aor: default.aor,
+    };
+    let uri = |text: &str| {
+        let parsed = sbc_core::sip::UriRef::parse(text);
+        parsed.is_ok_and(|u| u.is_sip() && u.params().iter().next().is_none())
+    };
+    let named = config.aor.split_once('@').is_some_and(|(user, _)| !user.is_empty());
+    if !named || !uri(&format!("sip:{}", config.aor)) {
+        cx.problem(span.clone(), format!("\"{}\" is no address of record", raw.aor));
+    }
+    if !uri(&format!("sip:{}", config.registrar)) || config.registrar.contains('@') {
+        cx.problem(span.clone(), format!("\"{}\" is no registrar", config.registrar));
+    }
+    if !config.contact_user.is_empty() && !uri(&format!("sip:{}@h", config.contact_user)) {
+        cx.problem(span.clone(), format!("\"{}\" is no user part", config.contact_user));
+    }
+    if config.retry > config.retry_max {
+        cx.problem(span.clone(), "register: retry is longer than retry-max");
+    }
+    if config.expires < Duration::from_secs(10) || config.expires > Duration::from_secs(604_800) {
+        cx.problem(span.clone(), "register: expires is 10s to 7d");
+    }
+    if trunk.peers.0.is_empty() {
+        cx.dependent(span.clone(), "a trunk without peers cannot be registered with");
+    }
+    let same = |r: &&Spanned<raw::Register>| r.get_ref().aor == raw.aor;
+    if trunk.register.0.iter().filter(same).count() > 1 {
+        cx.problem(span, format!("\"{}\" is registered twice", raw.aor));
+    }
+    config
 }
 
 fn failover(cx: &mut Context<'_>, raw: &raw::Failover) -> FailoverPolicy {

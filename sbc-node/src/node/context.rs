@@ -9,6 +9,7 @@ use media_anchor::MediaAnchor;
 use media_anchor::kernel::{Reason, Report};
 use sbc_core::core::{Core, Input};
 use sbc_core::media::Anchor;
+use sbc_core::routing::{RegistrationState, Trunk};
 use tokio::sync::{Mutex, oneshot};
 
 use super::reload::Running;
@@ -236,11 +237,35 @@ impl Context {
         }
     }
 
+    /// Waits until no registration with a trunk is being taken back; false when `until` comes first.
+    pub(super) async fn registrations_gone(&self, until: Instant) -> bool {
+        loop {
+            let answers = self.ask(|core, _, _| core.registrations_leaving()).await;
+            if answers.iter().all(|(_, leaving)| *leaving == 0) {
+                return true;
+            }
+            if Instant::now() >= until {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Named trouble.
     pub fn alarms(&self) -> Vec<String> {
         let cdrs = self.cdrs.alarm().map(str::to_owned);
         let cluster = self.cluster.iter().flat_map(Replication::alarms);
-        cdrs.into_iter().chain(cluster).collect()
+        let running = self.running.load();
+        let failed = running.core.routing.trunks().flat_map(|trunk| {
+            let failed = trunk
+                .registrations()
+                .filter(|(_, r)| r.status().state == RegistrationState::Failed)
+                .map(|(config, _)| {
+                    format!("trunk {}: {} not registered", trunk.name(), config.aor)
+                });
+            failed.collect::<Vec<_>>()
+        });
+        cdrs.into_iter().chain(cluster).chain(failed).collect()
     }
 
     /// The metrics, with what must be asked for freshly asked.
@@ -357,6 +382,7 @@ impl Context {
             };
             push("sbc_trunk_calls", "Calls of a trunk, both directions", trunk.calls().into());
             push("sbc_trunk_up", "Whether a trunk takes calls", trunk.is_up().into());
+            registration_samples(trunk, out);
         }
     }
 
@@ -366,6 +392,29 @@ impl Context {
         let found = running.core.interfaces.iter().find(|i| i.id.0 == id);
         found.map_or_else(|| id.to_string(), |i| i.name.to_string())
     }
+}
+
+/// Our registrations with a trunk, where it wants any.
+fn registration_samples(trunk: &Trunk, out: &mut Vec<Sample>) {
+    let all: Vec<_> = trunk.registrations().map(|(_, r)| r.status()).collect();
+    if all.is_empty() {
+        return;
+    }
+    let registered = all.iter().filter(|s| s.state == RegistrationState::Registered).count();
+    let (c, g) = (Kind::Counter, Kind::Gauge);
+    let mut push = |name, help, kind, value: u64| {
+        let labels = vec![("trunk", trunk.name().to_string())];
+        out.push(Sample { name, help, kind, labels, value: number(value) });
+    };
+    push("sbc_trunk_registered", "Addresses this node holds registered with a trunk", g, {
+        u64::try_from(registered).unwrap_or(0)
+    });
+    push("sbc_trunk_registrations_accepted", "REGISTERs that a trunk accepted", c, {
+        all.iter().map(|s| s.accepted).sum()
+    });
+    push("sbc_trunk_registrations_failed", "Rounds in which no registrar accepted", c, {
+        all.iter().map(|s| s.failed).sum()
+    });
 }
 
 fn core_samples(

@@ -40,6 +40,8 @@ const EXIT_START: u8 = 1;
 const EXIT_PANIC: u8 = 70;
 /// How long BYEs may take to be answered at the end of the drain time.
 const HANGUP_TIME: Duration = Duration::from_secs(5);
+/// How long trunks may take to confirm that our registration is taken back.
+const WITHDRAW_TIME: Duration = Duration::from_secs(2);
 /// How long the other nodes of a cluster may take to carry on what this one had, before a stop.
 const MOVE_TIME: Duration = Duration::from_secs(10);
 /// The shards' clocks are tied to the system's this often.
@@ -207,6 +209,9 @@ async fn stop(context: &Context) {
     if let Some(cluster) = &context.cluster {
         let moved = cluster.move_away(drain.min(MOVE_TIME)).await;
         tracing::info!(moved, "calls and addresses to the other nodes");
+        if !moved {
+            cluster.withdraw_registrations();
+        }
     }
     if !context.calls_gone(Instant::now() + drain).await {
         let left = context.call_count().await;
@@ -215,6 +220,9 @@ async fn stop(context: &Context) {
         if !context.calls_gone(Instant::now() + HANGUP_TIME).await {
             tracing::error!(calls = context.call_count().await, "calls left behind");
         }
+    }
+    if !context.registrations_gone(Instant::now() + WITHDRAW_TIME).await {
+        tracing::warn!("registrations with trunks were not taken back in time: they run out");
     }
 }
 

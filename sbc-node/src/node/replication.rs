@@ -1,18 +1,19 @@
 //! The node's part in a cluster: started with the node, stopped after its shards.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use sbc_cluster::{
     Cluster, Command, Config, Handle as ClusterHandle, JoinKey, NodeId, NodeState, Origin,
     ProposeError,
 };
-use sbc_core::core::Core;
+use sbc_core::core::{Core, Duties, Input};
 use sbc_core::digest::NonceKey;
 use sbc_core::ids::HintKey;
+use sbc_core::net::Interface;
 use sbc_core::routing::Table;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
@@ -25,6 +26,7 @@ use crate::store::binding::Names;
 use crate::store::cluster::{ClusterStore, Parts, StoreStats};
 use crate::store::follow::{Follow, FollowStats};
 use crate::store::link::{self, Link, LinkStats};
+use crate::store::registrants::{PROBING_SHARD, Registrants};
 use crate::store::shares::{ShareStats, Shares};
 use crate::store::takeover::{REMOVED, Takeover, TakeoverStats, drained};
 use crate::store::tell::Tell;
@@ -51,6 +53,9 @@ pub struct Replication {
     linked: Arc<LinkStats>,
     routing: Arc<ArcSwapOption<Table>>,
     shared: Arc<ShareStats>,
+    interfaces: Arc<ArcSwap<Vec<Interface>>>,
+    /// Set once this node registers with no trunk any more.
+    leaving: Arc<AtomicBool>,
     /// Bans of the whole cluster.
     pub bans: ClusterBans,
     written: Arc<StoreStats>,
@@ -134,6 +139,8 @@ pub(super) fn start(
         linked,
         routing: Arc::default(),
         shared: Arc::default(),
+        interfaces: Arc::default(),
+        leaving: Arc::default(),
         handle,
         store,
         bans,
@@ -209,6 +216,14 @@ impl Replication {
             stats: Arc::clone(&self.shared),
         };
         runtime.spawn(shares.run());
+        let registrants = Registrants {
+            handle: self.handle.clone(),
+            routing: Arc::clone(&self.routing),
+            interfaces: Arc::clone(&self.interfaces),
+            tell: Arc::clone(&self.tell),
+            leaving: Arc::clone(&self.leaving),
+        };
+        runtime.spawn(registrants.run());
         // The first write of this run tells the others that the former one is over.
         self.handle.submit(sbc_cluster::Command::set_counts(&[]), Duration::from_secs(5), |_| {});
     }
@@ -216,6 +231,7 @@ impl Replication {
     /// A new configuration is in force.
     pub(super) fn configured(&self, core: &sbc_core::core::Config) {
         self.names.set(&core.interfaces);
+        self.interfaces.store(Arc::new(core.interfaces.clone()));
         self.routing.store(Some(Arc::clone(&core.routing)));
     }
 
@@ -271,6 +287,13 @@ impl Replication {
         {
             look.tick().await;
         }
+    }
+
+    /// Nobody is left to carry on what this node has registered with trunks: takes it back.
+    pub(super) fn withdraw_registrations(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+        let duties = Duties { all: Vec::new(), withdraw: true };
+        self.tell.tell(PROBING_SHARD, Input::Duties(duties));
     }
 
     /// Why this node should be given no new calls, if there is a reason.

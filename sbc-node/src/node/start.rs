@@ -28,6 +28,7 @@ use crate::shard::commit::{Alone, Store};
 use crate::shard::queue::{Handle, Mailbox, mailbox};
 use crate::shard::run::{self, Shard};
 use crate::shard::stats::ShardStats;
+use crate::store::registrants::PROBING_SHARD;
 use crate::telemetry::cdr::{self, CdrWriter};
 use crate::telemetry::events::EventHub;
 use crate::telemetry::http;
@@ -130,7 +131,7 @@ pub(super) fn start(
         let mut machine = Core::new(Arc::clone(&core), rand::random(), clock);
         let (place, all) = (u32::try_from(index)?, u32::try_from(shards)?);
         machine.set_place(place, all);
-        if index == 0 {
+        if index == PROBING_SHARD {
             machine.probe_trunks(clock.at, 0);
         }
         if let Some(tap) = &tap {

@@ -17,6 +17,7 @@ use sbc_core::registrar::{AorRecord, contact_key};
 use super::binding::{self, Names, aor_key};
 use super::link::{self, LinkStats};
 use super::record;
+use super::registrants;
 use super::tell::Tell;
 use crate::config::FailoverMode;
 use crate::shard::commit::Store;
@@ -192,6 +193,10 @@ impl Store for ClusterStore {
             Record::CallEnded(_) => return true,
             Record::Aor(aor) => {
                 self.write_aor(shard, &aor);
+                return true;
+            }
+            Record::Registration { trunk, aor, held } => {
+                registrants::write(&self.handle, &trunk, &aor, held.as_deref());
                 return true;
             }
         };

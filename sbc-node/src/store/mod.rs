@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod follow;
 pub mod link;
 pub mod record;
+pub mod registrants;
 pub mod shares;
 pub mod standby;
 pub mod takeover;

@@ -114,7 +114,10 @@ impl EventHub {
             Record::Call(call) if is_first(call) => {
                 self.tell("call.answered", || (call.id.to_string(), vec![]));
             }
-            Record::Aor(_) | Record::Call(_) | Record::CallEnded(_) => {}
+            Record::Aor(_)
+            | Record::Call(_)
+            | Record::CallEnded(_)
+            | Record::Registration { .. } => {}
         }
     }
 

@@ -15,6 +15,7 @@ use sbc_core::b2bua::{CallId, Cdr};
 use sbc_core::core::{Event, Input, Record, StoreId, Wanted};
 use sbc_core::media::StreamStats;
 use sbc_core::net::Flow;
+use sbc_core::routing::RegistrationState;
 use tokio::sync::mpsc;
 
 use super::cdr::CdrSink;
@@ -74,6 +75,20 @@ impl Outside for ShardOutside {
             }
             Event::Registration(changed) => self.events.registration(&changed),
             Event::Drained => tracing::info!(shard = self.shard, "drained"),
+            Event::TrunkRegistration { trunk, aor, state, failure } => {
+                match state {
+                    RegistrationState::Failed => {
+                        tracing::warn!(%trunk, %aor, ?failure, "not registered with the trunk");
+                    }
+                    _ => tracing::info!(%trunk, %aor, state = state.as_str(), "registration"),
+                }
+                self.events.tell("trunk.registration", || {
+                    let mut details =
+                        vec![("aor", aor.to_string()), ("state", state.as_str().to_owned())];
+                    details.extend(failure.map(|status| ("failure", status.to_string())));
+                    (trunk.to_string(), details)
+                });
+            }
             Event::Peer { trunk, host, up: true } => {
                 tracing::info!(%trunk, %host, "peer is up");
                 let peer = || (trunk.to_string(), vec![("host", host.to_string())]);

@@ -7,7 +7,7 @@ mod ack;
 mod answer;
 mod answered;
 mod attempt;
-mod auth;
+pub(crate) mod auth;
 mod body;
 mod bye;
 mod call;

@@ -23,6 +23,9 @@ use crate::sip::{Message, NameAddr};
 /// The trunk that a request outside dialogs comes from. A stranger on the users' interface must
 /// prove to be a user, whatever the method, unless the policy lets it in.
 pub(crate) fn source(cx: &mut Cx<'_>, incoming: &Incoming<'_>) -> Result<Arc<Trunk>, Refuse> {
+    if let Some(trunk) = by_contact(cx, incoming) {
+        return Ok(trunk);
+    }
     if let Some(trunk) = cx.env.routing.identify(&incoming.flow) {
         return Ok(trunk.clone());
     }
@@ -42,6 +45,23 @@ pub(crate) fn source(cx: &mut Cx<'_>, incoming: &Incoming<'_>) -> Result<Arc<Tru
             Err(answer.into())
         }
     }
+}
+
+/// The trunk that a request comes from because it names the Contact that we have registered there,
+/// which nobody else can know.
+fn by_contact(cx: &mut Cx<'_>, incoming: &Incoming<'_>) -> Option<Arc<Trunk>> {
+    let uri = incoming.message.request_uri().ok()?;
+    let said = uri.params().get("line")?;
+    let table = cx.env.routing.table().clone();
+    let hints = *cx.ids().hints();
+    let trunk =
+        table.trunks().find(|trunk| {
+            trunk.config.interface == incoming.flow.interface
+                && trunk.config.register.iter().any(|r| {
+                    r.match_contact && crate::core::line(&hints, trunk.name(), &r.aor) == said
+                })
+        });
+    trunk.cloned()
 }
 
 impl From<Answer> for Refuse {

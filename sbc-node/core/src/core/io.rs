@@ -84,10 +84,44 @@ pub enum Input {
     /// The answer to [`Output::Shard`] with [`Input::Locate`]; empty when the user is offline or
     /// the question got lost.
     Located { id: ResolveId, found: Vec<Reached> },
+    /// Which registrations with trunks are this node's to do; for the shard that probes
+    /// ([`Core::probe_trunks`]). A node by itself does all and is not told.
+    ///
+    /// [`Core::probe_trunks`]: super::Core::probe_trunks
+    Duties(Duties),
     /// An operator's wish.
     Command(Command),
     /// A new configuration; calls that are up keep what they were set up with.
     Configure(Arc<Config>),
+}
+
+/// The registrations with trunks that a node has to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Duties {
+    pub all: Vec<Duty>,
+    /// Nobody carries on what is not among them: it is taken back.
+    pub withdraw: bool,
+}
+
+/// One registration with a trunk that is this node's to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Duty {
+    pub trunk: Arc<str>,
+    pub aor: Arc<str>,
+    /// What the node that did it before has written.
+    pub before: Option<HeldRegistration>,
+}
+
+/// What a registrar holds of us, for the node that carries it on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldRegistration {
+    /// URI of the Contact that is registered.
+    pub contact: Box<str>,
+    pub call_id: Box<str>,
+    /// Of the last request.
+    pub cseq: u32,
+    /// Unix milliseconds; past it the registrar has forgotten.
+    pub until_ms: u64,
 }
 
 /// Who is looked for.
@@ -185,6 +219,8 @@ pub enum Record {
     CallEnded(CallId),
     /// Bindings of one address of record that are new, changed or gone.
     Aor(Box<AorRecord>),
+    /// A registration with a trunk; `None`: it is no more.
+    Registration { trunk: Arc<str>, aor: Arc<str>, held: Option<Box<HeldRegistration>> },
 }
 
 /// How a call of another node is carried on.
@@ -246,4 +282,11 @@ pub enum Event {
     Registration(crate::registrar::Changed),
     /// A peer of a trunk went up or down, by its probes.
     Peer { trunk: Arc<str>, host: Arc<str>, up: bool },
+    /// A registration with a trunk changed its state; `failure` is the last one's status.
+    TrunkRegistration {
+        trunk: Arc<str>,
+        aor: Arc<str>,
+        state: crate::routing::RegistrationState,
+        failure: Option<u16>,
+    },
 }

@@ -7,10 +7,13 @@ mod config;
 mod guarded;
 mod io;
 mod probe;
+mod registrant;
 mod shard;
 mod users;
 
 pub use config::*;
 pub use io::*;
 pub use probe::{ProbeCx, Prober};
+pub(crate) use registrant::line;
+pub use registrant::{Registrant, RegistrantCx};
 pub use shard::Core;

@@ -12,7 +12,9 @@ use hashbrown::HashMap;
 use rand::Rng;
 
 use super::guarded;
-use super::{Config, Event, Input, Output, ProbeCx, Prober, Wanted};
+use super::{
+    Command, Config, Event, Input, Output, ProbeCx, Prober, Registrant, RegistrantCx, Wanted,
+};
 use crate::b2bua::{CallId, CallSummary, Calls, Cx, Env, Incoming, Purpose, Stats, WallClock};
 use crate::ids::{Branch, Ids, ShardHint};
 use crate::media::Anchor;
@@ -28,6 +30,8 @@ pub struct Core {
     calls: Calls,
     /// Set on the one shard that probes the trunks.
     prober: Option<Prober>,
+    /// Set on the same shard: registers with the trunks that want it.
+    registrant: Option<Registrant>,
     drained: bool,
 }
 
@@ -61,14 +65,24 @@ impl Core {
             stats: Stats::default(),
             next_id: 0,
         };
-        Core { env, calls: Calls::default(), prober: None, drained: false }
+        Core { env, calls: Calls::default(), prober: None, registrant: None, drained: false }
     }
 
-    /// Makes this the shard that probes the trunks of its node (one per node, by its index).
+    /// Makes this the shard that probes the trunks of its node, and registers with them (one per
+    /// node, by its index).
     pub fn probe_trunks(&mut self, now: Instant, shard: u32) {
         let mut prober = Prober::new(now, ShardHint(shard));
         prober.configure(&mut probe_cx(&mut self.env, now));
         self.prober = Some(prober);
+        let alone = self.env.config.node.is_none();
+        let mut registrant = Registrant::new(now, ShardHint(shard), alone);
+        registrant.configure(&mut registrant_cx(&mut self.env, now));
+        self.registrant = Some(registrant);
+    }
+
+    /// Registrations with trunks that are being taken back.
+    pub fn registrations_leaving(&self) -> usize {
+        self.registrant.as_ref().map_or(0, Registrant::leaving)
     }
 
     /// Emits [`Event::Trace`] for each message of new calls whose id is below this; 0 for none, the
@@ -125,7 +139,11 @@ impl Core {
                     .prober
                     .as_mut()
                     .is_some_and(|prober| prober.resolved(&mut probe_cx(cx.env, now), id, &result));
-                if !probe {
+                let known = probe
+                    || self.registrant.as_mut().is_some_and(|registrant| {
+                        registrant.resolved(&mut registrant_cx(cx.env, now), id, &result)
+                    });
+                if !known {
                     self.calls.resolved(&mut cx, id, result);
                 }
             }
@@ -137,11 +155,24 @@ impl Core {
             Input::BindingsUnstored(aor) => super::users::unstored(&mut cx, &aor),
             Input::Locate { from, id, ask } => super::users::tell(&mut cx, from, id, &ask),
             Input::Located { id, found } => self.calls.located(&mut cx, id, found),
-            Input::Command(command) => self.calls.command(&mut cx, &command),
+            Input::Duties(duties) => {
+                if let Some(registrant) = &mut self.registrant {
+                    registrant.take_duties(&mut registrant_cx(cx.env, now), duties);
+                }
+            }
+            Input::Command(command) => {
+                if let (Command::Drain(on), Some(registrant)) = (&command, &mut self.registrant) {
+                    registrant.drain(&mut registrant_cx(cx.env, now), *on);
+                }
+                self.calls.command(&mut cx, &command);
+            }
             Input::Configure(config) => {
                 configure(&mut cx, config);
                 if let Some(prober) = &mut self.prober {
                     prober.configure(&mut probe_cx(cx.env, now));
+                }
+                if let Some(registrant) = &mut self.registrant {
+                    registrant.configure(&mut registrant_cx(cx.env, now));
                 }
             }
         }
@@ -152,14 +183,17 @@ impl Core {
     /// The next output, if any.
     pub fn poll(&mut self) -> Option<Output> {
         let probes = || self.prober.as_mut().and_then(Prober::poll);
-        self.env.txn.poll_output().or_else(|| self.env.out.pop_front()).or_else(probes)
+        let registrations = || self.registrant.as_mut().and_then(Registrant::poll);
+        let own = self.env.txn.poll_output().or_else(|| self.env.out.pop_front());
+        own.or_else(probes).or_else(registrations)
     }
 
     /// When to call `handle(now, Input::Tick)`; may come a little early.
     pub fn deadline(&self) -> Option<Instant> {
         let probes = self.prober.as_ref().and_then(Prober::deadline);
         let users = self.env.registrar.as_ref().and_then(|r| r.deadline());
-        let all = [self.env.timers.deadline(), self.env.txn.deadline(), probes, users];
+        let trunks = self.registrant.as_ref().and_then(Registrant::deadline);
+        let all = [self.env.timers.deadline(), self.env.txn.deadline(), probes, trunks, users];
         all.into_iter().flatten().min()
     }
 
@@ -265,6 +299,9 @@ impl Core {
         if let Some(prober) = &mut self.prober {
             prober.handle_tick(&mut probe_cx(cx.env, now));
         }
+        if let Some(registrant) = &mut self.registrant {
+            registrant.handle_tick(&mut registrant_cx(cx.env, now));
+        }
         super::users::tick(&mut cx);
         while let Some(event) = cx.env.txn.poll_event() {
             super::users::ping_event(&mut cx, &event);
@@ -272,7 +309,11 @@ impl Core {
                 .prober
                 .as_mut()
                 .is_some_and(|prober| probe_event(prober, &mut probe_cx(cx.env, now), &event));
-            if !probe {
+            let known = probe
+                || self.registrant.as_mut().is_some_and(|registrant| {
+                    registrant_event(registrant, &mut registrant_cx(cx.env, now), &event)
+                });
+            if !known {
                 dispatch(&mut cx, &mut self.calls, event);
             }
         }
@@ -313,6 +354,38 @@ fn probe_event(prober: &mut Prober, cx: &mut ProbeCx<'_>, event: &transaction::E
         E::ClientTimeout { owner, .. } | E::ClientTransportError { owner, .. } => {
             prober.failed(cx, *owner)
         }
+        E::Request { .. }
+        | E::Ack { .. }
+        | E::Cancelled { .. }
+        | E::StrayOk { .. }
+        | E::ServerTimeout { .. }
+        | E::ServerTransportError { .. } => false,
+    }
+}
+
+/// What registrations with trunks may touch of the shard.
+fn registrant_cx(env: &mut Env, now: Instant) -> RegistrantCx<'_> {
+    RegistrantCx {
+        now,
+        clock: env.clock,
+        txn: &mut env.txn,
+        routing: &mut env.routing,
+        interfaces: &env.config.interfaces,
+        product: &env.config.product,
+    }
+}
+
+/// Whether the event was the outcome of a registration.
+fn registrant_event(
+    registrant: &mut Registrant,
+    cx: &mut RegistrantCx<'_>,
+    event: &transaction::Event,
+) -> bool {
+    use transaction::Event as E;
+    match event {
+        E::Response { owner, message, .. } => registrant.response(cx, *owner, message),
+        E::ClientTimeout { owner, .. } => registrant.failed(cx, *owner, 408),
+        E::ClientTransportError { owner, .. } => registrant.failed(cx, *owner, 503),
         E::Request { .. }
         | E::Ack { .. }
         | E::Cancelled { .. }

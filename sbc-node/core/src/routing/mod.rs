@@ -12,6 +12,7 @@ mod health;
 mod number;
 mod policy;
 mod prefix;
+mod registration;
 mod route;
 mod source;
 mod table;
@@ -38,6 +39,7 @@ pub use policy::{
 pub use prefix::{
     MAX_PREFIX_LEN, PrefixEntry, PrefixError, PrefixErrorReason, PrefixTable, PrefixTarget,
 };
+pub use registration::{RegisterConfig, Registration, RegistrationState, RegistrationStatus};
 pub use route::{RouteConfig, RouteMatch, RouteTarget, UserMatch};
 pub use table::{
     AdmissionConfig, BuildError, BuildErrorKind, Item, RoutingConfig, Table, UnknownSource,

@@ -210,6 +210,10 @@ impl Table {
         self.trunk_names.insert(config.name.clone(), id);
         for source in effective_sources(&config) {
             if let Err(other) = self.sources.add(config.interface, source, id) {
+                // Two accounts with one carrier: what comes to the second is known by its Contact.
+                if config.sources.is_empty() && config.register.iter().any(|r| r.match_contact) {
+                    continue;
+                }
                 let other = self.trunk(other).map_or_else(|| "".into(), |t| t.name().clone());
                 errors.push(item, BuildErrorKind::SourceTaken { net: source.net, other });
             }
@@ -232,8 +236,13 @@ impl Table {
             .iter()
             .map(|peer| old.and_then(|o| o.health_of(peer)).unwrap_or_default())
             .collect();
+        let registrations = config
+            .register
+            .iter()
+            .map(|r| old.and_then(|o| o.registration(&r.aor)).cloned().unwrap_or_default())
+            .collect();
         if let Some(slot) = self.trunks.get_mut(id.0 as usize) {
-            *slot = Some(Arc::new(Trunk { id, config, state, health }));
+            *slot = Some(Arc::new(Trunk { id, config, state, health, registrations }));
         }
     }
 

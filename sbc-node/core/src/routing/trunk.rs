@@ -16,6 +16,7 @@ use super::admission::{CallLimits, Gate, Share, Use};
 use super::health::{Health, PeerHealth, ProbePolicy};
 use super::number::Translation;
 use super::policy::{CodecPolicy, Credential, FailoverPolicy, HeaderPolicy, SessionTimerPolicy};
+use super::registration::{RegisterConfig, Registration};
 
 /// Names a trunk for the life of the process: the same name keeps its id across reloads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -105,6 +106,8 @@ pub struct TrunkConfig {
     pub headers: HeaderPolicy,
     /// Answers to 401/407 challenges, each for its realm only.
     pub credentials: Vec<Credential>,
+    /// Where the trunk wants us to register.
+    pub register: Vec<RegisterConfig>,
     pub failover: FailoverPolicy,
     pub session_timer: SessionTimerPolicy,
     /// A call longer than this gets a BYE on both sides.
@@ -141,6 +144,7 @@ impl TrunkConfig {
             rel100: true,
             headers: HeaderPolicy::default(),
             credentials: Vec::new(),
+            register: Vec::new(),
             failover: FailoverPolicy::default(),
             session_timer: SessionTimerPolicy::default(),
             max_duration: None,
@@ -158,6 +162,8 @@ pub struct Trunk {
     pub(super) state: Arc<TrunkState>,
     /// Health per peer, in the order of `config.peers`; kept across reloads by peer address.
     pub(super) health: Vec<Arc<Health>>,
+    /// In the order of `config.register`; kept across reloads by address of record.
+    pub(super) registrations: Vec<Arc<Registration>>,
 }
 
 /// What survives a reload of the trunk of that name.
@@ -188,6 +194,16 @@ impl Trunk {
     pub(super) fn health_of(&self, peer: &Peer) -> Option<Arc<Health>> {
         let at = self.config.peers.iter().position(|p| p == peer)?;
         self.health.get(at).cloned()
+    }
+
+    /// The registrations with their state, in the configured order.
+    pub fn registrations(&self) -> impl Iterator<Item = (&RegisterConfig, &Arc<Registration>)> {
+        self.config.register.iter().zip(&self.registrations)
+    }
+
+    /// What is known of the registration of an address of record.
+    pub fn registration(&self, aor: &str) -> Option<&Arc<Registration>> {
+        self.registrations().find(|(config, _)| *config.aor == *aor).map(|(_, state)| state)
     }
 
     pub fn name(&self) -> &Arc<str> {

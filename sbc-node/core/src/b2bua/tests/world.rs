@@ -345,6 +345,7 @@ impl World {
                         Record::Call(call) => self.records.push(*call),
                         Record::CallEnded(_) => self.ended += 1,
                         Record::Aor(aor) => self.aors.push(*aor),
+                        Record::Registration { .. } => {}
                     }
                     match (wait, self.hold_stores) {
                         (Some(_), true) => self.held.push_back(id),
@@ -365,7 +366,9 @@ impl World {
                     self.traces.push(format!("{:?} {:?} {first}", t.side, t.direction));
                 }
                 Output::Event(Event::Drained) => self.drained = true,
-                Output::Event(Event::Registration(_) | Event::Peer { .. }) => {}
+                Output::Event(
+                    Event::Registration(_) | Event::Peer { .. } | Event::TrunkRegistration { .. },
+                ) => {}
                 Output::Shard { shard, input } => self.shards.push((shard, *input)),
                 Output::Elsewhere { wanted, flow, data } => {
                     self.elsewhere.push((wanted, flow, data));

@@ -1,0 +1,175 @@
+//! The SBC and a core registrar (Kamailio): it registers itself with a trunk.
+//!
+//! ```text
+//! core 10.4.0.10 (kamailio) ── 10.4.0.1 sbc 10.5.0.1 ── 10.5.0.10 in
+//! ```
+
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use sbc_tests::net::{Net, exchange};
+use sbc_tests::node::Node;
+use sbc_tests::proc::Proc;
+use sbc_tests::sipp::Sipp;
+use sbc_tests::{can_make_namespaces, root, wait_for};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const SOON: Duration = Duration::from_secs(20);
+
+const CONFIG: &str = r#"
+[node]
+name = "test"
+drain-time = "2s"
+
+[admin]
+socket = "@DIR@/sbc.sock"
+
+[cdr]
+file = "@DIR@/cdr.jsonl"
+
+[[interface]]
+name = "core"
+listen = "udp://10.4.0.1:5060"
+media = { ports = "20000-29999" }
+
+[[interface]]
+name = "inside"
+listen = "udp://10.5.0.1:5060"
+media = { ports = "20000-29999" }
+"#;
+
+const TRUNK: &str = r#"
+[[trunk]]
+name = "carrier"
+interface = "core"
+peers = "10.4.0.10"
+domain = "core.example"
+from-domain = "core.example"
+credentials = [{ realm = "core.example", username = "4930123", password = "secret" }]
+register = { aor = "4930123@core.example", expires = "60s", retry = "1s" }
+
+[[trunk]]
+name = "pbx"
+interface = "inside"
+peers = "10.5.0.10"
+
+[[route]]
+source = "carrier"
+target = "pbx"
+
+[[route]]
+source = "pbx"
+target = "carrier"
+"#;
+
+struct Core {
+    net: Net,
+    dir: TempDir,
+    node: Node,
+    kamailio: Proc,
+}
+
+impl Core {
+    fn new(extra: &str) -> Core {
+        let net = Net::new(&["core", "sbc", "in"]);
+        net.link("core", "10.4.0.10/24", "sbc", "10.4.0.1/24");
+        net.link("in", "10.5.0.10/24", "sbc", "10.5.0.1/24");
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let node = Node::start(&net.ns("sbc"), dir.path(), "sbc", &format!("{CONFIG}{extra}"));
+        let kamailio = kamailio(&net.ns("core"), dir.path());
+        Core { net, dir, node, kamailio }
+    }
+
+    fn sipp(&self, ns: &str, name: &str, scenario: &str, args: &str) -> Sipp {
+        Sipp::start(&self.net.ns(ns), self.dir.path(), name, scenario, args)
+    }
+
+    /// What the core answers to a message for a user: 404 where it knows no contact.
+    fn knows(&self, user: &str) -> bool {
+        let message = format!(
+            "OPTIONS sip:{user}@core.example SIP/2.0\r\n\
+             Via: SIP/2.0/UDP 10.4.0.10:5090;branch=z9hG4bK{}\r\n\
+             From: <sip:t@core.example>;tag=1\r\nTo: <sip:{user}@core.example>\r\n\
+             Call-ID: {}\r\nCSeq: 1 OPTIONS\r\nMax-Forwards: 70\r\nContent-Length: 0\r\n\r\n",
+            std::process::id(),
+            std::process::id(),
+        );
+        let ns = self.net.ns("core");
+        let answer = exchange(&ns, "10.4.0.10:5090", "10.4.0.10:5060", message.as_bytes());
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        assert!(answer.starts_with("SIP/2.0"), "{answer}\n{}", self.kamailio.output());
+        !answer.starts_with("SIP/2.0 404")
+    }
+
+    fn registration(&self) -> Value {
+        let trunks = self.node.ctl("trunks list");
+        let all = trunks["trunks"].as_array().expect("trunks");
+        let carrier = all.iter().find(|t| t["name"] == "carrier").expect("carrier");
+        carrier["registrations"][0].clone()
+    }
+}
+
+fn kamailio(ns: &str, dir: &Path) -> Proc {
+    let config = root().join("tests/peers/kamailio-registrar.cfg");
+    let run = dir.join("kamailio.pid");
+    let args = [
+        "-f",
+        &config.to_string_lossy(),
+        "-DD",
+        "-E",
+        "-m",
+        "64",
+        "-M",
+        "8",
+        "-P",
+        &run.to_string_lossy(),
+        "-Y",
+        &dir.to_string_lossy(),
+    ]
+    .map(str::to_owned);
+    Proc::start(ns, dir, "kamailio", Path::new("kamailio"), &args)
+}
+
+#[test]
+fn a_trunk_that_wants_it_is_registered_with_called_and_left() {
+    if !can_make_namespaces("registration with a trunk") {
+        return;
+    }
+    let mut core = Core::new(TRUNK);
+    wait_for("the registration", SOON, || {
+        (core.registration()["state"] == "registered").then_some(())
+    });
+    let registration = core.registration();
+    assert_eq!(registration["aor"], "4930123@core.example");
+    assert_eq!(registration["registrar"], "10.4.0.10:5060");
+    assert!(core.knows("4930123"));
+    assert!(core.node.metric("sbc_trunk_registered", "carrier") == 1);
+
+    // A call of the PBX is challenged by the core, comes back to the contact, and to the PBX.
+    let callee = core.sipp("in", "callee", "uas-answer.xml", "-i 10.5.0.10 -p 5060 -m 1");
+    wait_for("the callee", SOON, || {
+        let probe = std::process::Command::new("ip")
+            .args(["netns", "exec", &core.net.ns("in"), "ss", "-Hlun", "sport = :5060"])
+            .output();
+        probe.ok().filter(|out| !out.stdout.is_empty()).map(|_| ())
+    });
+    let caller = core.sipp(
+        "in",
+        "caller",
+        "uac-call.xml",
+        "-i 10.5.0.10 -p 5070 -m 1 -d 200 -s 4930123 10.5.0.1:5060",
+    );
+    caller.expect_success(SOON);
+    callee.expect_success(SOON);
+    let cdrs = core.node.wait_cdrs(2);
+    assert!(cdrs.iter().all(|cdr| cdr["status"] == 200), "{cdrs:?}");
+
+    // The end of the node takes the contact back.
+    core.node.proc.signal(Signal::SIGTERM);
+    assert!(core.node.proc.wait(SOON).success());
+    assert!(!core.knows("4930123"), "{}", core.kamailio.output());
+    core.kamailio.signal(Signal::SIGTERM);
+    core.kamailio.wait(SOON);
+}
