@@ -12,7 +12,7 @@ use sbc_tests::net::{Net, exchange};
 use sbc_tests::node::Node;
 use sbc_tests::proc::Proc;
 use sbc_tests::sipp::Sipp;
-use sbc_tests::{can_make_namespaces, root, wait_for};
+use sbc_tests::{can_make_namespaces, wait_for};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -48,7 +48,7 @@ peers = "10.4.0.10"
 domain = "core.example"
 from-domain = "core.example"
 credentials = [{ realm = "core.example", username = "4930123", password = "secret" }]
-register = { aor = "4930123@core.example", expires = "60s", retry = "1s" }
+register = [{ aor = "4930123@core.example", expires = "60s", retry = "1s" }]
 
 [[trunk]]
 name = "pbx"
@@ -65,10 +65,10 @@ target = "carrier"
 "#;
 
 struct Core {
-    net: Net,
-    dir: TempDir,
     node: Node,
     kamailio: Proc,
+    net: Net,
+    dir: TempDir,
 }
 
 impl Core {
@@ -79,22 +79,28 @@ impl Core {
         let dir = tempfile::tempdir().expect("temporary directory");
         let node = Node::start(&net.ns("sbc"), dir.path(), "sbc", &format!("{CONFIG}{extra}"));
         let kamailio = kamailio(&net.ns("core"), dir.path());
-        Core { net, dir, node, kamailio }
+        Core { node, kamailio, net, dir }
     }
 
-    fn sipp(&self, ns: &str, name: &str, scenario: &str, args: &str) -> Sipp {
-        Sipp::start(&self.net.ns(ns), self.dir.path(), name, scenario, args)
+    /// One call that is answered and ended.
+    fn call(&self, (to, callee): (&str, &str), (from, caller): (&str, &str)) {
+        let start = |ns: &str, name: &str, scenario: &str, args: &str| {
+            Sipp::start(&self.net.ns(ns), self.dir.path(), name, scenario, args)
+        };
+        let callee = start(to, "callee", "uas-answer.xml", &format!("{callee} -m 1"));
+        // Its INVITE is repeated until the callee has its socket.
+        let caller = start(from, "caller", "uac-call.xml", &format!("-m 1 -d 200 {caller}"));
+        caller.expect_success(SOON);
+        callee.expect_success(SOON);
     }
 
-    /// What the core answers to a message for a user: 404 where it knows no contact.
-    fn knows(&self, user: &str) -> bool {
+    /// Whether the core knows a contact of a user. `n` tells one question from the next.
+    fn knows(&self, user: &str, n: u32) -> bool {
         let message = format!(
             "OPTIONS sip:{user}@core.example SIP/2.0\r\n\
-             Via: SIP/2.0/UDP 10.4.0.10:5090;branch=z9hG4bK{}\r\n\
+             Via: SIP/2.0/UDP 10.4.0.10:5090;branch=z9hG4bK{n}\r\n\
              From: <sip:t@core.example>;tag=1\r\nTo: <sip:{user}@core.example>\r\n\
-             Call-ID: {}\r\nCSeq: 1 OPTIONS\r\nMax-Forwards: 70\r\nContent-Length: 0\r\n\r\n",
-            std::process::id(),
-            std::process::id(),
+             Call-ID: {n}\r\nCSeq: 1 OPTIONS\r\nMax-Forwards: 70\r\nContent-Length: 0\r\n\r\n",
         );
         let ns = self.net.ns("core");
         let answer = exchange(&ns, "10.4.0.10:5090", "10.4.0.10:5060", message.as_bytes());
@@ -112,7 +118,8 @@ impl Core {
 }
 
 fn kamailio(ns: &str, dir: &Path) -> Proc {
-    let config = root().join("tests/peers/kamailio-registrar.cfg");
+    let config = dir.join("kamailio.cfg");
+    std::fs::write(&config, include_str!("../peers/kamailio-registrar.cfg")).expect("config");
     let run = dir.join("kamailio.pid");
     let args = [
         "-f",
@@ -144,32 +151,26 @@ fn a_trunk_that_wants_it_is_registered_with_called_and_left() {
     let registration = core.registration();
     assert_eq!(registration["aor"], "4930123@core.example");
     assert_eq!(registration["registrar"], "10.4.0.10:5060");
-    assert!(core.knows("4930123"));
+    assert!(core.knows("4930123", 1));
     assert!(core.node.metric("sbc_trunk_registered", "carrier") == 1);
 
-    // A call of the PBX is challenged by the core, comes back to the contact, and to the PBX.
-    let callee = core.sipp("in", "callee", "uas-answer.xml", "-i 10.5.0.10 -p 5060 -m 1");
-    wait_for("the callee", SOON, || {
-        let probe = std::process::Command::new("ip")
-            .args(["netns", "exec", &core.net.ns("in"), "ss", "-Hlun", "sport = :5060"])
-            .output();
-        probe.ok().filter(|out| !out.stdout.is_empty()).map(|_| ())
-    });
-    let caller = core.sipp(
-        "in",
-        "caller",
-        "uac-call.xml",
-        "-i 10.5.0.10 -p 5070 -m 1 -d 200 -s 4930123 10.5.0.1:5060",
+    // The core calls the contact, and the call goes on to the PBX.
+    core.call(
+        ("in", "-i 10.5.0.10 -p 5060"),
+        ("core", "-i 10.4.0.10 -p 5080 -s 4930123 10.4.0.10:5060"),
     );
-    caller.expect_success(SOON);
-    callee.expect_success(SOON);
+    // A call of the PBX is challenged by the core.
+    core.call(
+        ("core", "-i 10.4.0.10 -p 5090"),
+        ("in", "-i 10.5.0.10 -p 5070 -s 9000 10.5.0.1:5060"),
+    );
     let cdrs = core.node.wait_cdrs(2);
     assert!(cdrs.iter().all(|cdr| cdr["status"] == 200), "{cdrs:?}");
 
     // The end of the node takes the contact back.
     core.node.proc.signal(Signal::SIGTERM);
     assert!(core.node.proc.wait(SOON).success());
-    assert!(!core.knows("4930123"), "{}", core.kamailio.output());
+    assert!(!core.knows("4930123", 2), "{}", core.kamailio.output());
     core.kamailio.signal(Signal::SIGTERM);
     core.kamailio.wait(SOON);
 }
