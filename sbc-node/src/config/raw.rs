@@ -260,7 +260,7 @@ pub(super) struct Trunk {
     #[serde(default)]
     pub(super) credentials: Vec<Credential>,
     #[serde(default)]
-    pub(super) register: OneOrMany<Spanned<Register>>,
+    pub(super) register: Vec<Spanned<Register>>,
     #[serde(default)]
     pub(super) failover: Failover,
     #[serde(default)]

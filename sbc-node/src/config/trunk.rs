@@ -116,7 +116,7 @@ fn one(
         rel100: raw.rel100,
         headers: headers(cx, &raw.headers),
         credentials: raw.credentials.iter().filter_map(|c| credential(cx, c)).collect(),
-        register: raw.register.0.iter().map(|r| register(cx, r, raw)).collect(),
+        register: raw.register.iter().map(|r| register(cx, r, raw)).collect(),
         failover: failover(cx, &raw.failover),
         session_timer: session_timer(cx, &raw.session_timer),
         max_duration: raw.max_duration.map(|s| s.0),
@@ -329,7 +329,7 @@ fn register(
         cx.dependent(span.clone(), "a trunk without peers cannot be registered with");
     }
     let same = |r: &&Spanned<raw::Register>| r.get_ref().aor == raw.aor;
-    if trunk.register.0.iter().filter(same).count() > 1 {
+    if trunk.register.iter().filter(same).count() > 1 {
         cx.problem(span, format!("\"{}\" is registered twice", raw.aor));
     }
     config
