@@ -422,6 +422,29 @@ fn garbage_and_silence_cost_the_connection_only() {
     assert_eq!(bench.total(|s| s.framing_errors.get()), 1);
 }
 
+#[test]
+fn a_source_has_few_handshakes_under_way_at_once() {
+    let authority = Authority::new();
+    let paper = authority.paper("sbc", vec![dns("sbc.example")]);
+    let settings = Settings { handshakes_per_source_max: 3, ..Settings::default() };
+    let bench =
+        bench(&[Transport::Tls], doors(door(&spec(&authority, &[&paper]))), settings);
+    let local = bench.local(Transport::Tls);
+    let config = authority.client(None, BOTH);
+    // Those that are done do not count.
+    let mut done: Vec<Secured> = (0..5).map(|_| secured(&config, "sbc.example", local)).collect();
+    for stream in &mut done {
+        assert!(ask(stream).starts_with("SIP/2.0 200 OK"));
+    }
+    let silent: Vec<TcpStream> = (0..3).map(|_| tcp(local)).collect();
+    eventually("all", || (bench.total(|s| s.connections.get()) == 8).then_some(()));
+    assert!(refused(&mut secured(&config, "sbc.example", local)));
+    assert_eq!(bench.total(|s| s.handshakes_refused.get()), 1);
+    drop(silent);
+    eventually("room", || (bench.total(|s| s.connections.get()) == 5).then_some(()));
+    assert!(ask(&mut secured(&config, "sbc.example", local)).starts_with("SIP/2.0 200 OK"));
+}
+
 fn web_request(uri: &str, origin: &str) -> tungstenite::handshake::client::Request {
     use tungstenite::client::IntoClientRequest;
     let mut request = uri.into_client_request().unwrap();

@@ -124,6 +124,53 @@ fn half_a_message_and_silence_are_timed_out() {
 }
 
 #[test]
+fn a_connection_that_brings_no_message_is_closed_whatever_else_it_sends() {
+    let settings = Settings {
+        first_message_timeout: Some(Duration::from_millis(300)),
+        ..Settings::default()
+    };
+    let bench = tcp(settings).start();
+    let mut good = connect(bench.local(Transport::Tcp));
+    good.write_all(options(0).as_bytes()).unwrap();
+    read_until(&mut good, "\r\n\r\n");
+    let mut silent = connect(bench.local(Transport::Tcp));
+    let mut pings = connect(bench.local(Transport::Tcp));
+    pings.write_all(b"\r\n\r\n").unwrap();
+    read_until(&mut pings, "\r\n");
+    assert!(closed(&mut silent) && closed(&mut pings));
+    assert_eq!(bench.total(|s| s.silent_closed.get()), 2);
+    good.write_all(options(0).as_bytes()).unwrap();
+    read_until(&mut good, "\r\n\r\n");
+}
+
+#[test]
+fn too_many_bytes_of_unfinished_messages_cost_the_slowest_its_connection() {
+    let settings = Settings { unfinished_bytes_max: 10_000, ..Settings::default() };
+    let unfinished = settings.unfinished.clone();
+    let bench = tcp(settings).start();
+    let half = format!("OPTIONS sip:x SIP/2.0\r\nX-Long: {}", "x".repeat(3_000));
+    let mut streams = Vec::new();
+    for n in 1..=3 {
+        let mut stream = connect(bench.local(Transport::Tcp));
+        stream.write_all(half.as_bytes()).unwrap();
+        streams.push(stream);
+        eventually("the bytes", || (unfinished.bytes() == n * half.len()).then_some(()));
+    }
+    assert_eq!(bench.total(|s| s.unfinished_evicted.get()), 0);
+    let mut last = connect(bench.local(Transport::Tcp));
+    last.write_all(half.as_bytes()).unwrap();
+    assert!(closed(&mut streams[0]), "the first has been at it longest");
+    assert_eq!(bench.total(|s| s.unfinished_evicted.get()), 1);
+    assert_eq!(unfinished.bytes(), 3 * half.len());
+    // Whole messages pass meanwhile, and what is ended is given back.
+    let mut good = connect(bench.local(Transport::Tcp));
+    good.write_all(options(0).as_bytes()).unwrap();
+    read_until(&mut good, "\r\n\r\n");
+    drop((streams, last));
+    eventually("nothing to be held", || (unfinished.bytes() == 0).then_some(()));
+}
+
+#[test]
 fn bad_framing_is_answered_and_ends_the_connection() {
     let limits = Limits { body_bytes_max: 1_000, ..Limits::default() };
     let bench = tcp(Settings { limits, ..Settings::default() }).start();

@@ -7,6 +7,7 @@ pub mod agent;
 pub mod baresip;
 pub mod capture;
 pub mod load;
+pub mod mmdb;
 pub mod net;
 pub mod node;
 pub mod proc;

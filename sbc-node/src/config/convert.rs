@@ -66,6 +66,19 @@ impl Context<'_> {
         }
     }
 
+    /// The file's bytes, `max` at most; a problem when it cannot be read or is larger.
+    pub(super) fn bytes(&mut self, path: &Spanned<PathBuf>, max: u64) -> Option<Vec<u8>> {
+        let full = self.path(path.get_ref());
+        let read = std::fs::metadata(&full).and_then(|data| {
+            if data.len() > max {
+                return Err(std::io::Error::other(format!("larger than {max} bytes")));
+            }
+            std::fs::read(&full)
+        });
+        read.map_err(|e| self.problem(path.span(), format!("cannot read {}: {e}", full.display())))
+            .ok()
+    }
+
     /// A number within bounds, or its default.
     pub(super) fn bounded<T>(
         &mut self,
@@ -145,6 +158,7 @@ fn file_config(cx: &mut Context<'_>, file: &raw::File, document: toml::Table) ->
         admission: AdmissionConfig {
             node: cx.limits(file.admission.max_calls, file.admission.max_cps.as_ref()),
             emergency: file.admission.emergency.clone(),
+            callers: guard::callers(cx, file),
         },
         unknown_source: match file.sip.unknown_source {
             raw::UnknownSource::Reject => UnknownSource::Reject,
@@ -153,7 +167,7 @@ fn file_config(cx: &mut Context<'_>, file: &raw::File, document: toml::Table) ->
         ..route::convert(cx, file)
     };
     route::check(cx, file, &routing);
-    let guard = guard::convert(cx, &file.guard, &doors, &routing);
+    let guard = guard::convert(cx, file, &doors, &routing);
     let cluster = file.cluster.as_ref().map(|c| cluster(cx, c.get_ref()));
     let (registrar, users) = registrar::convert(cx, file, node.shards).unzip();
     let sip_limits = sip_limits(cx, &file.sip);
@@ -303,6 +317,15 @@ fn transport(
             100,
             1..=1_000_000,
         ),
+        max_handshakes_per_source: cx.bounded(
+            t.max_handshakes_per_source.as_ref(),
+            32,
+            1..=1_000_000,
+        ),
+        first_message_timeout: t
+            .first_message_timeout
+            .map_or(Some(Duration::from_secs(30)), |s| s.0),
+        unfinished_bytes: cx.bounded(t.unfinished_bytes.as_ref(), 64 << 20, 65_536..=1 << 40),
         write_queue_bytes: cx.bounded(t.write_queue_bytes.as_ref(), 1 << 20, 65_536..=1 << 30),
         message_bytes_max: limits.head_bytes_max + limits.body_bytes_max,
     }

@@ -6,11 +6,11 @@ use std::time::Duration;
 use hashbrown::HashMap;
 use sbc_core::cidr::Cidr;
 use sbc_core::guard::{
-    Access, AccessList, AccessRule, Algorithm, BUILT_IN, DictionaryConfig, FraudProfile,
-    GuardConfig, OverLimit, OverloadConfig, PikeConfig, PikeMode, RateKey, RateLimit, Scanners,
-    Threshold,
+    Access, AccessList, AccessRule, Algorithm, BUILT_IN, Countries, Country, CountryRule,
+    DictionaryConfig, FraudProfile, GuardConfig, OverLimit, OverloadConfig, PikeConfig, PikeMode,
+    RateKey, RateLimit, Scanners, Threshold, Zone,
 };
-use sbc_core::routing::{RoutingConfig, TrunkConfig};
+use sbc_core::routing::{CallerLimit, CallsBy, OverCalls, RoutingConfig, TrunkConfig};
 use toml::Spanned;
 
 use super::convert::Context;
@@ -26,10 +26,11 @@ const EXEMPT_V6: u8 = 32;
 
 pub(super) fn convert(
     cx: &mut Context<'_>,
-    raw: &raw::Guard,
+    file: &raw::File,
     doors: &[Door],
     routing: &RoutingConfig,
 ) -> GuardConfig {
+    let raw = &file.guard;
     let default = GuardConfig::default();
     let mut trusted: Vec<Cidr> = raw.trusted.iter().map(|n| n.0).collect();
     if raw.exempt_trunks.unwrap_or(true) {
@@ -37,7 +38,9 @@ pub(super) fn convert(
     }
     trusted.sort();
     trusted.dedup();
-    let (access, trunk_access) = access(cx, raw, doors, routing);
+    let mut lists = Lists::default();
+    by_country(cx, file, doors, routing, &mut lists);
+    access(cx, raw, doors, routing, &mut lists);
     GuardConfig {
         pike_mode: match raw.mode {
             raw::PikeMode::Off => PikeMode::Off,
@@ -46,8 +49,12 @@ pub(super) fn convert(
         },
         pike: pike(cx, raw),
         trusted,
-        access,
-        trunk_access,
+        access: lists.interfaces,
+        trunk_access: lists.trunks,
+        countries: countries(cx, raw),
+        zone: zone(cx, raw),
+        handshakes_per_second: raw.tls_handshakes.as_ref().map_or(2_000, |n| *n.get_ref()),
+        handshakes_per_source: raw.tls_handshakes_per_source.as_ref().map_or(20, |n| *n.get_ref()),
         fraud: raw.fraud.iter().map(|p| profile(cx, p.get_ref())).collect(),
         limits: raw.limit.iter().map(|l| limit(cx, l)).collect(),
         max_buckets: cx.bounded(raw.max_buckets.as_ref(), default.max_buckets, 64..=10_000_000),
@@ -124,21 +131,37 @@ fn scanners(cx: &mut Context<'_>, raw: &raw::Guard) -> Option<Arc<Scanners>> {
     }
 }
 
-/// Lists of interfaces at the places of their ids, and of trunks by name. A realm stands for all of
-/// its interfaces.
+/// Lists of interfaces at the places of their ids, and of trunks by name.
+#[derive(Default)]
+struct Lists {
+    interfaces: Vec<AccessList>,
+    trunks: HashMap<Arc<str>, AccessList>,
+}
+
+impl Lists {
+    fn of_interface(&mut self, door: &Door) -> &mut AccessList {
+        let at = usize::from(door.interface.id.0);
+        if self.interfaces.len() <= at {
+            self.interfaces.resize(at + 1, AccessList::default());
+        }
+        &mut self.interfaces[at]
+    }
+}
+
+/// Rules of the configuration. A realm stands for all of its interfaces.
 fn access(
     cx: &mut Context<'_>,
     raw: &raw::Guard,
     doors: &[Door],
     routing: &RoutingConfig,
-) -> (Vec<AccessList>, HashMap<Arc<str>, AccessList>) {
-    let (mut lists, mut trunks) = (Vec::new(), HashMap::new());
-    let places = doors.iter().map(|d| usize::from(d.interface.id.0) + 1).max().unwrap_or(0);
+    lists: &mut Lists,
+) {
     for spanned in &raw.access {
         let rule = spanned.get_ref();
         let made = AccessRule {
             sources: rule.sources.0.iter().map(|n| n.0).collect(),
             transports: rule.transports.0.iter().map(|t| t.0).collect(),
+            countries: CountryRule::All,
             methods: methods(cx, &rule.methods),
             access: match rule.access {
                 raw::Access::Allow => Access::Allow,
@@ -153,8 +176,7 @@ fn access(
                     cx.dependent(name.span(), format!("there is no trunk \"{}\"", name.get_ref()));
                     continue;
                 };
-                let list: &mut AccessList = trunks.entry(trunk.name.clone()).or_default();
-                list.rules.push(made);
+                lists.trunks.entry(trunk.name.clone()).or_default().rules.push(made);
             }
             (Some(name), None, None) | (None, Some(name), None) => {
                 let text = name.get_ref().as_str();
@@ -163,13 +185,10 @@ fn access(
                     let own = if by_realm { &d.interface.realm } else { &d.interface.name };
                     **own == *text
                 };
-                lists.resize(places, AccessList::default());
                 let mut any = false;
                 for door in doors.iter().filter(of) {
-                    if let Some(list) = lists.get_mut(usize::from(door.interface.id.0)) {
-                        list.rules.push(made.clone());
-                        any = true;
-                    }
+                    lists.of_interface(door).rules.push(made.clone());
+                    any = true;
                 }
                 if !any {
                     let what = if by_realm { "interface of realm" } else { "interface" };
@@ -179,7 +198,157 @@ fn access(
             _ => cx.problem(spanned.span(), "an access rule is for one of interface, realm, trunk"),
         }
     }
-    (lists, trunks)
+}
+
+/// Lists of countries come before all rules: who is of a country that is not let in is dropped.
+fn by_country(
+    cx: &mut Context<'_>,
+    file: &raw::File,
+    doors: &[Door],
+    routing: &RoutingConfig,
+    lists: &mut Lists,
+) {
+    let refused = file.guard.unknown_country == raw::UnknownCountry::Deny;
+    let drop = |countries| AccessRule {
+        sources: Vec::new(),
+        transports: Vec::new(),
+        countries,
+        methods: Vec::new(),
+        access: Access::Drop,
+    };
+    let rules = |cx: &mut Context<'_>, allow: &OneOrMany<_>, deny: &OneOrMany<_>| {
+        let (allow, deny) = (country_list(cx, file, allow), country_list(cx, file, deny));
+        let mut rules = Vec::new();
+        if !deny.is_empty() {
+            rules.push(drop(CountryRule::In(deny, refused)));
+        }
+        if !allow.is_empty() {
+            rules.push(drop(CountryRule::NotIn(allow, refused)));
+        }
+        rules
+    };
+    for interface in file.interface.iter().map(Spanned::get_ref) {
+        let made = rules(cx, &interface.allow_countries, &interface.deny_countries);
+        let door = doors.iter().find(|d| *d.interface.name == **interface.name.get_ref());
+        if let (Some(door), false) = (door, made.is_empty()) {
+            lists.of_interface(door).rules.extend(made);
+        }
+    }
+    for trunk in file.trunk.iter().map(Spanned::get_ref) {
+        let made = rules(cx, &trunk.allow_countries, &trunk.deny_countries);
+        let known = routing.trunks.iter().find(|t| *t.name == **trunk.name.get_ref());
+        if let (Some(known), false) = (known, made.is_empty()) {
+            lists.trunks.entry(known.name.clone()).or_default().rules.extend(made);
+        }
+    }
+}
+
+fn country_list(
+    cx: &mut Context<'_>,
+    file: &raw::File,
+    raw: &OneOrMany<Spanned<String>>,
+) -> Vec<Country> {
+    let mut list = Vec::new();
+    for text in &raw.0 {
+        if file.guard.country_file.is_none() {
+            cx.problem(text.span(), "lists of countries need guard.country-file");
+        }
+        match text.get_ref().parse() {
+            Ok(country) => list.push(country),
+            Err(error) => cx.problem(text.span(), format!("{error}")),
+        }
+    }
+    list
+}
+
+/// No published file is near this size.
+const COUNTRY_BYTES_MAX: u64 = 512 << 20;
+
+fn countries(cx: &mut Context<'_>, raw: &raw::Guard) -> Option<Arc<Countries>> {
+    let path = raw.country_file.as_ref()?;
+    let bytes = cx.bytes(path, COUNTRY_BYTES_MAX)?;
+    match Countries::new(bytes) {
+        Ok(countries) => Some(Arc::new(countries)),
+        Err(error) => {
+            cx.problem(path.span(), format!("{}: {error}", cx.path(path.get_ref()).display()));
+            None
+        }
+    }
+}
+
+/// Where Linux keeps its time zones.
+const ZONES: &str = "/usr/share/zoneinfo";
+
+fn zone(cx: &mut Context<'_>, raw: &raw::Guard) -> Zone {
+    let Some(name) = &raw.time_zone else { return Zone::default() };
+    let text = name.get_ref().as_str();
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '_' | '-' | '+');
+    let made = match Zone::offset(text) {
+        Some(zone) => zone.map_err(|e| e.to_string()),
+        None if text == "UTC" => Ok(Zone::default()),
+        None if text.is_empty() || text.starts_with('/') || !text.chars().all(plain) => {
+            Err("want a name as Europe/Berlin, or +HH:MM".to_owned())
+        }
+        None => std::fs::read(std::path::Path::new(ZONES).join(text))
+            .map_err(|e| format!("{ZONES}/{text}: {e}"))
+            .and_then(|bytes| Zone::file(&bytes).map_err(|e| e.to_string())),
+    };
+    made.unwrap_or_else(|reason| {
+        cx.problem(name.span(), format!("time-zone \"{text}\": {reason}"));
+        Zone::default()
+    })
+}
+
+/// Limits of calls by caller and by called number (`[[admission.limit]]`).
+pub(super) fn callers(cx: &mut Context<'_>, file: &raw::File) -> Vec<CallerLimit> {
+    let mut limits: Vec<CallerLimit> = Vec::new();
+    let retry_after = file.calls.retry_after.map_or(Duration::from_secs(10), |s| s.0);
+    for spanned in &file.admission.limit {
+        let raw = spanned.get_ref();
+        cx.name(&raw.name);
+        if limits.iter().any(|l| *l.name == **raw.name.get_ref()) {
+            cx.problem(raw.name.span(), format!("\"{}\" is there twice", raw.name.get_ref()));
+        }
+        if raw.max_calls.is_none() && raw.max_cps.is_none() {
+            cx.dependent(spanned.span(), "a limit needs max-calls or max-cps");
+        }
+        let texts = |list: &OneOrMany<Spanned<Box<str>>>| {
+            list.0.iter().map(|t| t.get_ref().clone()).collect::<Vec<_>>()
+        };
+        let by = match raw.by {
+            raw::CallsBy::User => {
+                for prefix in &raw.prefixes.0 {
+                    cx.problem(prefix.span(), "prefixes are only for limits by prefix");
+                }
+                for user in raw.users.0.iter().filter(|u| !u.get_ref().contains('@')) {
+                    cx.problem(user.span(), "a user is USER@DOMAIN");
+                }
+                CallsBy::User(texts(&raw.users))
+            }
+            raw::CallsBy::Prefix => {
+                for user in &raw.users.0 {
+                    cx.problem(user.span(), "users are only for limits by user");
+                }
+                if raw.prefixes.0.iter().all(|p| p.get_ref().is_empty()) {
+                    cx.dependent(spanned.span(), "a limit by prefix needs prefixes");
+                }
+                CallsBy::Prefix(texts(&raw.prefixes))
+            }
+        };
+        limits.push(CallerLimit {
+            name: raw.name.get_ref().as_str().into(),
+            by,
+            limits: cx.limits(raw.max_calls, raw.max_cps.as_ref()),
+            over: match raw.over {
+                raw::OverLimit::Silence => OverCalls::Silence,
+                raw::OverLimit::Forbidden => OverCalls::Forbidden,
+                raw::OverLimit::Unavailable => {
+                    OverCalls::Unavailable(u32::try_from(retry_after.as_secs()).unwrap_or(u32::MAX))
+                }
+            },
+        });
+    }
+    limits
 }
 
 fn methods(cx: &mut Context<'_>, raw: &OneOrMany<Spanned<Box<str>>>) -> Vec<Box<str>> {
@@ -199,7 +368,7 @@ fn limit(cx: &mut Context<'_>, raw: &Spanned<raw::RateLimit>) -> RateLimit {
     let algorithm = algorithm(cx, raw, span.clone());
     match (raw.by, &raw.prefix_length) {
         (raw::RateKey::Prefix, None) => {
-            cx.dependent(span, "a limit by prefix needs prefix-length");
+            cx.dependent(span.clone(), "a limit by prefix needs prefix-length");
         }
         (raw::RateKey::Prefix, Some(_)) | (_, None) => {}
         (_, Some(length)) => {
@@ -207,6 +376,9 @@ fn limit(cx: &mut Context<'_>, raw: &Spanned<raw::RateLimit>) -> RateLimit {
         }
     }
     let length = cx.bounded(raw.prefix_length.as_ref(), 1, 1..=24);
+    if raw.cluster && raw.algorithm != raw::Algorithm::Bucket {
+        cx.problem(span.clone(), "cluster is only for limits by token bucket");
+    }
     RateLimit {
         key: match raw.by {
             raw::RateKey::All => RateKey::All,
@@ -218,6 +390,7 @@ fn limit(cx: &mut Context<'_>, raw: &Spanned<raw::RateLimit>) -> RateLimit {
         },
         methods: methods(cx, &raw.methods),
         algorithm,
+        cluster: raw.cluster,
         over: match raw.over {
             raw::OverLimit::Silence => OverLimit::Silence,
             raw::OverLimit::Unavailable => OverLimit::Unavailable,

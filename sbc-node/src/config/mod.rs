@@ -14,6 +14,7 @@ mod interface;
 mod parse;
 mod place;
 mod raw;
+mod raw_guard;
 mod registrar;
 mod route;
 mod secure;
@@ -192,6 +193,12 @@ pub struct TransportConfig {
     pub stun_per_second: u32,
     pub max_connections: usize,
     pub max_connections_per_source: usize,
+    /// Handshakes of TLS under way for one remote address.
+    pub max_handshakes_per_source: usize,
+    /// A connection that was accepted must bring a whole message within this time.
+    pub first_message_timeout: Option<Duration>,
+    /// Bytes of unfinished messages on all connections of the node.
+    pub unfinished_bytes: usize,
     pub write_queue_bytes: usize,
     /// Largest message on a stream: head and body limits of `[sip]` together.
     pub message_bytes_max: usize,

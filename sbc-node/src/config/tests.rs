@@ -350,6 +350,59 @@ delay-high = "1ms"
 }
 
 #[test]
+fn countries_zones_and_limits_tell_what_is_wrong_with_its_line() {
+    let base = tempfile::tempdir().unwrap();
+    std::fs::write(base.path().join("bad.mmdb"), "no such thing").unwrap();
+    let told = |text: &str| match check_with(&format!("{MINIMAL}{text}"), base.path()) {
+        Ok(_) => Vec::new(),
+        Err(problems) => problems.into_iter().map(|p| p.message).collect::<Vec<_>>(),
+    };
+    let one = |text: &str| {
+        let all = told(text);
+        assert_eq!(all.len(), 1, "{text}: {all:?}");
+        all[0].clone()
+    };
+    let bad = one("[guard]\ncountry-file = \"bad.mmdb\"\n");
+    assert!(bad.contains("bad.mmdb: not a file of MaxMind's format"), "{bad}");
+    let missing = one("[guard]\ncountry-file = \"none.mmdb\"\n");
+    assert!(missing.starts_with("cannot read "), "{missing}");
+    let listed = format!("{MINIMAL}[guard]\n").replace(
+        "name = \"outside\"",
+        "name = \"outside\"\nallow-countries = [\"DE\", \"Germany\"]",
+    );
+    let problems = check_with(&listed, base.path()).unwrap_err();
+    let messages: Vec<&str> = problems.iter().map(|p| &*p.message).collect();
+    assert_eq!(
+        messages,
+        [
+            "\"Germany\" is no country: they are two letters of ISO 3166-1, as DE",
+            "lists of countries need guard.country-file",
+        ]
+    );
+    assert_eq!(told("[guard]\ntime-zone = \"+02:00\"\n"), Vec::<String>::new());
+    assert_eq!(
+        one("[guard]\ntime-zone = \"../etc/passwd\"\n"),
+        "time-zone \"../etc/passwd\": want a name as Europe/Berlin, or +HH:MM"
+    );
+    assert_eq!(
+        one("[guard]\ntime-zone = \"+25:00\"\n"),
+        "time-zone \"+25:00\": no time zone: \"+25:00\" is not -14:00 to +14:00"
+    );
+    let limit = |keys: &str| one(&format!("[[admission.limit]]\nname = \"l\"\n{keys}\n"));
+    assert_eq!(limit("by = \"prefix\"\nmax-calls = 1"), "a limit by prefix needs prefixes");
+    assert_eq!(limit("by = \"user\""), "a limit needs max-calls or max-cps");
+    assert_eq!(limit("by = \"user\"\nmax-calls = 1\nusers = \"alice\""), "a user is USER@DOMAIN");
+    assert_eq!(
+        limit("by = \"user\"\nmax-calls = 1\nprefixes = \"+1\""),
+        "prefixes are only for limits by prefix"
+    );
+    assert_eq!(
+        one("[[guard.limit]]\nby = \"all\"\nalgorithm = \"network\"\ncluster = true\n"),
+        "cluster is only for limits by token bucket"
+    );
+}
+
+#[test]
 fn differences_in_words() {
     let old = MINIMAL.to_owned()
         + "\n[[trunk]]\nname = \"old\"\ninterface = \"inside\"\nsources = \"10.3.0.0/16\"\n[log]\nlevel = \"info\"\n";
@@ -442,6 +495,7 @@ fn every_key_is_documented_and_every_documented_key_exists() {
         ("[[group]]", "[[group]]\n~"),
         ("[[route]]", "[[route]]\n~"),
         ("[admission]", "[admission]\n~"),
+        ("[[admission.limit]]", "[[admission.limit]]\n~"),
         ("[guard]", "[guard]\n~"),
         ("[[guard.access]]", "[[guard.access]]\n~"),
         ("[[guard.limit]]", "[[guard.limit]]\n~"),

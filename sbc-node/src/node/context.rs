@@ -298,6 +298,7 @@ impl Context {
         }
         self.media_samples(&mut samples);
         self.kernel_samples(&mut samples);
+        self.admission_samples(&mut samples);
         self.trunk_samples(&mut samples);
         self.border.samples(&mut samples);
         if let Some(cluster) = &self.cluster {
@@ -384,6 +385,22 @@ impl Context {
             push("sbc_trunk_up", "Whether a trunk takes calls", trunk.is_up().into());
             registration_samples(trunk, out);
         }
+    }
+
+    fn admission_samples(&self, out: &mut Vec<Sample>) {
+        let (limits, uncounted) = self.running.load().core.routing.caller_status();
+        let mut push = |name, help, kind, labels, value: u64| {
+            out.push(Sample { name, help, kind, labels, value: number(value) });
+        };
+        let (c, g) = (Kind::Counter, Kind::Gauge);
+        for limit in limits {
+            let labels = vec![("limit", limit.name.to_string())];
+            let (calls, refused) = (limit.calls, limit.refused);
+            push("sbc_admission_calls", "Calls that a limit counts", g, labels.clone(), calls);
+            push("sbc_admission_refused_calls", "Calls refused by a limit", c, labels, refused);
+        }
+        let help = "Calls of users that no place was left to count";
+        push("sbc_admission_uncounted_calls", help, c, vec![], uncounted);
     }
 
     /// The name of an interface by its number.

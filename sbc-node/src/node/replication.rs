@@ -214,6 +214,7 @@ impl Replication {
             handle: self.handle.clone(),
             routing: Arc::clone(&self.routing),
             stats: Arc::clone(&self.shared),
+            guard: core.guard.clone(),
         };
         runtime.spawn(shares.run());
         let registrants = Registrants {

@@ -35,6 +35,10 @@ impl Machine for Core {
         Core::lets_in(self, now, flow)
     }
 
+    fn welcomes(&self, now: Instant, flow: &Flow) -> bool {
+        Core::welcomes(self, now, flow)
+    }
+
     fn overloaded(data: &[u8]) -> Option<Bytes> {
         let request = sip::salvage(Bytes::copy_from_slice(data), &Limits::default())?;
         if !request.is_request() || request.method() == Some(&Method::Ack) {

@@ -31,9 +31,13 @@ pub trait Machine: 'static {
     fn deadline(&self) -> Option<Instant>;
     /// The shard that a raw message belongs to among `shards`; `None` where it does not matter.
     fn owner(&self, data: &[u8], shards: usize) -> Option<usize>;
-    /// Whether what comes by a flow is looked at at all: asked for each datagram, connection and
-    /// message of a stream before anything else.
+    /// Whether what comes by a flow is looked at at all: asked for each datagram and message of a
+    /// stream before anything else.
     fn lets_in(&self, _now: Instant, _flow: &Flow) -> bool {
+        true
+    }
+    /// Whether a connection that was accepted may stay.
+    fn welcomes(&self, _now: Instant, _flow: &Flow) -> bool {
         true
     }
     /// An answer to a request that its shard had no room for (503); `None` says drop it.

@@ -247,8 +247,8 @@ impl<M: Machine> Shard<M> {
             } else if event.token & TCP_TOKEN != 0 {
                 let index = usize::try_from(event.token & !TCP_TOKEN).unwrap_or(usize::MAX);
                 let machine = &self.machine;
-                let lets_in = |flow: &Flow| machine.lets_in(now, flow);
-                self.tcp.accept(index, now, &self.poller, &self.stats, &lets_in);
+                let welcomes = |flow: &Flow| machine.welcomes(now, flow);
+                self.tcp.accept(index, now, &self.poller, &self.stats, &welcomes);
             } else {
                 self.take_queues(now);
             }

@@ -80,6 +80,12 @@ cells! {
     Counter framing_errors = "sbc_stream_framing_errors";
     /// Connections closed because a message stayed incomplete.
     Counter half_messages = "sbc_stream_half_message_timeouts";
+    /// Connections closed because they brought no whole message in time.
+    Counter silent_closed = "sbc_stream_first_message_timeouts";
+    /// Connections closed because unfinished messages of the node were too many bytes.
+    Counter unfinished_evicted = "sbc_stream_unfinished_evicted_connections";
+    /// Connections refused or closed because their source has too many handshakes of TLS under way.
+    Counter handshakes_refused = "sbc_tls_handshakes_refused";
     /// Connections closed because they were idle.
     Counter idle_closed = "sbc_stream_idle_closed_connections";
     /// TLS handshakes completed, both ways.

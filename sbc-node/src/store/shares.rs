@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use sbc_cluster::{Command, Handle, Outcome};
-use sbc_core::routing::{Share, Table};
+use sbc_cluster::{Command, Handle, Outcome, Tables};
+use sbc_core::guard::Guard;
+use sbc_core::routing::{CallLimits, Share, Table, Use};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::cluster::lookup;
@@ -38,9 +39,11 @@ pub struct Shares {
     /// The routing in force.
     pub routing: Arc<ArcSwapOption<Table>>,
     pub stats: Arc<ShareStats>,
+    /// Told how many nodes share the rates of the cluster.
+    pub guard: Option<Arc<Guard>>,
 }
 
-/// One limit of one trunk.
+/// One limit of one trunk or set of prefixes.
 struct Limit {
     /// See [`lookup`]; names the limit in the log.
     key: u64,
@@ -133,7 +136,7 @@ impl Limit {
     }
 }
 
-/// The limits of one trunk.
+/// The limits of one trunk or set of prefixes.
 struct Limits {
     calls: Limit,
     rate: Limit,
@@ -142,14 +145,41 @@ struct Limits {
     mcps: f64,
 }
 
+impl Limits {
+    /// `of` goes before the words that name the limits in the log.
+    fn new(of: &str, name: &str, used: Use) -> Limits {
+        Limits {
+            calls: Limit::new(name, &format!("{of}calls")),
+            rate: Limit::new(name, &format!("{of}rate")),
+            asked: used.asked,
+            mcps: 0.0,
+        }
+    }
+
+    /// Looks at the limits once; the shares to use now.
+    fn tick(&mut self, shares: &Shares, limits: CallLimits, used: Use) -> Share {
+        let asked = used.asked.saturating_sub(self.asked);
+        self.asked = used.asked;
+        self.mcps += (mcps(asked) - self.mcps) / RATE_TICKS;
+        let calls = limits.max_calls.map(|max| self.calls.tick(shares, max, used.calls));
+        let rate = limits.max_cps.map(|max| {
+            let max = whole(max * 1_000.0);
+            self.rate.tick(shares, max, whole(self.mcps).min(max))
+        });
+        Share { calls: calls.unwrap_or(u32::MAX), mcps: rate.unwrap_or(u32::MAX) }
+    }
+}
+
 impl Shares {
     /// Runs until it is aborted with the runtime.
     pub async fn run(self) {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut trunks: HashMap<Arc<str>, Limits> = HashMap::new();
+        let mut prefixes: HashMap<Arc<str>, Limits> = HashMap::new();
         loop {
             tick.tick().await;
+            self.divide_rates();
             let Some(table) = self.routing.load_full() else { continue };
             trunks.retain(|name, _| table.trunks().any(|trunk| trunk.name() == name));
             for trunk in table.trunks() {
@@ -157,27 +187,26 @@ impl Shares {
                 if limits.max_calls.is_none() && limits.max_cps.is_none() {
                     continue;
                 }
-                let used = trunk.used();
-                let name = trunk.name();
-                let held = trunks.entry(Arc::clone(name)).or_insert_with(|| Limits {
-                    calls: Limit::new(name, "calls"),
-                    rate: Limit::new(name, "rate"),
-                    asked: used.asked,
-                    mcps: 0.0,
-                });
-                let asked = used.asked.saturating_sub(held.asked);
-                held.asked = used.asked;
-                held.mcps += (mcps(asked) - held.mcps) / RATE_TICKS;
-                let calls = limits.max_calls.map(|max| held.calls.tick(&self, max, used.calls));
-                let rate = limits.max_cps.map(|max| {
-                    let max = whole(max * 1_000.0);
-                    held.rate.tick(&self, max, whole(held.mcps).min(max))
-                });
-                trunk.set_share(Share {
-                    calls: calls.unwrap_or(u32::MAX),
-                    mcps: rate.unwrap_or(u32::MAX),
-                });
+                let (name, used) = (trunk.name(), trunk.used());
+                let held = trunks.entry(Arc::clone(name));
+                let held = held.or_insert_with(|| Limits::new("", name, used));
+                trunk.set_share(held.tick(&self, limits, used));
             }
+            prefixes.retain(|name, _| table.prefix_limits().any(|limit| limit.name == *name));
+            for limit in table.prefix_limits() {
+                let (name, used) = (&limit.name, limit.used());
+                let held = prefixes.entry(Arc::clone(name));
+                let held = held.or_insert_with(|| Limits::new("prefix ", name, used));
+                limit.set_share(held.tick(&self, limit.limits, used));
+            }
+        }
+    }
+
+    /// Without a quorum the nodes are those that were known last: the rates stay divided.
+    fn divide_rates(&self) {
+        if let Some(guard) = &self.guard {
+            let living = |tables: &Tables| tables.nodes().filter(|(_, n)| n.state.is_live()).count();
+            guard.set_nodes(u32::try_from(self.handle.read(living)).unwrap_or(1));
         }
     }
 }

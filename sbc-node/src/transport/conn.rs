@@ -109,6 +109,12 @@ pub(super) struct Conn {
     pub(super) last_heard: Instant,
     /// Since when a message or a handshake has been incomplete.
     pub(super) half_since: Option<Instant>,
+    /// Bytes of it, as the node counts them.
+    pub(super) held: usize,
+    /// The peer has sent a whole message.
+    pub(super) spoke: bool,
+    /// The source counts a handshake of TLS for it.
+    pub(super) shaking: bool,
     /// A WebSocket ping is out.
     pub(super) pinged: bool,
     pub(super) want_write: bool,
@@ -120,6 +126,8 @@ pub(super) struct Conn {
     pub(super) alias_seen: bool,
     proxy: Option<Vec<u8>>,
     tls: Option<Box<Tls>>,
+    /// Bytes of the handshake of TLS that is under way.
+    shaken: usize,
     content: Content,
     serves: Serves,
     rules: Arc<Rules>,
@@ -152,6 +160,9 @@ impl Conn {
             last_used: now,
             last_heard: now,
             half_since: None,
+            held: 0,
+            spoke: false,
+            shaking: false,
             pinged: false,
             want_write: false,
             dirty: false,
@@ -160,6 +171,7 @@ impl Conn {
             alias_seen: false,
             proxy: b.proxied.then(Vec::new),
             tls: b.tls.map(Box::new),
+            shaken: 0,
             content,
             serves: b.serves,
             rules: b.rules,
@@ -192,6 +204,20 @@ impl Conn {
             }
     }
 
+    /// Bytes kept of what is not whole yet.
+    pub(super) fn unfinished(&self) -> usize {
+        let head = self.proxy.as_ref().map_or(0, Vec::len) + self.shaken;
+        head + match &self.content {
+            Content::Sniff(seen) => seen.len(),
+            Content::Sip(framer) => framer.pending(),
+            Content::Web(ws) => ws.unfinished(),
+        }
+    }
+
+    pub(super) fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
     pub(super) fn is_web(&self) -> bool {
         matches!(self.content, Content::Web(_))
     }
@@ -218,13 +244,16 @@ impl Conn {
         let mut closed = false;
         while !data.is_empty() && !closed {
             let shaking = tls.is_handshaking();
+            let before = data.len();
             if tls.read_tls(&mut data).is_err() {
                 return Err(Fault::Closed);
             }
+            self.shaken += if shaking { before - data.len() } else { 0 };
             let state = tls.process_new_packets().map_err(Fault::Tls)?;
             if shaking && !tls.is_handshaking() {
                 let certificate = tls.peer_certificates().and_then(|all| all.first());
                 self.shown = certificate.map(|c| Box::new(Identities::of(c)));
+                self.shaken = 0;
                 each(Got::Secured);
             }
             if state.plaintext_bytes_to_read() > 0 {

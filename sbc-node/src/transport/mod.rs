@@ -16,6 +16,7 @@ pub mod stun;
 pub mod tcp;
 pub mod tls;
 pub mod udp;
+pub mod unfinished;
 pub mod ws;
 
 use std::sync::Arc;
@@ -60,6 +61,15 @@ pub struct Settings {
     pub connections_per_source_max: usize,
     /// Where they are counted: the same for all shards.
     pub sources: sources::Sources,
+    /// Handshakes of TLS under way for one remote address on all shards, where they are counted.
+    pub handshakes_per_source_max: usize,
+    pub handshakes: sources::Sources,
+    /// An accepted connection must bring a whole message within this time; `None` waits for the
+    /// idle timeout.
+    pub first_message_timeout: Option<Duration>,
+    /// Bytes of unfinished messages on all connections of all shards, and their sum.
+    pub unfinished_bytes_max: usize,
+    pub unfinished: unfinished::Total,
     /// Bytes that may wait on one connection.
     pub write_queue_bytes_max: usize,
     /// Bind addresses that this machine does not hold yet: floating ones of a standby.
@@ -86,6 +96,11 @@ impl Default for Settings {
             connections_max: 20_000,
             connections_per_source_max: 256,
             sources: sources::Sources::default(),
+            handshakes_per_source_max: 32,
+            handshakes: sources::Sources::default(),
+            first_message_timeout: Some(Duration::from_secs(30)),
+            unfinished_bytes_max: 64 << 20,
+            unfinished: unfinished::Total::default(),
             write_queue_bytes_max: 1 << 20,
             free_bind: false,
             limits: Limits::default(),

@@ -22,6 +22,7 @@ use super::conn::{Beginning, Conn, Fault, Got, PONG, Serves};
 use super::door::Door;
 use super::identity::Identities;
 use super::poller::{Interest, Poller};
+use super::unfinished::Waiting;
 use super::{Settings, send_error, sockopt};
 use crate::shard::stats::ShardStats;
 
@@ -79,6 +80,7 @@ pub struct Tcp {
     /// peers listen on.
     aliases: HashMap<(InterfaceId, SocketAddr), ConnId>,
     next: u64,
+    waiting: Waiting,
     dirty: Vec<ConnId>,
     sweep_at: Option<Instant>,
     buffer: Box<[u8]>,
@@ -106,6 +108,7 @@ impl Tcp {
             by_remote: HashMap::new(),
             aliases: HashMap::new(),
             next: 1,
+            waiting: Waiting::default(),
             dirty: Vec::new(),
             sweep_at: None,
             buffer: vec![0; 64 * 1024].into_boxed_slice(),
@@ -260,6 +263,14 @@ impl Tcp {
                 self.uncount(remote.ip());
                 continue;
             };
+            // Of a proxied connection the client counts, once it is known.
+            let shaking = tls.is_some() && !proxied;
+            if shaking && !self.shake(remote.ip()) {
+                let _ = socket.set_linger(Some(Duration::ZERO));
+                stats.handshakes_refused.add(1);
+                self.uncount(remote.ip());
+                continue;
+            }
             let beginning = Beginning {
                 serves,
                 tls,
@@ -268,11 +279,15 @@ impl Tcp {
                 limits: self.settings.limits,
             };
             stats.accepted.add(1);
-            let conn = Conn::new(socket, flow, true, now, beginning);
+            let mut conn = Conn::new(socket, flow, true, now, beginning);
+            conn.shaking = shaking;
             let shared = serves.sip.is_some() && serves.web.is_some();
             let id = self.insert(conn, now, poller, stats);
             if id.is_none() {
                 self.uncount(remote.ip());
+                if shaking {
+                    self.settings.handshakes.leave(remote.ip());
+                }
             }
             if let (Some(id), false) = (id, shared) {
                 self.by_remote.insert((interface, transport, remote, DomainId::default()), id);
@@ -355,6 +370,9 @@ impl Tcp {
             tracing::error!(%error, "cannot watch a connection");
             return None;
         }
+        if let Some(at) = conn.half_since {
+            self.waiting.began(at, id);
+        }
         self.conns.insert(id, conn);
         stats.connections.set(u64::try_from(self.conns.len()).unwrap_or(u64::MAX));
         self.sweep_at.get_or_insert(now + SWEEP_EVERY);
@@ -417,6 +435,9 @@ impl Tcp {
                     conn.connecting = None;
                     // A handshake has its own time from here.
                     conn.half_since = conn.beginning().then_some(now);
+                    if conn.half_since.is_some() {
+                        self.waiting.began(now, id);
+                    }
                 }
                 failed => {
                     let errno = failed.ok().flatten().and_then(|e| e.raw_os_error());
@@ -489,7 +510,11 @@ impl Tcp {
             }
             let Some(conn) = self.conns.get_mut(&id) else { return };
             let partial = conn.partial();
+            let began = partial && conn.half_since.is_none();
             conn.half_since = if partial { conn.half_since.or(Some(now)) } else { None };
+            let (before, held) = (conn.held, conn.unfinished());
+            conn.held = held;
+            self.settings.unfinished.change(before, held);
             // Many pings at once are answered once: nothing that a peer sends is amplified.
             if pings > 0 {
                 stats.keepalives.add(pings);
@@ -502,6 +527,30 @@ impl Tcp {
                 conn.dirty = true;
                 self.dirty.push(id);
             }
+            if began {
+                self.waiting.began(now, id);
+            }
+            if self.settings.unfinished.bytes() > self.settings.unfinished_bytes_max {
+                self.make_room(id, stats);
+            }
+        }
+    }
+
+    /// Unfinished messages are too many bytes: the connection that has been at one longest goes, and
+    /// that which has just brought more where there is no other.
+    fn make_room(&mut self, newest: ConnId, stats: &ShardStats) {
+        while self.settings.unfinished.bytes() > self.settings.unfinished_bytes_max {
+            let conns = &self.conns;
+            let slowest = self.waiting.slowest(|id| conns.get(&id)?.half_since);
+            let held = conns.get(&newest).map_or(0, |c| c.held);
+            let Some(id) = slowest.or((held > 0).then_some(newest)) else { return };
+            stats.unfinished_evicted.add(1);
+            if let Some(conn) = self.conns.get(&id) {
+                tracing::debug!(remote = %conn.flow.remote, "too many unfinished messages");
+                // With a reset: nothing lingers for it.
+                let _ = conn.socket.set_linger(Some(Duration::ZERO));
+            }
+            self.close(id, SendError::Closed, stats);
         }
     }
 
@@ -513,6 +562,7 @@ impl Tcp {
             Got::Message(data) => {
                 stats.stream_in.add(1);
                 conn.half_since = None;
+                conn.spoke = true;
                 if let Some(shown) = conn.shown.as_ref().filter(|_| !conn.alias_seen) {
                     conn.alias_seen = true;
                     let flow = conn.flow;
@@ -539,11 +589,25 @@ impl Tcp {
                     self.close(id, SendError::Closed, stats);
                     return false;
                 }
+                if self.conns.get(&id).is_some_and(Conn::is_tls) {
+                    let fits = self.shake(source.ip());
+                    if let Some(conn) = self.conns.get_mut(&id) {
+                        conn.shaking = fits;
+                    }
+                    if !fits {
+                        stats.handshakes_refused.add(1);
+                        self.close(id, SendError::Closed, stats);
+                        return false;
+                    }
+                }
                 self.by_remote
                     .insert((flow.interface, flow.transport, source, DomainId::default()), id);
             }
             Got::Secured => {
                 stats.tls_handshakes.add(1);
+                if std::mem::take(&mut conn.shaking) {
+                    self.settings.handshakes.leave(conn.flow.remote.ip());
+                }
                 let none = Identities::default();
                 let door = self.settings.doors.of(conn.flow.interface);
                 let profile = door.as_ref().and_then(|d| d.tls.as_ref());
@@ -615,6 +679,10 @@ impl Tcp {
             } else if half(settings.half_message_timeout) {
                 stats.half_messages.add(1);
                 overdue.push((*id, SendError::Closed));
+            } else if !conn.spoke && conn.accepted && over(settings.first_message_timeout, conn.opened)
+            {
+                stats.silent_closed.add(1);
+                overdue.push((*id, SendError::Closed));
             } else if since(conn.last_used) >= settings.idle_timeout {
                 stats.idle_closed.add(1);
                 overdue.push((*id, SendError::Closed));
@@ -645,6 +713,8 @@ impl Tcp {
             }
             self.close(id, error, stats);
         }
+        let conns = &self.conns;
+        self.waiting.tidy(conns.len(), |id| conns.get(&id)?.half_since);
         self.sweep_at = (!self.conns.is_empty()).then_some(now + SWEEP_EVERY);
     }
 
@@ -672,6 +742,10 @@ impl Tcp {
         let Some(mut conn) = self.conns.remove(&id) else { return };
         let (flow, users) = (conn.flow, conn.users);
         self.forget(id, &flow);
+        self.settings.unfinished.change(conn.held, 0);
+        if conn.shaking {
+            self.settings.handshakes.leave(flow.remote.ip());
+        }
         if conn.accepted {
             self.uncount(flow.remote.ip());
         }
@@ -698,6 +772,11 @@ impl Tcp {
 
     fn count(&self, source: IpAddr) -> bool {
         self.settings.sources.enter(source, self.settings.connections_per_source_max)
+    }
+
+    /// Counts a handshake of `source`, unless it has as many as it may.
+    fn shake(&self, source: IpAddr) -> bool {
+        self.settings.handshakes.enter(source, self.settings.handshakes_per_source_max)
     }
 
     fn uncount(&self, source: IpAddr) {

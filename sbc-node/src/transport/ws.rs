@@ -124,6 +124,8 @@ pub struct Ws {
     state: State,
     /// Something came since the last whole message.
     partial: bool,
+    /// Bytes that came since.
+    unfinished: usize,
 }
 
 impl Ws {
@@ -136,7 +138,7 @@ impl Ws {
             .max_message_size(Some(message))
             .max_frame_size(Some(message));
         let shaking = ServerHandshake::start(Memory::default(), Check(rules), Some(config));
-        Ws { state: State::Shaking(Box::new(shaking)), partial: false }
+        Ws { state: State::Shaking(Box::new(shaking)), partial: false, unfinished: 0 }
     }
 
     /// Whether the handshake is done.
@@ -147,6 +149,11 @@ impl Ws {
     /// Whether a message is on its way but not whole.
     pub fn partial(&self) -> bool {
         self.partial || matches!(self.state, State::Shaking(_))
+    }
+
+    /// Bytes of the handshake or message that is on its way.
+    pub fn unfinished(&self) -> usize {
+        self.unfinished
     }
 
     /// Takes what was read; what it made goes to `each`.
@@ -160,6 +167,7 @@ impl Ws {
             State::Over(_) => return Err(WsError::Closed),
         }
         self.partial = true;
+        self.unfinished += data.len();
         self.shake()?;
         let State::Open(open) = &mut self.state else { return Ok(()) };
         loop {
@@ -169,6 +177,7 @@ impl Ws {
                 Err(error) => return Err(self.over(error)),
             };
             self.partial = false;
+            self.unfinished = 0;
             let data = match message {
                 Message::Text(text) => Bytes::from(text),
                 Message::Binary(data) => data,
@@ -198,6 +207,7 @@ impl Ws {
             Ok(open) => {
                 self.state = State::Open(Box::new(open));
                 self.partial = false;
+                self.unfinished = 0;
                 Ok(())
             }
             Err(HandshakeError::Interrupted(shaking)) => {

@@ -100,7 +100,8 @@ pub(crate) fn accept(
         return Err(Refuse::with(503, "Too Many Calls", HeaderName::RetryAfter, retry()));
     }
     let plan = route(cx, message, &trunk)?;
-    let permit = cx.env.routing.admit(cx.now, &trunk, plan.emergency)?;
+    let mut permit = cx.env.routing.admit(cx.now, &trunk, plan.emergency)?;
+    permit.join(caller(cx, message, &trunk, &plan)?);
     let watched = watch(cx, message, &trunk, &plan)?;
     Ok(Accepted { trunk, plan, permit, watched, replaced: None })
 }
@@ -112,6 +113,43 @@ pub(crate) struct Watched {
     pub(crate) number: Box<str>,
 }
 
+impl Accepted {
+    /// The call comes to nothing: the fraud profiles hear of it.
+    pub(crate) fn drop_it(self, cx: &Cx<'_>) {
+        if let (Some(watched), Some(guard)) = (self.watched, &cx.env.guard) {
+            guard.call_ended(cx.now, &watched.user, &watched.number, Duration::ZERO);
+        }
+    }
+}
+
+/// The address of record of a registered user that calls; `None` for a trunk.
+fn user(message: &Message, trunk: &Trunk) -> Option<Box<str>> {
+    let from = message.from().ok().filter(|_| trunk.config.users)?;
+    Some(aor_of(from.uri_str))
+}
+
+/// `user@host` of a URI, in lower case.
+pub(crate) fn aor_of(uri: &str) -> Box<str> {
+    let rest = uri.split_once(':').map_or("", |(_, rest)| rest);
+    rest.split([';', '?']).next().unwrap_or("").to_ascii_lowercase().into()
+}
+
+/// The number as it is routed, after translation.
+fn called(plan: &Plan) -> &str {
+    plan.targets.first().map_or("", |hop| &*hop.numbers.ruri)
+}
+
+/// The limits of the caller and of the called number.
+fn caller(
+    cx: &Cx<'_>,
+    message: &Message,
+    trunk: &Trunk,
+    plan: &Plan,
+) -> Result<Permit, Refuse> {
+    let user = user(message, trunk);
+    Ok(cx.env.routing.admit_caller(cx.now, user.as_deref(), called(plan), plan.emergency)?)
+}
+
 /// Tells the fraud profiles of a call; one that they are against is refused.
 fn watch(
     cx: &mut Cx<'_>,
@@ -120,17 +158,12 @@ fn watch(
     plan: &Plan,
 ) -> Result<Option<Watched>, Refuse> {
     let Some(guard) = cx.env.guard.clone().filter(|g| g.watches_calls()) else { return Ok(None) };
-    let user: Box<str> = if trunk.config.users {
-        let from = message.from().ok().map_or("", |f| f.uri_str);
-        let from = from.split_once(':').map_or("", |(_, rest)| rest);
-        from.split([';', '?']).next().unwrap_or("").to_ascii_lowercase().into()
-    } else {
-        trunk.config.name.as_ref().into()
+    let user = match user(message, trunk) {
+        Some(user) => user,
+        None => trunk.config.name.as_ref().into(),
     };
-    // The number as it is routed, after translation.
-    let number = plan.targets.first().map_or("", |hop| &*hop.numbers.ruri);
-    let hour = u8::try_from(cx.unix_ms() / 3_600_000 % 24).unwrap_or(0);
-    let found = guard.call_started(cx.now, hour, &user, number);
+    let number = called(plan);
+    let found = guard.call_started(cx.now, cx.unix_ms(), &user, number);
     if found.is_some_and(|f| f.block) && !plan.emergency {
         guard.call_ended(cx.now, &user, number, Duration::ZERO);
         return Err(Refuse::new(403, ""));

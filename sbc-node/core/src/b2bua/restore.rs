@@ -145,6 +145,10 @@ fn restored_call(cx: &mut Cx<'_>, key: CallKey, record: &CallRecord, a: Leg, b: 
         let inner = name.split_once('<').map_or(name, |(_, rest)| rest);
         inner.split_once('>').map_or(inner, |(uri, _)| uri).into()
     };
+    let user = a.trunk.config.users.then(|| super::invite::aor_of(&uri(&a.dialog.remote)));
+    let number = uri(&b.dialog.remote);
+    let number = crate::sip::UriRef::parse(&number).ok().and_then(|u| u.user()).unwrap_or("");
+    let caller = cx.env.routing.admit_caller(cx.now, user.as_deref(), number, true).ok();
     let facts = Facts {
         started_ms: record.started_ms,
         ringing_ms: None,
@@ -173,7 +177,7 @@ fn restored_call(cx: &mut Cx<'_>, key: CallKey, record: &CallRecord, a: Leg, b: 
         ok_wait: None,
         repeat: None,
         timers: CallTimers::default(),
-        permits: source.into_iter().chain(target).collect(),
+        permits: source.into_iter().chain(target).chain(caller).collect(),
         watched: None,
         facts: Box::new(facts),
         refers: SmallVec::new(),

@@ -100,7 +100,10 @@ impl Calls {
                 accepted.replaced = replaced;
                 accepted
             }
-            (Ok(_), Err(())) => return invite::refuse_call(cx, incoming, &Refuse::new(481, "")),
+            (Ok(accepted), Err(())) => {
+                accepted.drop_it(cx);
+                return invite::refuse_call(cx, incoming, &Refuse::new(481, ""));
+            }
             (Err(refuse), _) => return invite::refuse_call(cx, incoming, &refuse),
         };
         let id = invite::new_call_id(cx);

@@ -4,12 +4,13 @@
 //! Sources of trunks are known by routing (those that a name resolved to as well) and pass pike and
 //! the rest; access lists hold for them. Phones are strangers here until they have registered.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::shard::answer_alone;
 use crate::b2bua::{Cx, Env, is_emergency};
 use crate::guard::{Fingerprint, Guard, RequestFacts, Verdict, Work};
-use crate::net::Flow;
+use crate::net::{Flow, Transport};
 use crate::sip::{HeaderName, Message, Method, NameAddr};
 
 /// Before parsing; false drops.
@@ -20,6 +21,15 @@ pub(super) fn lets_in(env: &Env, now: Instant, flow: &Flow) -> bool {
         Verdict::Pass | Verdict::Reject { .. } => true,
         Verdict::Drop(_) => false,
     }
+}
+
+/// A connection that was accepted; false closes it.
+pub(super) fn welcomes(env: &Env, now: Instant, flow: &Flow) -> bool {
+    let Some(guard) = &env.guard else { return true };
+    let secure = matches!(flow.transport, Transport::Tls | Transport::Wss);
+    let trunk = || env.routing.identify(flow).is_some_and(|trunk| !trunk.config.users);
+    lets_in(env, now, flow)
+        && (!secure || guard.handshake(now, flow, trunk) == Verdict::Pass)
 }
 
 /// After parsing; false when the message was dropped or answered. Responses pass: they find their
@@ -42,7 +52,11 @@ pub(super) fn lets_through(cx: &mut Cx<'_>, flow: &Flow, message: &Message) -> b
         answer_alone(cx, flow, message, 503, "", Some(seconds));
         return false;
     }
-    match guard.map_or(Verdict::Pass, |g| judge(cx.now, &g, flow, named, in_dialog, message)) {
+    let emergency = guard.is_some() && work(cx, named.is_some(), message) == Work::Emergency;
+    let judged = |g: Arc<Guard>| {
+        judge(cx.now, &g, flow, named, Passes { in_dialog, emergency }, message)
+    };
+    match guard.map_or(Verdict::Pass, judged) {
         Verdict::Pass => true,
         Verdict::Drop(_) => false,
         Verdict::Reject { status, retry_after_s, .. } => {
@@ -67,12 +81,19 @@ fn work(cx: &Cx<'_>, trunk: bool, message: &Message) -> Work {
     }
 }
 
+/// What lets a request past scanners and rate limits.
+#[derive(Clone, Copy)]
+struct Passes {
+    in_dialog: bool,
+    emergency: bool,
+}
+
 fn judge(
     now: Instant,
     guard: &Guard,
     flow: &Flow,
     trunk: Option<(u32, &str)>,
-    in_dialog: bool,
+    passes: Passes,
     message: &Message,
 ) -> Verdict {
     let user = |name: Option<NameAddr<'_>>| {
@@ -97,7 +118,8 @@ fn judge(
             to_user: to_user.as_bytes(),
             call_id: message.call_id().unwrap_or("").as_bytes(),
         },
-        in_dialog,
+        in_dialog: passes.in_dialog,
+        emergency: passes.emergency,
     };
     guard.request(now, &facts)
 }

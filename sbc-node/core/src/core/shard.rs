@@ -262,6 +262,11 @@ impl Core {
         guarded::lets_in(&self.env, now, flow)
     }
 
+    /// Whether a connection that was accepted may stay; asked once for each.
+    pub fn welcomes(&self, now: Instant, flow: &Flow) -> bool {
+        guarded::welcomes(&self.env, now, flow)
+    }
+
     /// A whole message from the wire.
     fn message(cx: &mut Cx<'_>, flow: Flow, data: Bytes) {
         let limits = cx.env.config.limits;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::{BanReason, Finding, Reason, Severity, Verdict};
 
 /// Every reason, in the order of its counters.
-const REASONS: [Reason; 10] = [
+const REASONS: [Reason; 11] = [
     Reason::Banned(BanReason::Flood),
     Reason::Banned(BanReason::Scanner),
     Reason::Banned(BanReason::Dictionary),
@@ -16,6 +16,7 @@ const REASONS: [Reason; 10] = [
     Reason::Scanner,
     Reason::RateLimit,
     Reason::Overload,
+    Reason::Handshake,
 ];
 
 impl Reason {
@@ -32,6 +33,7 @@ impl Reason {
             Reason::Scanner => "scanner",
             Reason::RateLimit => "rate-limit",
             Reason::Overload => "overload",
+            Reason::Handshake => "handshake",
         }
     }
 

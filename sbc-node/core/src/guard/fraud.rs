@@ -38,7 +38,7 @@ pub struct FraudProfile {
     pub name: Arc<str>,
     /// Called numbers that the profile is about; empty for all.
     pub prefixes: Vec<Box<str>>,
-    /// Hours of the day (0 to 23, UTC) in which it holds, `from..to`, over midnight too; `None`
+    /// Hours of the day (0 to 23, in the configured zone) in which it holds, `from..to`, over midnight too; `None`
     /// for all day.
     pub hours: Option<(u8, u8)>,
     /// New calls in the last minute.
@@ -119,7 +119,7 @@ impl Fraud {
         Fraud { profiles, usage: HashMap::new(), max: max.max(1), unwatched: 0 }
     }
 
-    /// A new call of `user` to `number` at hour `hour` (UTC); the worst finding, if any. The call
+    /// A new call of `user` to `number` at hour `hour` of the day; the worst finding, if any. The call
     /// is counted whatever is found: a refused one must be ended with [`Fraud::ended`] too.
     pub fn started(&mut self, now: Instant, hour: u8, user: u64, number: &str) -> Option<Finding> {
         let mut worst: Option<Finding> = None;

@@ -12,6 +12,7 @@
 mod access;
 mod bans;
 mod counts;
+mod country;
 mod dictionary;
 mod fraud;
 mod nets;
@@ -20,6 +21,7 @@ mod pike;
 mod rate;
 mod scanner;
 mod stripe;
+mod zone;
 
 use std::hash::BuildHasher;
 use std::net::IpAddr;
@@ -34,15 +36,17 @@ use crate::net::Flow;
 
 use stripe::Stripe;
 
-pub use access::{Access, AccessList, AccessRule};
+pub use access::{Access, AccessList, AccessRule, CountryRule, Origin};
 pub use bans::{Ban, BanError, BanEvent, BanReason, Bans};
 pub use counts::Counts;
+pub use country::{Countries, Country, CountryFileError, NoCountry};
 pub use dictionary::{Dictionary, DictionaryConfig};
 pub use fraud::{Finding, Fraud, FraudKind, FraudProfile, Severity, Threshold};
 pub use overload::{Overload, OverloadConfig, Work};
 pub use pike::{Hit, Pike, PikeConfig};
 pub use rate::{Algorithm, Exceeded, OverLimit, RateFacts, RateKey, RateLimit, Rates};
 pub use scanner::{BUILT_IN, Fingerprint, ScannerError, Scanners};
+pub use zone::{NoZone, Zone};
 
 /// When pike counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -77,6 +81,14 @@ pub struct GuardConfig {
     pub fraud: Vec<FraudProfile>,
     /// Lists of trunks, by name; they are asked after those of the interface.
     pub trunk_access: HashMap<Arc<str>, AccessList>,
+    /// What rules by country ask; without it nobody's country is known.
+    pub countries: Option<Arc<Countries>>,
+    /// Where the hours of the fraud profiles are counted.
+    pub zone: Zone,
+    /// Handshakes of TLS begun per second, in all and by one source (IPv6: by its prefix); bursts of
+    /// five seconds' worth. 0 is no limit.
+    pub handshakes_per_second: u32,
+    pub handshakes_per_source: u32,
 }
 
 impl Default for GuardConfig {
@@ -95,6 +107,10 @@ impl Default for GuardConfig {
             user_allowance: 20,
             fraud: Vec::new(),
             trunk_access: HashMap::new(),
+            countries: None,
+            zone: Zone::default(),
+            handshakes_per_second: 2_000,
+            handshakes_per_source: 20,
         }
     }
 }
@@ -122,6 +138,8 @@ pub enum Reason {
     Scanner,
     RateLimit,
     Overload,
+    /// Too many handshakes of TLS.
+    Handshake,
 }
 
 /// What the guard needs to know of a request.
@@ -137,6 +155,8 @@ pub struct RequestFacts<'a> {
     pub fingerprint: Fingerprint<'a>,
     /// Inside a dialog, ACK and CANCEL: past scanners and rate limits.
     pub in_dialog: bool,
+    /// An emergency call: past scanners and rate limits too.
+    pub emergency: bool,
 }
 
 /// What every packet looks into and few things change.
@@ -160,6 +180,7 @@ pub struct Guard {
     ipv6_prefix: AtomicU8,
     hasher: DefaultHashBuilder,
     rates: RwLock<Rates>,
+    handshakes: RwLock<Rates>,
     fraud: Mutex<Fraud>,
     counts: Counts,
     notify: OnceLock<Notify>,
@@ -190,6 +211,7 @@ impl Guard {
         };
         let stripes = (0..count).map(stripe).collect();
         let rates = Rates::new(config.limits.clone(), config.max_buckets, now);
+        let handshakes = RwLock::new(handshakes(&config, now));
         let ipv6_prefix = AtomicU8::new(config.pike.ipv6_prefix);
         let fraud = Mutex::new(Fraud::new(config.fraud.clone(), FRAUD_USERS));
         front.configure(config);
@@ -200,6 +222,7 @@ impl Guard {
             ipv6_prefix,
             hasher: DefaultHashBuilder::default(),
             rates: RwLock::new(rates),
+            handshakes,
             fraud,
             counts: Counts::default(),
             notify: OnceLock::new(),
@@ -219,7 +242,13 @@ impl Guard {
             }
             if config.limits != old.config.limits || config.max_buckets != old.config.max_buckets {
                 let rates = Rates::new(config.limits.clone(), config.max_buckets, now);
+                rates.set_nodes(self.rates().nodes());
                 *self.rates.write().unwrap_or_else(PoisonError::into_inner) = rates;
+            }
+            let of = |c: &GuardConfig| (c.handshakes_per_second, c.handshakes_per_source);
+            if of(&config) != of(&old.config) {
+                let rates = handshakes(&config, now);
+                *self.handshakes.write().unwrap_or_else(PoisonError::into_inner) = rates;
             }
         }
         self.ipv6_prefix.store(config.pike.ipv6_prefix, Ordering::Relaxed);
@@ -250,14 +279,15 @@ impl Guard {
                 Verdict::Drop(Reason::Banned(ban.reason))
             } else {
                 let list = front.config.access.get(usize::from(flow.interface.0));
-                match list.and_then(|l| l.before_parsing(source, flow.transport)) {
+                let trusted = front.is_trusted(source);
+                let country = || front.country(source);
+                let origin =
+                    Origin { source, transport: flow.transport, trusted, country: &country };
+                match list.and_then(|l| l.before_parsing(&origin)) {
                     Some(Access::Drop) => Verdict::Drop(Reason::Access),
                     // What is to be answered has to be parsed first.
                     Some(Access::Allow | Access::Reject) | None => {
-                        if front.config.pike_mode != PikeMode::All
-                            || front.is_trusted(source)
-                            || known()
-                        {
+                        if front.config.pike_mode != PikeMode::All || trusted || known() {
                             return Verdict::Pass;
                         }
                         drop(front);
@@ -270,6 +300,35 @@ impl Guard {
         verdict
     }
 
+    /// A connection that begins with a handshake of TLS: asked once for each, after
+    /// [`Guard::datagram`]. `known` as there.
+    pub fn handshake(&self, now: Instant, flow: &Flow, known: impl Fn() -> bool) -> Verdict {
+        let source = flow.remote.ip();
+        if self.is_trusted(source) || known() {
+            return Verdict::Pass;
+        }
+        let facts = RateFacts {
+            source: self.counted(source).addr(),
+            interface: flow.interface.0,
+            trunk: None,
+            aor: "",
+            ruri_user: "",
+            method: "",
+        };
+        let rates = self.handshakes.read().unwrap_or_else(PoisonError::into_inner);
+        if rates.check(now, &facts).is_ok() {
+            return Verdict::Pass;
+        }
+        let verdict = Verdict::Drop(Reason::Handshake);
+        self.counts.count(&verdict);
+        verdict
+    }
+
+    /// The nodes that share the limits of the cluster: each admits an even part.
+    pub fn set_nodes(&self, nodes: u32) {
+        self.rates().set_nodes(nodes);
+    }
+
     /// After parsing, for every request that is not a retransmission.
     pub fn request(&self, now: Instant, facts: &RequestFacts<'_>) -> Verdict {
         let verdict = self.judge(now, facts);
@@ -280,19 +339,21 @@ impl Guard {
     fn judge(&self, now: Instant, facts: &RequestFacts<'_>) -> Verdict {
         let source = facts.flow.remote.ip();
         let front = self.front();
-        let list = front.config.access.get(usize::from(facts.flow.interface.0));
-        match list.map(|l| l.decide(source, facts.flow.transport, facts.method)) {
-            Some(Access::Drop) => return Verdict::Drop(Reason::Access),
-            Some(Access::Reject) => return reject(403, None, Reason::Access),
-            Some(Access::Allow) | None => {}
-        }
-        let list = facts.trunk.and_then(|(_, name)| front.config.trunk_access.get(name));
-        match list.map(|l| l.decide(source, facts.flow.transport, facts.method)) {
-            Some(Access::Drop) => return Verdict::Drop(Reason::Access),
-            Some(Access::Reject) => return reject(403, None, Reason::Access),
-            Some(Access::Allow) | None => {}
-        }
         let trusted = front.is_trusted(source);
+        let country = || front.country(source);
+        let origin =
+            Origin { source, transport: facts.flow.transport, trusted, country: &country };
+        let interface = front.config.access.get(usize::from(facts.flow.interface.0));
+        // A trunk's own list is about nobody but its sources, trusted or not.
+        let of_trunk = Origin { trusted: false, ..origin };
+        let trunk = facts.trunk.and_then(|(_, name)| front.config.trunk_access.get(name));
+        for (list, origin) in [(interface, &origin), (trunk, &of_trunk)] {
+            match list.map(|l| l.decide(origin, facts.method)) {
+                Some(Access::Drop) => return Verdict::Drop(Reason::Access),
+                Some(Access::Reject) => return reject(403, None, Reason::Access),
+                Some(Access::Allow) | None => {}
+            }
+        }
         let pike = front.config.pike_mode == PikeMode::Requests && facts.trunk.is_none();
         let scanners = front.config.scanners.clone();
         drop(front);
@@ -302,7 +363,7 @@ impl Guard {
         {
             return blocked;
         }
-        if facts.in_dialog || trusted {
+        if facts.in_dialog || trusted || facts.emergency {
             return Verdict::Pass;
         }
         if facts.trunk.is_none() && scanners.is_some_and(|s| s.matches(&facts.fingerprint)) {
@@ -354,10 +415,11 @@ impl Guard {
     pub fn call_started(
         &self,
         now: Instant,
-        hour: u8,
+        unix_ms: u64,
         user: &str,
         number: &str,
     ) -> Option<Finding> {
+        let hour = self.front().config.zone.hour(unix_ms);
         let found = lock(&self.fraud).started(now, hour, self.hasher.hash_one(user), number)?;
         self.counts.found(&found);
         if found.news {
@@ -513,6 +575,14 @@ impl Guard {
         lock(&self.stripes[hash % self.stripes.len()])
     }
 
+    /// What a source is counted and banned as: itself, or its prefix.
+    fn counted(&self, source: IpAddr) -> Cidr {
+        match source.to_canonical() {
+            v4 @ IpAddr::V4(_) => Cidr::host(v4),
+            v6 @ IpAddr::V6(_) => Cidr::new(v6, self.ipv6_prefix.load(Ordering::Relaxed)),
+        }
+    }
+
     fn flood(&self, now: Instant, flow: &Flow) -> Verdict {
         let source = flow.remote.ip();
         let hit = {
@@ -536,10 +606,7 @@ impl Guard {
     /// A machine's ban: what pike counts together is banned together.
     fn ban_source(&self, now: Instant, source: IpAddr, reason: BanReason, by: &str) {
         let Some(ban_for) = self.front().config.ban_for else { return };
-        let net = match source.to_canonical() {
-            v4 @ IpAddr::V4(_) => Cidr::host(v4),
-            v6 @ IpAddr::V6(_) => Cidr::new(v6, self.ipv6_prefix.load(Ordering::Relaxed)),
-        };
+        let net = self.counted(source);
         let ban =
             Ban { net, reason, by: by.into(), until: now.checked_add(ban_for), shared: false };
         if let Err(error) = self.ban(ban) {
@@ -562,11 +629,37 @@ impl Front {
     fn is_trusted(&self, source: IpAddr) -> bool {
         self.trusted.find(source).is_some()
     }
+
+    fn country(&self, source: IpAddr) -> Option<Country> {
+        self.config.countries.as_ref()?.of(source)
+    }
 }
 
 /// A panic while a lock was held leaves counts a little off, nothing worse.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The limits of TLS handshakes. A source is looked at first, so that it does not spend what is
+/// everybody's.
+fn handshakes(config: &GuardConfig, now: Instant) -> Rates {
+    let limit = |key, per_second: u32| {
+        (per_second > 0).then(|| RateLimit {
+            key,
+            methods: Vec::new(),
+            algorithm: Algorithm::Bucket {
+                per_second: f64::from(per_second),
+                burst: per_second.saturating_mul(5),
+            },
+            over: OverLimit::Silence,
+            cluster: false,
+        })
+    };
+    let limits = [
+        limit(RateKey::Source, config.handshakes_per_source),
+        limit(RateKey::All, config.handshakes_per_second),
+    ];
+    Rates::new(limits.into_iter().flatten().collect(), config.max_buckets, now)
 }
 
 fn reject(status: u16, retry_after_s: Option<u32>, reason: Reason) -> Verdict {

@@ -51,6 +51,8 @@ pub struct RateLimit {
     pub methods: Vec<Box<str>>,
     pub algorithm: Algorithm,
     pub over: OverLimit,
+    /// A bucket's rate and burst are those of the whole cluster: each node has an even part.
+    pub cluster: bool,
 }
 
 /// How a limit decides.
@@ -99,6 +101,8 @@ pub struct Rates {
     hasher: DefaultHashBuilder,
     epoch: Instant,
     unlimited: AtomicU64,
+    /// Living nodes of the cluster.
+    nodes: AtomicU32,
 }
 
 /// A limit and what it refuses now, if it follows the load.
@@ -145,6 +149,7 @@ impl Rates {
             hasher: DefaultHashBuilder::default(),
             epoch: now,
             unlimited: AtomicU64::new(0),
+            nodes: AtomicU32::new(1),
         }
     }
 
@@ -159,6 +164,10 @@ impl Rates {
                 continue;
             };
             let taken = match c.algorithm {
+                Algorithm::Bucket { per_second, burst } if c.cluster => {
+                    let nodes = self.nodes();
+                    self.take(key, now, per_second / f64::from(nodes), burst / nodes)
+                }
                 Algorithm::Bucket { per_second, burst } => self.take(key, now, per_second, burst),
                 Algorithm::Network { .. } | Algorithm::Feedback { .. } => limit.pass_share(),
             };
@@ -194,6 +203,15 @@ impl Rates {
             let share = (share.clamp(0.0, 1.0) * WHOLE) as u32;
             limit.share.store(share, Ordering::Relaxed);
         }
+    }
+
+    /// The nodes that share the limits of the cluster.
+    pub fn set_nodes(&self, nodes: u32) {
+        self.nodes.store(nodes.max(1), Ordering::Relaxed);
+    }
+
+    pub(super) fn nodes(&self) -> u32 {
+        self.nodes.load(Ordering::Relaxed)
     }
 
     /// Buckets in use.
@@ -309,6 +327,7 @@ mod tests {
             methods: vec![],
             algorithm: Algorithm::Bucket { per_second, burst },
             over: OverLimit::Unavailable,
+            cluster: false,
         }
     }
 
@@ -335,6 +354,29 @@ mod tests {
         let over = r.check(t0, &facts(1)).unwrap_err();
         assert_eq!((over.limit, over.wait), (0, Duration::from_millis(500)));
         assert_eq!(passed(&r, t0 + Duration::from_secs(1), 1), 2);
+    }
+
+    #[test]
+    fn a_limit_of_the_cluster_is_divided_among_its_nodes() {
+        let t0 = Instant::now();
+        let of = |cluster| {
+            Rates::new(vec![RateLimit { cluster, ..limit(RateKey::Aor, 4.0, 12) }], 100, t0)
+        };
+        let passed = |r: &Rates, at: Instant| {
+            (0..50).filter(|_| r.check(at, &facts(1)).is_ok()).count()
+        };
+        let (own, shared) = (of(false), of(true));
+        own.set_nodes(4);
+        shared.set_nodes(4);
+        assert_eq!((passed(&own, t0), passed(&shared, t0)), (12, 3));
+        let later = t0 + Duration::from_secs(1);
+        assert_eq!((passed(&own, later), passed(&shared, later)), (4, 1));
+        // A node died: the rest have its part.
+        shared.set_nodes(2);
+        assert_eq!(passed(&shared, t0 + Duration::from_secs(2)), 2);
+        // Many nodes: never less than one at once.
+        shared.set_nodes(100);
+        assert_eq!(passed(&shared, t0 + Duration::from_secs(60)), 1);
     }
 
     #[test]

@@ -22,6 +22,7 @@ fn facts<'a>(flow: &'a Flow, method: &'a str, agent: &'a str) -> RequestFacts<'a
         ruri_user: "100",
         fingerprint: Fingerprint { user_agent: agent.as_bytes(), ..Fingerprint::default() },
         in_dialog: false,
+        emergency: false,
     }
 }
 
@@ -116,6 +117,7 @@ fn access_lists_and_rate_limits_answer_by_policy() {
     let rule = |methods: &[&str], access| AccessRule {
         sources: vec!["198.51.100.0/24".parse().unwrap()],
         transports: vec![],
+        countries: CountryRule::All,
         methods: methods.iter().map(|m| (*m).into()).collect(),
         access,
     };
@@ -124,6 +126,7 @@ fn access_lists_and_rate_limits_answer_by_policy() {
         methods: vec![method.into()],
         algorithm: Algorithm::Bucket { per_second: 0.1, burst: 1 },
         over,
+        cluster: false,
     };
     let guard = Guard::new(
         GuardConfig {
@@ -154,4 +157,50 @@ fn access_lists_and_rate_limits_answer_by_policy() {
     assert_eq!(ask("REGISTER"), reject(403, None, Reason::RateLimit));
     let in_dialog = RequestFacts { in_dialog: true, ..facts(&good, "INVITE", "") };
     assert_eq!(guard.request(t0, &in_dialog), Verdict::Pass);
+}
+
+#[test]
+fn handshakes_are_limited_by_source_and_in_all() {
+    let t0 = Instant::now();
+    let limits = |handshakes_per_second, handshakes_per_source| GuardConfig {
+        handshakes_per_second,
+        handshakes_per_source,
+        ..config()
+    };
+    let guard = Guard::new(limits(10, 4), t0);
+    let passed = |from: &str| {
+        let flow = flow(from);
+        (0..100).filter(|_| guard.handshake(t0, &flow, || false) == Verdict::Pass).count()
+    };
+    assert_eq!(passed("192.0.2.1:1"), 20);
+    assert_eq!(passed("192.0.2.1:2"), 0);
+    assert_eq!(passed("[2001:db8::1]:1"), 20);
+    assert_eq!(passed("[2001:db8::2]:1"), 0, "of the same prefix");
+    assert_eq!(passed("192.0.2.2:1"), 10, "what is left of all");
+    assert_eq!(passed("10.0.0.1:1"), 100, "trusted");
+    assert_eq!(guard.handshake(t0, &flow("192.0.2.9:1"), || true), Verdict::Pass, "a trunk");
+    let dropped = guard.counts().dropped().find(|(r, _)| *r == Reason::Handshake);
+    assert_eq!(dropped.unwrap().1, 450);
+    guard.configure(limits(0, 0), t0);
+    assert_eq!(passed("192.0.2.2:1"), 100);
+}
+
+#[test]
+fn emergency_calls_pass_scanners_and_limits_but_not_access_lists() {
+    let t0 = Instant::now();
+    let limit = RateLimit {
+        key: RateKey::All,
+        methods: vec![],
+        algorithm: Algorithm::Bucket { per_second: 0.1, burst: 1 },
+        over: OverLimit::Silence,
+        cluster: false,
+    };
+    let guard = Guard::new(GuardConfig { limits: vec![limit], ..config() }, t0);
+    let from = flow("192.0.2.1:5060");
+    let call = |emergency| {
+        guard.request(t0, &RequestFacts { emergency, ..facts(&from, "INVITE", "phone") })
+    };
+    assert_eq!(call(false), Verdict::Pass);
+    assert_eq!(call(false), Verdict::Drop(Reason::RateLimit));
+    assert_eq!(call(true), Verdict::Pass);
 }

@@ -8,6 +8,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use smallvec::SmallVec;
+
 use super::trunk::TrunkState;
 use super::{Reject, RejectCause};
 
@@ -159,13 +161,15 @@ pub(super) enum Counted {
     Trunk(Arc<TrunkState>),
     Group(Arc<Gate>),
     Node(Arc<Gate>),
+    /// A user, or the numbers of a limit.
+    Caller(Arc<Gate>),
 }
 
 impl Counted {
     fn gate(&self) -> &Gate {
         match self {
             Counted::Trunk(state) => &state.gate,
-            Counted::Group(gate) | Counted::Node(gate) => gate,
+            Counted::Group(gate) | Counted::Node(gate) | Counted::Caller(gate) => gate,
         }
     }
 }
@@ -174,7 +178,7 @@ impl Counted {
 #[must_use = "dropping a permit gives its place away"]
 #[derive(Debug)]
 pub struct Permit {
-    held: [Option<Counted>; 2],
+    held: SmallVec<[Counted; 2]>,
 }
 
 impl Permit {
@@ -184,19 +188,40 @@ impl Permit {
         now_ns: u64,
         force: bool,
     ) -> Result<Permit, Reject> {
-        let mut permit = Permit { held: [None, None] };
-        for (slot, (counted, limits)) in permit.held.iter_mut().zip(gates) {
+        let mut permit = Permit::none();
+        for gate in gates {
             // An early return drops `permit`, which leaves the gates entered so far.
-            counted.gate().enter(&limits, now_ns, force).map_err(Reject::limit)?;
-            *slot = Some(counted);
+            permit.enter(gate, now_ns, force).map_err(Reject::limit)?;
         }
         Ok(permit)
+    }
+
+    /// Counts nowhere yet.
+    pub(super) fn none() -> Permit {
+        Permit { held: SmallVec::new() }
+    }
+
+    /// Holds what another one holds as well.
+    pub(crate) fn join(&mut self, mut other: Permit) {
+        self.held.append(&mut other.held);
+    }
+
+    /// Enters one more gate, or says which of its limits is against it.
+    pub(super) fn enter(
+        &mut self,
+        (counted, limits): (Counted, CallLimits),
+        now_ns: u64,
+        force: bool,
+    ) -> Result<(), RejectCause> {
+        counted.gate().enter(&limits, now_ns, force)?;
+        self.held.push(counted);
+        Ok(())
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        for counted in self.held.iter().flatten() {
+        for counted in &self.held {
             counted.gate().leave();
         }
     }

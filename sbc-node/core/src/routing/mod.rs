@@ -7,6 +7,7 @@
 //! passes user parts and hosts and writes what comes back.
 
 mod admission;
+mod callers;
 mod group;
 mod health;
 mod number;
@@ -29,6 +30,7 @@ use smallvec::SmallVec;
 use crate::net::{Flow, InterfaceId};
 
 pub use admission::{CallLimits, Permit, Share, Use};
+pub use callers::{CallerLimit, CallerStatus, CallsBy, OverCalls, PrefixLimit};
 pub use group::{GroupConfig, Member, Strategy};
 pub use health::{HealthChange, PeerHealth, ProbePolicy};
 pub use number::{Field, Numbers, Translation};
@@ -200,6 +202,18 @@ impl Routing {
     /// the call until it is dropped.
     pub fn admit(&self, now: Instant, source: &Trunk, emergency: bool) -> Result<Permit, Reject> {
         self.table.admit(now, source, emergency)
+    }
+
+    /// Admits a call by who calls (`user`, where a registered user does) and by the number that is
+    /// called. The permit counts the call until it is dropped; `force` refuses nothing.
+    pub fn admit_caller(
+        &self,
+        now: Instant,
+        user: Option<&str>,
+        number: &str,
+        force: bool,
+    ) -> Result<Permit, Reject> {
+        self.table.admit_caller(now, user, number, force)
     }
 
     /// Admits an attempt towards a hop: the trunk's and the group's limits. Hold the permit as long

@@ -16,6 +16,7 @@ use crate::cidr::Cidr;
 use crate::net::Flow;
 
 use super::admission::{CallLimits, Counted, Gate, Permit};
+use super::callers::{CallerLimit, CallerStatus, Callers, PrefixLimit};
 use super::group::{GroupConfig, Member, Strategy, weighted_order};
 use super::prefix::PrefixTarget;
 use super::route::{RouteConfig, RouteTarget};
@@ -42,6 +43,8 @@ pub struct AdmissionConfig {
     pub node: CallLimits,
     /// R-URI users (before or after inbound translation) that pass every limit.
     pub emergency: Vec<Box<str>>,
+    /// Limits by caller and by called number.
+    pub callers: Vec<CallerLimit>,
 }
 
 /// Everything that routing is configured with.
@@ -134,6 +137,7 @@ pub struct Table {
     sources: Sources,
     admission: AdmissionConfig,
     node: Arc<Gate>,
+    callers: Callers,
     unknown_source: UnknownSource,
     /// Zero of the rate limits' time; handed on from table to table.
     epoch: Instant,
@@ -154,9 +158,12 @@ impl Table {
             sources: Sources::default(),
             admission: config.admission,
             node: previous.map_or_else(Arc::default, |p| p.node.clone()),
+            callers: Callers::default(),
             unknown_source: config.unknown_source,
             epoch: previous.map_or(now, |p| p.epoch),
         };
+        let limits = std::mem::take(&mut table.admission.callers);
+        table.callers = Callers::new(limits, previous.map(|p| &p.callers));
         let mut errors = Errors(Vec::new());
         let mut switched = Vec::new();
         for (index, trunk) in config.trunks.into_iter().enumerate() {
@@ -526,6 +533,27 @@ impl Table {
         let trunk = (Counted::Trunk(source.state.clone()), source.config.limits);
         let node = (Counted::Node(self.node.clone()), self.admission.node);
         Permit::acquire([trunk, node], self.ns(now), emergency)
+    }
+
+    pub(super) fn admit_caller(
+        &self,
+        now: Instant,
+        user: Option<&str>,
+        number: &str,
+        force: bool,
+    ) -> Result<Permit, Reject> {
+        self.callers.admit(user, number, self.ns(now), force)
+    }
+
+    /// The limits by called prefix.
+    pub fn prefix_limits(&self) -> impl Iterator<Item = &Arc<PrefixLimit>> {
+        self.callers.prefixes()
+    }
+
+    /// How the limits by caller and by called number stand, and the calls that no gate could be
+    /// made for.
+    pub fn caller_status(&self) -> (SmallVec<[CallerStatus; 4]>, u64) {
+        (self.callers.status(), self.callers.uncounted())
     }
 
     /// Counts a call that was admitted elsewhere; never refuses.
