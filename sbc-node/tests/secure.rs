@@ -427,14 +427,15 @@ fn a_source_has_few_handshakes_under_way_at_once() {
     let authority = Authority::new();
     let paper = authority.paper("sbc", vec![dns("sbc.example")]);
     let settings = Settings { handshakes_per_source_max: 3, ..Settings::default() };
-    let bench =
-        bench(&[Transport::Tls], doors(door(&spec(&authority, &[&paper]))), settings);
+    let bench = bench(&[Transport::Tls], doors(door(&spec(&authority, &[&paper]))), settings);
     let local = bench.local(Transport::Tls);
     let config = authority.client(None, BOTH);
     // Those that are done do not count.
-    let mut done: Vec<Secured> = (0..5).map(|_| secured(&config, "sbc.example", local)).collect();
-    for stream in &mut done {
-        assert!(ask(stream).starts_with("SIP/2.0 200 OK"));
+    let mut done = Vec::new();
+    for _ in 0..5 {
+        let mut stream = secured(&config, "sbc.example", local);
+        assert!(ask(&mut stream).starts_with("SIP/2.0 200 OK"));
+        done.push(stream);
     }
     let silent: Vec<TcpStream> = (0..3).map(|_| tcp(local)).collect();
     eventually("all", || (bench.total(|s| s.connections.get()) == 8).then_some(()));

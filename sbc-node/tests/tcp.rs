@@ -125,10 +125,8 @@ fn half_a_message_and_silence_are_timed_out() {
 
 #[test]
 fn a_connection_that_brings_no_message_is_closed_whatever_else_it_sends() {
-    let settings = Settings {
-        first_message_timeout: Some(Duration::from_millis(300)),
-        ..Settings::default()
-    };
+    let settings =
+        Settings { first_message_timeout: Some(Duration::from_millis(300)), ..Settings::default() };
     let bench = tcp(settings).start();
     let mut good = connect(bench.local(Transport::Tcp));
     good.write_all(options(0).as_bytes()).unwrap();

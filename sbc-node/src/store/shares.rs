@@ -205,7 +205,8 @@ impl Shares {
     /// Without a quorum the nodes are those that were known last: the rates stay divided.
     fn divide_rates(&self) {
         if let Some(guard) = &self.guard {
-            let living = |tables: &Tables| tables.nodes().filter(|(_, n)| n.state.is_live()).count();
+            let living =
+                |tables: &Tables| tables.nodes().filter(|(_, n)| n.state.is_live()).count();
             guard.set_nodes(u32::try_from(self.handle.read(living)).unwrap_or(1));
         }
     }

@@ -20,6 +20,7 @@ use sbc_core::net::{Flow, Transport};
 use sbc_core::sip::{self, Frame, Framer, Limits, Message};
 use socket2::Socket;
 
+use super::door::Door;
 use super::identity::Identities;
 use super::proxy;
 use super::ws::{Rules, Ws, WsFrame};
@@ -463,4 +464,39 @@ impl Conn {
             sip::response(&request, status, reason, Some("framing"), Some(self.flow.remote));
         Some(answer.finish())
     }
+}
+
+/// The server's side of TLS for a new connection, where the port has any.
+pub(super) fn accepting(
+    serves: Serves,
+    door: Option<&Door>,
+    stats: &ShardStats,
+) -> Result<Option<Tls>, ()> {
+    if !serves.is_secure() {
+        return Ok(None);
+    }
+    let profile = door.and_then(|d| d.tls.as_ref());
+    let server = profile.and_then(|p| rustls::ServerConnection::new(p.server.clone()).ok());
+    match server {
+        Some(server) => Ok(Some(server.into())),
+        None => {
+            stats.tls_failures.add(1);
+            Err(())
+        }
+    }
+}
+
+/// The address that a peer asks to be reached at on this connection (RFC 5923 §5): the sent-by of
+/// its Via, where the certificate that it has shown speaks for the host there.
+pub(super) fn alias(
+    data: &Bytes,
+    flow: &Flow,
+    shown: &Identities,
+    limits: &Limits,
+) -> Option<SocketAddr> {
+    let request = sip::salvage(data.clone(), limits).filter(Message::is_request)?;
+    let via = request.via().ok()?;
+    let port = via.port.unwrap_or(flow.transport.default_port());
+    (via.params.has("alias") && shown.host(via.host))
+        .then_some(SocketAddr::new(flow.remote.ip(), port))
 }

@@ -15,11 +15,9 @@ use bytes::Bytes;
 use hashbrown::HashMap;
 use sbc_core::core::{SendError, SendToken};
 use sbc_core::net::{ConnId, DomainId, Flow, InterfaceId, Target, Transport};
-use sbc_core::sip::{self, Limits, Message};
 use socket2::Socket;
 
-use super::conn::{Beginning, Conn, Fault, Got, PONG, Serves};
-use super::door::Door;
+use super::conn::{Beginning, Conn, Fault, Got, PONG, Serves, accepting, alias};
 use super::identity::Identities;
 use super::poller::{Interest, Poller};
 use super::unfinished::Waiting;
@@ -679,7 +677,9 @@ impl Tcp {
             } else if half(settings.half_message_timeout) {
                 stats.half_messages.add(1);
                 overdue.push((*id, SendError::Closed));
-            } else if !conn.spoke && conn.accepted && over(settings.first_message_timeout, conn.opened)
+            } else if !conn.spoke
+                && conn.accepted
+                && over(settings.first_message_timeout, conn.opened)
             {
                 stats.silent_closed.add(1);
                 overdue.push((*id, SendError::Closed));
@@ -782,36 +782,6 @@ impl Tcp {
     fn uncount(&self, source: IpAddr) {
         self.settings.sources.leave(source);
     }
-}
-
-/// The server's side of TLS for a new connection, where the port has any.
-fn accepting(
-    serves: Serves,
-    door: Option<&Door>,
-    stats: &ShardStats,
-) -> Result<Option<rustls::Connection>, ()> {
-    if !serves.is_secure() {
-        return Ok(None);
-    }
-    let profile = door.and_then(|d| d.tls.as_ref());
-    let server = profile.and_then(|p| rustls::ServerConnection::new(p.server.clone()).ok());
-    match server {
-        Some(server) => Ok(Some(server.into())),
-        None => {
-            stats.tls_failures.add(1);
-            Err(())
-        }
-    }
-}
-
-/// The address that a peer asks to be reached at on this connection (RFC 5923 §5): the sent-by of
-/// its Via, where the certificate that it has shown speaks for the host there.
-fn alias(data: &Bytes, flow: &Flow, shown: &Identities, limits: &Limits) -> Option<SocketAddr> {
-    let request = sip::salvage(data.clone(), limits).filter(Message::is_request)?;
-    let via = request.via().ok()?;
-    let port = via.port.unwrap_or(flow.transport.default_port());
-    (via.params.has("alias") && shown.host(via.host))
-        .then_some(SocketAddr::new(flow.remote.ip(), port))
 }
 
 fn user_bit(shard: usize) -> u64 {

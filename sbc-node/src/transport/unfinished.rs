@@ -43,10 +43,7 @@ impl Waiting {
 
     /// The connection that has been at it longest; `still` says since when a connection has had
     /// something unfinished, if it has.
-    pub(super) fn slowest(
-        &mut self,
-        still: impl Fn(ConnId) -> Option<Instant>,
-    ) -> Option<ConnId> {
+    pub(super) fn slowest(&mut self, still: impl Fn(ConnId) -> Option<Instant>) -> Option<ConnId> {
         while let Some((at, conn)) = self.0.pop_front() {
             if still(conn) == Some(at) {
                 return Some(conn);

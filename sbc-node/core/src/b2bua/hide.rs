@@ -151,17 +151,17 @@ pub(crate) fn cross_but(out: &mut Builder, message: &Message, way: &Crossing<'_>
         match class(header.id) {
             Class::Never => {}
             Class::Always => {
-                out.line(header);
+                out.crossing(header);
             }
             Class::Identity if trusted => identities(out, header, way.host, &mut pai_user),
             Class::Privacy if trusted => {
-                out.line(header);
+                out.crossing(header);
             }
             Class::Identity | Class::Privacy => {}
             Class::Warning => warning(out, header.value, way.host),
             Class::Policy => {
                 if HeaderPolicy::crosses(&way.from.headers, &way.to.headers, header.name) {
-                    out.line(header);
+                    out.crossing(header);
                 }
             }
         }

@@ -140,12 +140,7 @@ fn called(plan: &Plan) -> &str {
 }
 
 /// The limits of the caller and of the called number.
-fn caller(
-    cx: &Cx<'_>,
-    message: &Message,
-    trunk: &Trunk,
-    plan: &Plan,
-) -> Result<Permit, Refuse> {
+fn caller(cx: &Cx<'_>, message: &Message, trunk: &Trunk, plan: &Plan) -> Result<Permit, Refuse> {
     let user = user(message, trunk);
     Ok(cx.env.routing.admit_caller(cx.now, user.as_deref(), called(plan), plan.emergency)?)
 }

@@ -28,8 +28,7 @@ pub(super) fn welcomes(env: &Env, now: Instant, flow: &Flow) -> bool {
     let Some(guard) = &env.guard else { return true };
     let secure = matches!(flow.transport, Transport::Tls | Transport::Wss);
     let trunk = || env.routing.identify(flow).is_some_and(|trunk| !trunk.config.users);
-    lets_in(env, now, flow)
-        && (!secure || guard.handshake(now, flow, trunk) == Verdict::Pass)
+    lets_in(env, now, flow) && (!secure || guard.handshake(now, flow, trunk) == Verdict::Pass)
 }
 
 /// After parsing; false when the message was dropped or answered. Responses pass: they find their
@@ -53,9 +52,8 @@ pub(super) fn lets_through(cx: &mut Cx<'_>, flow: &Flow, message: &Message) -> b
         return false;
     }
     let emergency = guard.is_some() && work(cx, named.is_some(), message) == Work::Emergency;
-    let judged = |g: Arc<Guard>| {
-        judge(cx.now, &g, flow, named, Passes { in_dialog, emergency }, message)
-    };
+    let judged =
+        |g: Arc<Guard>| judge(cx.now, &g, flow, named, Passes { in_dialog, emergency }, message);
     match guard.map_or(Verdict::Pass, judged) {
         Verdict::Pass => true,
         Verdict::Drop(_) => false,

@@ -131,12 +131,8 @@ mod tests {
         };
         let ip = |t: &str| t.parse::<IpAddr>().unwrap();
         let nowhere = || None;
-        let origin = |a, transport| Origin {
-            source: ip(a),
-            transport,
-            trusted: false,
-            country: &nowhere,
-        };
+        let origin =
+            |a, transport| Origin { source: ip(a), transport, trusted: false, country: &nowhere };
         let before = |a, t| list.before_parsing(&origin(a, t));
         assert_eq!(before("10.0.0.9", Transport::Udp), Some(Access::Drop));
         assert_eq!(before("10.0.0.1", Transport::Udp), None);

@@ -49,7 +49,9 @@ pub struct NoCountry(String);
 pub enum CountryFileError {
     #[error("not a file of MaxMind's format: {0}")]
     Format(String),
-    #[error("it is of type \"{0}\" and has no countries: a Country, City or Enterprise file is needed")]
+    #[error(
+        "it is of type \"{0}\" and has no countries: a Country, City or Enterprise file is needed"
+    )]
     Kind(String),
 }
 
@@ -130,7 +132,9 @@ mod tests {
     fn bad_files_are_told_by_what_is_wrong() {
         let error = |bytes: Vec<u8>| Countries::new(bytes).unwrap_err().to_string();
         assert!(error(Vec::new()).starts_with("not a file of MaxMind's format"));
-        assert!(error(b"PK\x03\x04 something else".to_vec()).starts_with("not a file of MaxMind's"));
+        assert!(
+            error(b"PK\x03\x04 something else".to_vec()).starts_with("not a file of MaxMind's")
+        );
         let asn = error(mmdb("GeoLite2-ASN", &[("192.0.2.0/24", "DE")]));
         assert_eq!(
             asn,

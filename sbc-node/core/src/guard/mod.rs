@@ -11,8 +11,8 @@
 
 mod access;
 mod bans;
-mod counts;
 mod country;
+mod counts;
 mod dictionary;
 mod fraud;
 mod nets;
@@ -38,8 +38,8 @@ use stripe::Stripe;
 
 pub use access::{Access, AccessList, AccessRule, CountryRule, Origin};
 pub use bans::{Ban, BanError, BanEvent, BanReason, Bans};
-pub use counts::Counts;
 pub use country::{Countries, Country, CountryFileError, NoCountry};
+pub use counts::Counts;
 pub use dictionary::{Dictionary, DictionaryConfig};
 pub use fraud::{Finding, Fraud, FraudKind, FraudProfile, Severity, Threshold};
 pub use overload::{Overload, OverloadConfig, Work};
@@ -341,8 +341,7 @@ impl Guard {
         let front = self.front();
         let trusted = front.is_trusted(source);
         let country = || front.country(source);
-        let origin =
-            Origin { source, transport: facts.flow.transport, trusted, country: &country };
+        let origin = Origin { source, transport: facts.flow.transport, trusted, country: &country };
         let interface = front.config.access.get(usize::from(facts.flow.interface.0));
         // A trunk's own list is about nobody but its sources, trusted or not.
         let of_trunk = Origin { trusted: false, ..origin };

@@ -362,9 +362,8 @@ mod tests {
         let of = |cluster| {
             Rates::new(vec![RateLimit { cluster, ..limit(RateKey::Aor, 4.0, 12) }], 100, t0)
         };
-        let passed = |r: &Rates, at: Instant| {
-            (0..50).filter(|_| r.check(at, &facts(1)).is_ok()).count()
-        };
+        let passed =
+            |r: &Rates, at: Instant| (0..50).filter(|_| r.check(at, &facts(1)).is_ok()).count();
         let (own, shared) = (of(false), of(true));
         own.set_nodes(4);
         shared.set_nodes(4);

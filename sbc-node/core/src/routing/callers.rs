@@ -231,7 +231,8 @@ mod tests {
         assert_eq!(call(&callers, Some("boss@x")).unwrap_err().status, 403);
         // A trunk is no user.
         let _trunk = [(); 5].map(|()| call(&callers, None).unwrap());
-        let status = |c: &Callers| c.status().iter().map(|s| (s.calls, s.refused)).collect::<Vec<_>>();
+        let status =
+            |c: &Callers| c.status().iter().map(|s| (s.calls, s.refused)).collect::<Vec<_>>();
         assert_eq!(status(&callers), [(3, 1), (2, 1)]);
         let reloaded = Callers::new(limits, Some(&callers));
         assert_eq!(status(&reloaded), [(3, 1), (2, 1)]);

@@ -184,6 +184,14 @@ impl<'a> Sdp<'a> {
         // A leg keeps what it was told as long as it lives: no more than its own size.
         let mut text = String::with_capacity(1024);
         self.write_to(&mut text);
+        // Nothing that a terminal or a careless parser on the other side would act on.
+        let control = |b: u8| (b < b' ' && !matches!(b, b'\r' | b'\n' | b'\t')) || b == 0x7f;
+        if text.bytes().fold(false, |found, b| found | control(b)) {
+            text = text
+                .chars()
+                .map(|c| if c.is_ascii() && control(c as u8) { ' ' } else { c })
+                .collect();
+        }
         Bytes::copy_from_slice(text.as_bytes())
     }
 

@@ -3,9 +3,11 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod adopt;
+mod attacks;
 mod basic;
 mod early;
 mod forking;
+mod limits;
 mod operator;
 mod refuse;
 mod session;

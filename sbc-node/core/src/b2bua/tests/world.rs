@@ -227,6 +227,9 @@ pub(super) struct Settings {
     pub(super) seed: u8,
     pub(super) node: Option<u16>,
     pub(super) registrar: Option<crate::core::RegistrarConfig>,
+    pub(super) guard: Option<Arc<crate::guard::Guard>>,
+    pub(super) overload: Option<Arc<crate::guard::Overload>>,
+    pub(super) admission: crate::routing::AdmissionConfig,
 }
 
 impl Settings {
@@ -239,6 +242,9 @@ impl Settings {
             seed: 1,
             node: None,
             registrar: None,
+            guard: None,
+            overload: None,
+            admission: crate::routing::AdmissionConfig::default(),
         }
     }
 
@@ -260,6 +266,7 @@ impl Settings {
                 limits: CallLimits::default(),
             }],
             routes: vec![route("out", "core", "carriers"), route("in", "public", "pbx")],
+            admission: self.admission.clone(),
             ..RoutingConfig::default()
         };
         Table::build(config, None, now).unwrap()
@@ -290,8 +297,8 @@ impl Settings {
             routing: Arc::new(self.routing(now)),
             transactions: crate::transaction::Config::default(),
             limits: crate::sip::Limits::default(),
-            guard: None,
-            overload: None,
+            guard: self.guard.clone(),
+            overload: self.overload.clone(),
             hint_key: crate::ids::HintKey::default(),
             node: self.node,
             registrar: self.registrar.clone(),
@@ -401,7 +408,8 @@ impl World {
         let what = match message.start_line() {
             crate::sip::StartLine::Request { method, .. } => method.to_string(),
             crate::sip::StartLine::Response { status, .. } => {
-                format!("{status} ({})", message.cseq().unwrap().method)
+                let method = message.cseq().map_or("?".into(), |c| c.method.to_string());
+                format!("{status} ({method})")
             }
         };
         let sdp = if message.body().starts_with(b"v=0") { " sdp" } else { "" };
@@ -448,6 +456,11 @@ impl World {
     /// The next message, if there is one.
     pub(super) fn next(&mut self, who: Who) -> Option<Message> {
         self.inbox.entry(who).or_default().pop_front()
+    }
+
+    /// Throws away what a peer has got so far.
+    pub(super) fn forget(&mut self, who: Who) {
+        self.inbox.remove(&who);
     }
 
     pub(super) fn nothing(&mut self, who: Who) {
