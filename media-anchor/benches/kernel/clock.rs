@@ -48,3 +48,9 @@ pub(crate) fn median(mut numbers: Vec<f64>) -> f64 {
     numbers.sort_by(f64::total_cmp);
     numbers[numbers.len() / 2]
 }
+
+/// The number that a quarter of them do not exceed.
+pub(crate) fn quartile(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers[numbers.len() / 4]
+}

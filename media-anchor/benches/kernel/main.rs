@@ -14,6 +14,7 @@ mod cpu;
 mod netns;
 mod other;
 mod traffic;
+mod user;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -25,11 +26,15 @@ fn main() {
         return;
     }
     let chosen = |name: &str| {
-        let named: Vec<&String> = args.iter().filter(|a| !a.starts_with("--")).collect();
+        let named: Vec<&String> = args.iter().filter(|a| !a.starts_with("--") && !a.contains('=')).collect();
         named.is_empty() || named.iter().any(|a| *a == name)
     };
+    let flows = args.iter().find_map(|a| a.strip_prefix("flows="));
+    let flows: Vec<usize> = flows.map_or(vec![1, 1000, 10_000], |list| {
+        list.split(',').map(|n| n.parse().expect("a number of flows")).collect()
+    });
     if chosen("cpu") {
-        cpu::run();
+        cpu::run(&flows);
     }
     if chosen("rate") {
         other::rate();

@@ -72,8 +72,15 @@ pub(crate) fn back(n: usize) -> Flow {
 
 /// Installs both directions of `flows` calls.
 pub(crate) fn install(offload: &mut dyn Offload, flows: usize) {
-    let changes: Vec<FlowChange> =
-        (0..flows).flat_map(|n| [flow(n), back(n)]).map(FlowChange::Install).collect();
+    install_marked(offload, flows, Some(46));
+}
+
+/// The same with that code point.
+pub(crate) fn install_marked(offload: &mut dyn Offload, flows: usize, dscp: Option<u8>) {
+    let changes: Vec<FlowChange> = (0..flows)
+        .flat_map(|n| [flow(n), back(n)])
+        .map(|flow| FlowChange::Install(Flow { dscp, ..flow }))
+        .collect();
     let mut outcomes = Vec::new();
     offload.apply(&changes, &mut outcomes);
     assert!(outcomes.iter().all(|o| matches!(o, FlowOutcome::Installed(_))), "{:?}", outcomes[0]);
