@@ -1,6 +1,7 @@
 //! CPU clocks: of this thread, of the process, of the ksoftirqd threads.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -36,6 +37,30 @@ pub(crate) fn softirq() -> Duration {
     Duration::from_nanos(total)
 }
 
+/// CPU time of the ksoftirqd thread of one CPU, cheap enough to be read around a slice.
+pub(crate) struct Ksoftirqd {
+    schedstat: fs::File,
+}
+
+impl Ksoftirqd {
+    pub(crate) fn of(cpu: usize) -> Ksoftirqd {
+        let wanted = format!("ksoftirqd/{cpu}");
+        let found = fs::read_dir("/proc").expect("procfs").flatten().find(|entry| {
+            let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            comm.trim() == wanted
+        });
+        let path = found.expect("every CPU has one").path().join("schedstat");
+        Ksoftirqd { schedstat: fs::File::open(path).expect("schedstat") }
+    }
+
+    pub(crate) fn nanos(&self) -> u64 {
+        let mut text = [0; 64];
+        let len = self.schedstat.read_at(&mut text, 0).unwrap_or(0);
+        let text = std::str::from_utf8(&text[..len]).unwrap_or_default();
+        text.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0)
+    }
+}
+
 /// Pins the calling thread to a CPU.
 pub(crate) fn pin(cpu: usize) {
     let mut set = CpuSet::new();
@@ -49,8 +74,8 @@ pub(crate) fn median(mut numbers: Vec<f64>) -> f64 {
     numbers[numbers.len() / 2]
 }
 
-/// The number that a quarter of them do not exceed.
-pub(crate) fn quartile(mut numbers: Vec<f64>) -> f64 {
+/// The number that a tenth of them do not exceed.
+pub(crate) fn decile(mut numbers: Vec<f64>) -> f64 {
     numbers.sort_by(f64::total_cmp);
-    numbers[numbers.len() / 4]
+    numbers[numbers.len() / 10]
 }

@@ -26,7 +26,8 @@ fn main() {
         return;
     }
     let chosen = |name: &str| {
-        let named: Vec<&String> = args.iter().filter(|a| !a.starts_with("--") && !a.contains('=')).collect();
+        let named: Vec<&String> =
+            args.iter().filter(|a| !a.starts_with("--") && !a.contains('=')).collect();
         named.is_empty() || named.iter().any(|a| *a == name)
     };
     let flows = args.iter().find_map(|a| a.strip_prefix("flows="));

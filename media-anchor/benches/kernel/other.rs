@@ -11,7 +11,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use crate::clock;
 use crate::cpu::{cost, opened};
 use crate::netns::Net;
-use crate::traffic::{self, Sender};
+use crate::traffic::{self, Frame, Sender};
 
 const WAYS: [Way; 2] = [Way::Ebpf, Way::Nftables];
 const CALLS: usize = 10_000;
@@ -145,8 +145,8 @@ pub(crate) fn bans() {
     println!("bans: ns of CPU per packet, the sender's own work included");
     for sources in [1, 10_000, 100_000] {
         let net = traffic::net(true);
-        let frames: Vec<Vec<u8>> =
-            (0..sources).map(|n| traffic::frame((source(n), 5060), (traffic::SA, 5060))).collect();
+        let frames: Vec<Frame> =
+            (0..sources).map(|n| Frame::new((source(n), 5060), (traffic::SA, 5060))).collect();
         let media = traffic::to_relay(1000);
         let bans: Vec<Ban> = (0..sources)
             .map(|n| Ban {

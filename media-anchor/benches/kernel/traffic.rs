@@ -86,50 +86,78 @@ pub(crate) fn install_marked(offload: &mut dyn Offload, flows: usize, dscp: Opti
     assert!(outcomes.iter().all(|o| matches!(o, FlowOutcome::Installed(_))), "{:?}", outcomes[0]);
 }
 
-/// Frames of the flows as they arrive at the relay, unmarked.
-pub(crate) fn to_relay(flows: usize) -> Vec<Vec<u8>> {
-    (0..flows).map(|n| frame((A, port(10_000, n)), (SA, port(20_000, n)))).collect()
+/// A frame with an RTP packet; 12 bytes of it differ between flows.
+#[derive(Clone, Copy)]
+pub(crate) struct Frame {
+    head: [u8; 28],
 }
 
-/// The same marked as EF, as audio is.
-pub(crate) fn marked(frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
-    let mark = |frame: &Vec<u8>| {
-        let mut frame = frame.clone();
-        let ip = &mut frame[14..34];
+const FRAME: usize = 14 + 20 + 8 + PAYLOAD;
+/// Where [`Frame::head`] stands: the IP and UDP headers.
+const HEAD: usize = 14;
+
+impl Frame {
+    /// With right checksums.
+    pub(crate) fn new(src: (Ipv4Addr, u16), dst: (Ipv4Addr, u16)) -> Frame {
+        let udp_len = u16::try_from(8 + PAYLOAD).expect("short");
+        let mut ip = vec![0x45, 0];
+        ip.extend((20 + udp_len).to_be_bytes());
+        ip.extend([0x12, 0x34, 0x40, 0, 64, 17, 0, 0]);
+        ip.extend(src.0.octets());
+        ip.extend(dst.0.octets());
+        let sum = !fold(&ip);
+        ip[10..12].copy_from_slice(&sum.to_be_bytes());
+        let mut udp = Vec::new();
+        udp.extend(src.1.to_be_bytes());
+        udp.extend(dst.1.to_be_bytes());
+        udp.extend(udp_len.to_be_bytes());
+        udp.extend([0, 0]);
+        let pseudo = [&ip[12..20], &[0, 17], &udp_len.to_be_bytes(), &udp, &payload()].concat();
+        let sum = !fold(&pseudo);
+        udp[6..8].copy_from_slice(&sum.to_be_bytes());
+        Frame { head: [ip, udp].concat().try_into().expect("28 bytes") }
+    }
+
+    /// The same marked as EF, as audio is.
+    fn marked(mut self) -> Frame {
+        let ip = &mut self.head[..20];
         ip[1] = 0xb8;
         ip[10..12].fill(0);
         let sum = !fold(ip);
-        frame[24..26].copy_from_slice(&sum.to_be_bytes());
-        frame
-    };
-    frames.iter().map(mark).collect()
+        ip[10..12].copy_from_slice(&sum.to_be_bytes());
+        self
+    }
+
+    fn write(&self, room: &mut [u8; FRAME]) {
+        room[HEAD..HEAD + 28].copy_from_slice(&self.head);
+    }
+}
+
+fn payload() -> [u8; PAYLOAD] {
+    let mut payload = [0x55; PAYLOAD];
+    payload[..2].copy_from_slice(&[0x80, 0]);
+    payload
+}
+
+/// What the frames of all flows have in common.
+fn template() -> [u8; FRAME] {
+    let head = [0; 28];
+    [&MAC_SA[..], &MAC_A, &[8, 0], &head, &payload()].concat().try_into().expect("a frame")
+}
+
+/// Frames of the flows as they arrive at the relay, unmarked.
+pub(crate) fn to_relay(flows: usize) -> Vec<Frame> {
+    (0..flows).map(|n| Frame::new((A, port(10_000, n)), (SA, port(20_000, n)))).collect()
+}
+
+/// The same marked as EF.
+pub(crate) fn marked(frames: &[Frame]) -> Vec<Frame> {
+    frames.iter().map(|frame| frame.marked()).collect()
 }
 
 /// Frames that are forwarded to the sink as they are.
-pub(crate) fn to_sink(flows: usize) -> Vec<Vec<u8>> {
-    (0..flows).map(|n| frame((A, port(10_000, n)), (B, port(40_000, n)))).collect()
-}
-
-/// One frame with an RTP packet; the UDP checksum is right.
-pub(crate) fn frame(src: (Ipv4Addr, u16), dst: (Ipv4Addr, u16)) -> Vec<u8> {
-    let udp_len = u16::try_from(8 + PAYLOAD).expect("short");
-    let mut ip = vec![0x45, 0];
-    ip.extend((20 + udp_len).to_be_bytes());
-    ip.extend([0x12, 0x34, 0x40, 0, 64, 17, 0, 0]);
-    ip.extend(src.0.octets());
-    ip.extend(dst.0.octets());
-    let sum = !fold(&ip);
-    ip[10..12].copy_from_slice(&sum.to_be_bytes());
-    let mut udp = Vec::new();
-    udp.extend(src.1.to_be_bytes());
-    udp.extend(dst.1.to_be_bytes());
-    udp.extend(udp_len.to_be_bytes());
-    udp.extend([0, 0, 0x80, 0]);
-    udp.resize(usize::from(udp_len), 0x55);
-    let pseudo = [&ip[12..20], &[0, 17], &udp_len.to_be_bytes(), &udp].concat();
-    let sum = !fold(&pseudo);
-    udp[6..8].copy_from_slice(&sum.to_be_bytes());
-    [&MAC_SA[..], &MAC_A, &[8, 0], &ip, &udp].concat()
+pub(crate) fn to_sink(flows: usize) -> Vec<Frame> {
+    (0..flows).map(|n| Frame::new((A, port(10_000, n)), (B, port(40_000, n)))).collect()
 }
 
 fn fold(bytes: &[u8]) -> u16 {
@@ -173,17 +201,19 @@ impl Sender {
         Sender { fd }
     }
 
-    /// Sends `count` of the frames, round and round from `at`, in batches of 32.
-    pub(crate) fn send(&self, frames: &[Vec<u8>], at: usize, count: usize) {
+    /// Sends `count` of the frames, round and round from `at`, in batches of 32. They are copied to
+    /// one place first, as a device would reuse its buffers: what the packets of many flows occupy
+    /// in the caches is then the relay's, not the sender's.
+    pub(crate) fn send(&self, frames: &[Frame], at: usize, count: usize) {
         const BATCH: usize = 32;
+        let mut room = [template(); BATCH];
         let mut sent = 0;
         while sent < count {
             let batch = BATCH.min(count - sent);
             let mut vectors: Vec<libc::iovec> = Vec::with_capacity(batch);
-            for n in 0..batch {
-                let frame = &frames[(at + sent + n) % frames.len()];
-                let base = frame.as_ptr().cast_mut().cast();
-                vectors.push(libc::iovec { iov_base: base, iov_len: frame.len() });
+            for (n, room) in room.iter_mut().take(batch).enumerate() {
+                frames[(at + sent + n) % frames.len()].write(room);
+                vectors.push(libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: FRAME });
             }
             // SAFETY: each header points at one vector, each vector at one living frame, which
             // sendmmsg only reads.

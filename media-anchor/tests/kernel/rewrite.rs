@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use media_anchor::kernel::Way;
+use media_anchor::kernel::{KernelConfig, Way};
 use media_anchor::plan_types::{Flow, FlowChange, FlowOutcome, Offload, Stay};
 use media_anchor::{Side, StreamKind};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use crate::call::{Call, addr, apply, count, flow, flow_id, opened, receive, waits};
+use crate::call::{Call, addr, apply, count, flow, flow_id, opened, opened_with, receive, waits};
 use crate::frame::{Frame, MAC_OTHER, Tap};
 use crate::netns::{MAC_A, MAC_SA, Net, available};
 
@@ -72,9 +72,11 @@ fn ipv6_is_rewritten(net: &Net, offload: &mut dyn Offload) {
     assert_eq!(call.remove(offload).map(|c| (c.packets, c.bytes)), [(1, 5), (1, 5)]);
 }
 
-/// The TTL of an IPv4 packet that came with `ttl`: nftables takes one off, as a router does.
-fn ttl_left(offload: &dyn Offload, ttl: u8) -> u8 {
-    if offload.name() == "nftables" { ttl - 1 } else { 64 }
+/// The TTL of an IPv4 packet that came with 64 and `tos` and leaves with `dscp`: without `own_ttl`
+/// nftables writes it where it writes EF, and else takes one off, as a router does.
+fn ttl_left(offload: &dyn Offload, tos: u8, dscp: u8) -> u8 {
+    let writes = dscp == 46 && tos != 46 << 2;
+    if offload.name() == "nftables" && !writes { 63 } else { 64 }
 }
 
 /// A datagram from a's socket leaves its checksum to the (absent) hardware.
@@ -86,38 +88,61 @@ fn marks_ttl_and_checksums(net: &Net, offload: &mut dyn Offload) {
     let offloaded = tap.next_udp(6003).expect("captured");
     assert_eq!(
         (offloaded.ttl, offloaded.dscp, offloaded.sport),
-        (ttl_left(offload, 64), 46, 41_003)
+        (ttl_left(offload, 0, 46), 46, 41_003)
     );
     assert!(offloaded.checksums_hold, "{offloaded:?}");
     // And with checksums made by the sender.
     net.a.cmd("ethtool", &["-K", "eth0", "tx", "off"]);
     call.a_to_b(b"odd lengths");
     let finished = tap.next_udp(6003).expect("captured");
-    assert_eq!((finished.ttl, finished.dscp), (ttl_left(offload, 64), 46));
+    assert_eq!((finished.ttl, finished.dscp), (ttl_left(offload, 0, 46), 46));
     assert!(finished.checksums_hold && finished.udp_checksum != 0, "{finished:?}");
 }
 
-/// Another code point than the common one, and none.
-fn other_code_points(net: &Net, offload: &mut dyn Offload) {
-    let call = Call::v4(net, 11);
+/// Every mark to every code point; what TTL is left of 64 says `ttl`.
+fn each_mark(net: &Net, offload: &mut dyn Offload, ttl: fn(&dyn Offload, u8, u8) -> u8) {
+    let call = Call::v4(net, 12);
     let tap = Tap::open(&net.b, "eth0");
     let [flow, _] = call.flows();
-    let ttl = ttl_left(offload, 64);
     // However it comes: unmarked, as EF with and without an ECN mark, as AF41.
     for (tos, (dscp, seen)) in [0, 0xb8, 0xba, 0x88]
         .into_iter()
         .flat_map(|tos| [(Some(34), 34), (None, 0), (Some(46), 46)].map(|d| (tos, d)))
     {
         let flow = Flow { dscp, ..flow };
-        setsockopt(&call.a, sockopt::Ipv4Tos, &tos).expect("IP_TOS");
+        setsockopt(&call.a, sockopt::Ipv4Tos, &i32::from(tos)).expect("IP_TOS");
         assert_eq!(apply(offload, &[FlowChange::Install(flow)]), [FlowOutcome::Installed(flow.id)]);
+        let ttl = ttl(offload, tos, seen);
         call.a_to_b(b"marked");
-        let got = tap.next_udp(6011).expect("captured");
+        let got = tap.next_udp(6012).expect("captured");
         assert_eq!((got.ttl, got.dscp, got.checksums_hold), (ttl, seen, true), "{tos:#x} {got:?}");
         assert_eq!(count(offload, flow.id).packets, 1, "counted once");
         let gone = apply(offload, &[FlowChange::Remove(flow.id)]);
         assert!(matches!(gone[..], [FlowOutcome::Removed(_, c)] if c.packets == 1), "{gone:?}");
     }
+}
+
+#[test]
+fn nftables_hides_the_hops_where_it_is_told_to() {
+    let name = "nftables_hides_the_hops";
+    if !available(name) {
+        return;
+    }
+    let net = Net::new();
+    net.sbc.run(|| {
+        let config = KernelConfig { way: Way::Nftables, own_ttl: true, ..KernelConfig::default() };
+        if let Some((mut offload, _)) = opened_with(config, name) {
+            each_mark(&net, offload.as_mut(), |_, _, _| 64);
+        }
+    });
+}
+
+/// Another code point than the common one, and none.
+fn other_code_points(net: &Net, offload: &mut dyn Offload) {
+    each_mark(net, offload, ttl_left);
+    let call = Call::v4(net, 11);
+    let tap = Tap::open(&net.b, "eth0");
+    let [flow, _] = call.flows();
     // In one transaction from one code point to another.
     let marked = |dscp| FlowChange::Install(Flow { dscp, ..flow });
     apply(offload, &[marked(Some(34))]);
@@ -165,7 +190,7 @@ fn a_datagram_without_checksum_stays_without(net: &Net, offload: &mut dyn Offloa
     let (inject, tap) = (Tap::open(&net.a, "eth0"), Tap::open(&net.b, "eth0"));
     inject.send(&Frame { with_checksum: false, ..frame_to(&call) }.bytes());
     let got = tap.next_udp(6005).expect("captured");
-    assert_eq!((got.udp_checksum, got.checksums_hold, got.ttl), (0, true, ttl_left(offload, 9)));
+    assert_eq!((got.udp_checksum, got.checksums_hold, got.ttl), (0, true, 64));
     inject.send(&frame_to(&call).bytes());
     let got = tap.next_udp(6005).expect("captured");
     assert!(got.udp_checksum != 0 && got.checksums_hold, "{got:?}");

@@ -77,11 +77,11 @@ impl Expr {
             .bytes(sys::NFTNL_EXPR_CMP_DATA, data)
     }
 
-    /// `register & mask ^ xor → register`, in place; of 4 bytes it is evaluated inline.
-    pub(super) fn bits(reg: u32, mask: [u8; 4], xor: [u8; 4]) -> Self {
+    /// `sreg & mask ^ xor → dreg`; of 4 bytes it is evaluated inline.
+    pub(super) fn bits(sreg: u32, dreg: u32, mask: [u8; 4], xor: [u8; 4]) -> Self {
         Expr::new(c"bitwise")
-            .u32(sys::NFTNL_EXPR_BITWISE_SREG, reg)
-            .u32(sys::NFTNL_EXPR_BITWISE_DREG, reg)
+            .u32(sys::NFTNL_EXPR_BITWISE_SREG, sreg)
+            .u32(sys::NFTNL_EXPR_BITWISE_DREG, dreg)
             .u32(sys::NFTNL_EXPR_BITWISE_LEN, 4)
             .bytes(sys::NFTNL_EXPR_BITWISE_MASK, &mask)
             .bytes(sys::NFTNL_EXPR_BITWISE_XOR, &xor)

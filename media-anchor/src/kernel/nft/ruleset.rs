@@ -177,15 +177,20 @@ fn add_rule(batch: &mut Batch, chain: &Chain<'_>, exprs: &[Expr]) {
 }
 
 /// The chain of a device with its rules.
-pub(super) fn relay_chain(table: &str, device: &Device) -> Batch {
+///
+/// With `own_ttl` every packet leaves with ours; without, what needs no other write in its IPv4 header
+/// keeps what it came with, less one.
+pub(super) fn relay_chain(table: &str, device: &Device, own_ttl: bool) -> Batch {
     let mut batch = Batch::new();
     let nft = Table::new(cstring(table), ProtoFamily::NetDev);
     let name = cstring(&device.name);
     let chain = ingress_chain(&nft, &name, chain_name(&device.name), RELAY_PRIORITY);
     batch.add(&chain, MsgType::Add);
-    add_rule(&mut batch, &chain, &rule4_marked(device));
+    if !own_ttl {
+        add_rule(&mut batch, &chain, &rule4_marked(device));
+    }
     add_rule(&mut batch, &chain, &rule4_common(device));
-    add_rule(&mut batch, &chain, &rule4(device));
+    add_rule(&mut batch, &chain, &rule4(device, own_ttl));
     add_rule(&mut batch, &chain, &rule6(device));
     batch
 }
@@ -216,6 +221,10 @@ fn to_us() -> [Expr; 2] {
 pub(super) const COMMON_DSCP: u8 = 46;
 const COMMON_TOS: u8 = COMMON_DSCP << 2;
 
+/// Where the first twelve bytes of the IPv4 header are kept by the rules that write some of them;
+/// the element's data takes the six registers before.
+const HEADER: u32 = 6;
+
 /// What the IPv4 rules match: the element's data is in r0 to r5 afterwards. Loads of 2 or 4
 /// bytes at a multiple of that are evaluated inline by the kernel, others cost a call each. An
 /// element is in one map only, and a packet that is found leaves: it is counted once.
@@ -223,15 +232,14 @@ fn match4(device: &Device, first: &[u8], map: (&str, u32)) -> Vec<Expr> {
     let mut rule = untagged(device, [0x08, 0x00]);
     // Version 4 without options, and the code point or not. Whatever is not IPv4 has no transport
     // header below.
-    let len = u32::try_from(first.len()).expect("one byte or two");
-    rule.extend([Expr::load(Base::Network, 0, len, reg(0)), Expr::equals(reg(0), first)]);
+    rule.extend([Expr::load(Base::Network, 0, 4, reg(HEADER)), Expr::equals(reg(HEADER), first)]);
     rule.extend(to_us());
     rule.extend([
         Expr::load(Base::Network, 9, 1, reg(0)),
         Expr::equals(reg(0), &[IPPROTO_UDP]),
         // Identification, flags, offset: fragments are the stack's.
-        Expr::load(Base::Network, 4, 4, reg(0)),
-        Expr::bits(reg(0), [0, 0, 0x3f, 0xff], [0; 4]),
+        Expr::load(Base::Network, 4, 4, reg(HEADER + 1)),
+        Expr::bits(reg(HEADER + 1), reg(0), [0, 0, 0x3f, 0xff], [0; 4]),
         Expr::equals(reg(0), &[0; 4]),
         Expr::load(Base::Network, 12, 4, reg(0)),
         Expr::load(Base::Network, 16, 4, reg(1)),
@@ -241,9 +249,7 @@ fn match4(device: &Device, first: &[u8], map: (&str, u32)) -> Vec<Expr> {
     rule
 }
 
-/// Addresses, ports, and away. The TTL is one less than it came: `fwd` takes it off, as a router
-/// does. Writing it would cost more than a tenth of a packet, like every write that moves the
-/// header checksum along.
+/// Addresses, ports, and away; `fwd` takes one off the TTL, as a router does.
 fn send4() -> [Expr; 3] {
     [
         Expr::store(Base::Network, 12, 8, reg(0), IP_CSUM, true),
@@ -252,25 +258,40 @@ fn send4() -> [Expr; 3] {
     ]
 }
 
-/// What comes with the common code point and is to leave with it: nothing but addresses is written.
+/// What comes with the common code point and is to leave with it: nothing but addresses is written,
+/// so that its TTL is one less than it came. Each write that moves the header checksum along costs
+/// more than a tenth of a packet.
 fn rule4_marked(device: &Device) -> Vec<Expr> {
     let mut rule = match4(device, &[0x45, COMMON_TOS], (MAP4, 1));
     rule.extend(send4());
     rule
 }
 
-/// What comes with another code point and is to leave with the common one.
+/// What is to leave with the common code point, however it comes: that and the TTL are put into the
+/// header's first ten bytes, which are written in one go, up to the checksum.
 fn rule4_common(device: &Device) -> Vec<Expr> {
     let mut rule = match4(device, &[0x45], (MAP4, 1));
-    rule.push(Expr::store(Base::Network, 0, 2, reg(5), IP_CSUM, false));
+    let (first, third) = (reg(HEADER), reg(HEADER + 2));
+    rule.extend([
+        Expr::load(Base::Network, 8, 4, third),
+        Expr::bits(first, first, [0xff, 0, 0xff, 0xff], [0, COMMON_TOS, 0, 0]),
+        Expr::bits(third, third, [0, 0xff, 0xff, 0xff], [TTL + 1, 0, 0, 0]),
+        Expr::store(Base::Network, 0, 10, first, IP_CSUM, false),
+    ]);
     rule.extend(send4());
     rule
 }
 
-/// The rule for all others: the code point is the element's.
-fn rule4(device: &Device) -> Vec<Expr> {
+/// The rule for all others: the code point is the element's. The TTL is a write of its own.
+fn rule4(device: &Device, own_ttl: bool) -> Vec<Expr> {
     let mut rule = match4(device, &[0x45], (MAP4_OTHER, 3));
     rule.push(Expr::store(Base::Network, 0, 2, reg(5), IP_CSUM, false));
+    if own_ttl {
+        rule.extend([
+            Expr::immediate(reg(HEADER), &[TTL + 1, IPPROTO_UDP]),
+            Expr::store(Base::Network, 8, 2, reg(HEADER), IP_CSUM, false),
+        ]);
+    }
     rule.extend(send4());
     rule
 }
