@@ -137,7 +137,7 @@ impl PortPool {
     pub(crate) fn take_port(&self, port: u16) -> bool {
         let Some((slice, index, _)) = self.locate(port) else { return false };
         let Some(mut slice) = self.lock(slice) else { return false };
-        slice.claim(index)
+        slice.claim(index, self.slices.len())
     }
 
     /// Gives a pair back; it is not given out again before `free_at`.
@@ -223,22 +223,24 @@ impl Slice {
     }
 
     /// Marks a pair as used wherever it is queued; its old entry turns stale.
-    fn claim(&mut self, index: usize) -> bool {
+    fn claim(&mut self, index: usize, slices: usize) -> bool {
         let Some(entry) = self.pairs.get_mut(index).filter(|pair| !pair.used) else { return false };
         entry.used = true;
         self.used += 1;
         if self.free.len() > self.pairs.len() * 2 {
-            self.drop_stale();
+            self.drop_stale(slices);
         }
         true
     }
 
-    /// Keeps the queue bounded when pairs are only ever claimed by number: the last entry counts.
-    fn drop_stale(&mut self) {
-        let mut seen = HashSet::new();
-        let kept: Vec<_> =
-            self.free.drain(..).rev().filter(|(_, pair)| seen.insert(*pair)).collect();
-        self.free.extend(kept.into_iter().rev());
+    /// Keeps the queue bounded when pairs are only ever claimed by number. An entry's place says
+    /// nothing of its age: a pair that was occupied comes back at the front.
+    fn drop_stale(&mut self, slices: usize) {
+        let (pairs, mut seen) = (&self.pairs, HashSet::new());
+        self.free.retain(|(at, pair)| {
+            let entry = pairs.get(usize::from(*pair) / slices);
+            entry.is_some_and(|entry| !entry.used && entry.free_at == *at) && seen.insert(*pair)
+        });
     }
 }
 
@@ -345,6 +347,25 @@ mod tests {
         }
         let len = pool.lock(0).map_or(0, |slice| slice.free.len());
         assert!(len <= 6, "{len}");
+    }
+
+    #[test]
+    fn dropping_stale_entries_loses_no_pair_that_was_occupied() {
+        let now = Instant::now();
+        let pool = PortPool::new(&(10000..=10005), 1, 7);
+        let [x, y, z] = [(); 3].map(|()| pool.take(0, now).unwrap_or(0));
+        // A stale entry of x waits while its valid one comes back before it.
+        pool.release(x, now);
+        assert!(pool.take_port(x));
+        pool.occupied(x, now);
+        pool.occupied(z, now);
+        let now = now + OCCUPIED_FOR;
+        assert_eq!(pool.take(0, now), Some(z));
+        for _ in 0..10 {
+            pool.release(y, now + QUARANTINE);
+            assert!(pool.take_port(y));
+        }
+        assert_eq!(pool.take(0, now), Some(x));
     }
 
     #[test]

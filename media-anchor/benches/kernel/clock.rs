@@ -18,9 +18,16 @@ pub(crate) fn thread() -> Duration {
     read(ClockId::CLOCK_THREAD_CPUTIME_ID)
 }
 
-/// CPU time of the process.
-pub(crate) fn process() -> Duration {
-    read(ClockId::CLOCK_PROCESS_CPUTIME_ID)
+/// Run time of the threads of a process whose name passes `wanted`.
+pub(crate) fn threads(pid: u32, wanted: impl Fn(&str) -> bool) -> Duration {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the process runs");
+    let times = tasks.flatten().filter_map(|task| {
+        let name = fs::read_to_string(task.path().join("comm")).ok()?;
+        let stat = fs::read_to_string(task.path().join("schedstat")).ok()?;
+        let nanos = stat.split(' ').next()?.parse().ok()?;
+        wanted(name.trim()).then_some(Duration::from_nanos(nanos))
+    });
+    times.sum()
 }
 
 /// CPU time of all ksoftirqd threads.
@@ -78,4 +85,10 @@ pub(crate) fn median(mut numbers: Vec<f64>) -> f64 {
 pub(crate) fn decile(mut numbers: Vec<f64>) -> f64 {
     numbers.sort_by(f64::total_cmp);
     numbers[numbers.len() / 10]
+}
+
+/// The number that a quarter of them do not exceed.
+pub(crate) fn quartile(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers[numbers.len() / 4]
 }

@@ -13,6 +13,8 @@ mod cpu;
 #[path = "../../tests/kernel/netns.rs"]
 mod netns;
 mod other;
+#[path = "../support/rtpengine.rs"]
+mod rtpengine;
 mod traffic;
 mod user;
 

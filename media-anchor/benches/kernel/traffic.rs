@@ -1,5 +1,6 @@
 //! The topology, the flows and the frames.
 
+use std::cell::Cell;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -34,6 +35,14 @@ pub(crate) fn drop_at_ingress(ns: &Ns, device: &str) {
          policy drop; }}"
     );
     ns.cmd("nft", &[&chain]);
+}
+
+/// Packets that have arrived at the sink's device.
+pub(crate) fn arrived(net: &Net) -> u64 {
+    let stats = net.b.cmd("cat", &["/proc/net/dev"]);
+    let line = stats.lines().find_map(|l| l.trim().strip_prefix("eth0:"));
+    let packets = line.and_then(|l| l.split_whitespace().nth(1)).and_then(|n| n.parse().ok());
+    packets.unwrap_or_else(|| panic!("no eth0 in {stats}"))
 }
 
 fn port(base: u16, n: usize) -> u16 {
@@ -95,6 +104,7 @@ pub(crate) struct Frame {
 const FRAME: usize = 14 + 20 + 8 + PAYLOAD;
 /// Where [`Frame::head`] stands: the IP and UDP headers.
 const HEAD: usize = 14;
+const RTP: usize = HEAD + 28;
 
 impl Frame {
     /// With right checksums.
@@ -128,14 +138,18 @@ impl Frame {
         self
     }
 
-    fn write(&self, room: &mut [u8; FRAME]) {
-        room[HEAD..HEAD + 28].copy_from_slice(&self.head);
+    /// The sequence number and its complement, in the payload, leave the checksum as it is.
+    fn write(&self, room: &mut [u8; FRAME], sequence: u16) {
+        room[HEAD..RTP].copy_from_slice(&self.head);
+        room[RTP + 2..RTP + 4].copy_from_slice(&sequence.to_be_bytes());
+        room[RTP + 12..RTP + 14].copy_from_slice(&(!sequence).to_be_bytes());
     }
 }
 
 fn payload() -> [u8; PAYLOAD] {
     let mut payload = [0x55; PAYLOAD];
-    payload[..2].copy_from_slice(&[0x80, 0]);
+    payload[..4].copy_from_slice(&[0x80, 8, 0, 0]);
+    payload[12..14].copy_from_slice(&[0xff, 0xff]);
     payload
 }
 
@@ -172,6 +186,7 @@ fn fold(bytes: &[u8]) -> u16 {
 /// A packet socket that sends past the qdisc.
 pub(crate) struct Sender {
     fd: OwnedFd,
+    sent: Cell<usize>,
 }
 
 impl Sender {
@@ -198,7 +213,7 @@ impl Sender {
             }
             fd
         });
-        Sender { fd }
+        Sender { fd, sent: Cell::new(0) }
     }
 
     /// Sends `count` of the frames, round and round from `at`, in batches of 32. They are copied to
@@ -212,7 +227,9 @@ impl Sender {
             let batch = BATCH.min(count - sent);
             let mut vectors: Vec<libc::iovec> = Vec::with_capacity(batch);
             for (n, room) in room.iter_mut().take(batch).enumerate() {
-                frames[(at + sent + n) % frames.len()].write(room);
+                let sequence = (self.sent.get() + n) / frames.len();
+                let sequence = u16::try_from(sequence % 0x1_0000).expect("16 bits");
+                frames[(at + sent + n) % frames.len()].write(room, sequence);
                 vectors.push(libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: FRAME });
             }
             // SAFETY: each header points at one vector, each vector at one living frame, which
@@ -226,7 +243,9 @@ impl Sender {
                 let len = u32::try_from(batch).expect("32");
                 libc::sendmmsg(self.fd.as_raw_fd(), headers.as_mut_ptr(), len, 0)
             };
-            sent += usize::try_from(done).expect("the device takes frames");
+            let done = usize::try_from(done).expect("the device takes frames");
+            self.sent.set(self.sent.get() + done);
+            sent += done;
         }
     }
 }

@@ -8,7 +8,9 @@
 mod load;
 mod memory;
 mod ours;
+#[path = "../support/rtpengine.rs"]
 mod rtpengine;
+mod theirs;
 
 use std::time::Duration;
 
@@ -65,7 +67,7 @@ fn options() -> Options {
 fn start(name: &str, options: &Options) -> Option<Box<dyn Relay>> {
     match name {
         "ours" => Some(Box::new(ours::Ours::start(options.coalesce, options.threads))),
-        _ => rtpengine::Rtpengine::start().map(|relay| Box::new(relay) as Box<dyn Relay>),
+        _ => theirs::start().map(|relay| Box::new(relay) as Box<dyn Relay>),
     }
 }
 

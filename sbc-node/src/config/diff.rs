@@ -15,7 +15,7 @@ use super::Config;
 const SECRET_KEYS: [&str; 4] = ["password", "token", "ha1-md5", "ha1-sha256"];
 
 /// Places that only a restart changes; everything below them counts.
-const NEEDS_RESTART: [&str; 26] = [
+const NEEDS_RESTART: [&str; 27] = [
     "node.name",
     "node.shards",
     "media.relay-threads",
@@ -23,6 +23,7 @@ const NEEDS_RESTART: [&str; 26] = [
     "media.kernel",
     "media.kernel-devices",
     "media.kernel-flows-max",
+    "media.kernel-hide-hops",
     "media.coalesce",
     "media.quarantine",
     "media.learning-packets",
