@@ -1,9 +1,10 @@
 //! Interfaces that come, go and change while the node runs.
 //!
 //! An id belongs to a name for the life of the process. An interface that is gone, and a listener
-//! that its interface no longer has, *retire*: they stay open until the calls that were up when they
-//! retired are over and their last transactions have run out, then they close. New calls come by
-//! retired listeners no more, because no trunk is at an interface that is gone.
+//! that its interface no longer has, *retire*: they stay open until the calls and subscriptions that
+//! were there when they retired are over and their last transactions have run out, then they close. New
+//! calls come by retired listeners no more, because no trunk is at an interface that is gone, and a
+//! subscription there is not renewed.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -198,7 +199,7 @@ impl Context {
         self.running.store(Arc::new(Running { core, retiring: left, ..Running::clone(&running) }));
     }
 
-    /// Whether a call from before is still up on an interface.
+    /// Whether a call or subscription from before is still up on an interface.
     async fn in_use(&self, retiring: Retiring) -> bool {
         let Retiring { interface, since_ms, .. } = retiring;
         let answers = self.ask(move |core, _, _| core.interface_used(interface, since_ms)).await;

@@ -373,11 +373,11 @@ fn send(cx: &mut Cx<'_>, relay: &mut Relay, index: usize, target: Target) -> Opt
         hide::cross(&mut out, request, &Crossing { from, to, host, pai_user });
     }
     if *method == Method::Refer {
-        let host = cx.listener(&route)?.advertise_host.clone();
+        let listener = cx.listener(&route)?;
         let value = request.first::<NameAddr<'_>>(HeaderName::ReferTo).ok().flatten()?;
-        let refer_to = refer::refer_to(value.uri().ok()?, &host, relay.replaces.as_deref());
+        let refer_to = refer::refer_to(value.uri().ok()?, listener, relay.replaces.as_deref());
         out.header(HeaderName::ReferTo, refer_to);
-        if let Some((name, value)) = refer::referred_by(request, &host) {
+        if let Some((name, value)) = refer::referred_by(request, &listener.advertise_host) {
             out.header(name, value);
         }
     }

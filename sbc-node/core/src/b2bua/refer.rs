@@ -1,18 +1,19 @@
-//! REFER inside a dialog (RFC 3515), and what it leaves in other requests: Refer-To and
-//! Referred-By are written with our host, the identifiers in Replaces with those of the other
+//! REFER inside a dialog (RFC 3515), and what it leaves in other requests: Refer-To is written with
+//! our address, Referred-By with our host, the identifiers in Replaces with those of the other
 //! side, `refer;id=` with the CSeq of the other leg, and `message/sipfrag` shrinks to its first
 //! line.
 
 use super::call::{Asked, Call};
 use super::env::Cx;
 use super::exchange::Body;
-use super::hide::Hosted;
+use super::hide::{Hosted, is_phone};
 use super::table::Calls;
 use crate::media::Side;
-use crate::net::Host;
+use crate::net::{Host, Listener, Transport};
 use crate::sip::value::FromValue;
-use crate::sip::{HeaderName, Message, NameAddr, UriRef, percent_decode};
+use crate::sip::{HeaderName, Message, NameAddr, Scheme, UriRef, percent_decode};
 use bytes::Bytes;
+use std::fmt;
 
 /// REFERs of a call whose NOTIFYs may still come.
 const REFERS_MAX: usize = 8;
@@ -58,12 +59,12 @@ impl Call {
         if referral.unknown {
             return self.answer(cx, side, &asked, 481, &[]);
         }
-        let Some(host) = self.contact_host(cx, side.other()) else {
+        let Some(listener) = self.listener_of(cx, side.other()) else {
             return self.answer(cx, side, &asked, 481, &[]);
         };
-        let refer_to = refer_to(uri, &host, referral.replaces.as_deref());
+        let refer_to = refer_to(uri, listener, referral.replaces.as_deref());
         let mut headers = vec![(HeaderName::ReferTo, refer_to)];
-        headers.extend(referred_by(&asked.request, &host));
+        headers.extend(referred_by(&asked.request, &listener.advertise_host));
         let seq = asked.request.cseq().map_or(0, |c| c.number);
         self.pass_on_with(cx, side, asked, headers);
         // The exchange just begun carries the other leg's number for this REFER.
@@ -96,12 +97,43 @@ impl Call {
     }
 }
 
-/// Refer-To with our host: the other side's call comes to us and is routed like any.
-pub(crate) fn refer_to(uri: UriRef<'_>, host: &Host, replaces: Option<&str>) -> String {
-    let shown = Hosted { uri, user: uri.user(), host };
+/// Refer-To with the address of our Contact: the other side's call comes to us, by the listener that
+/// it talks to already, and is routed like any.
+pub(crate) fn refer_to(uri: UriRef<'_>, at: &Listener, replaces: Option<&str>) -> String {
+    let shown = Referred { uri, at };
     match replaces {
         Some(replaces) => format!("<{shown}?Replaces={replaces}>"),
         None => format!("<{shown}>"),
+    }
+}
+
+/// A URI with our address in place of its own. A port that goes without saying (RFC 3261 §19.1.2) is
+/// left out; tel URIs have no host and stay as they are.
+struct Referred<'a> {
+    uri: UriRef<'a>,
+    at: &'a Listener,
+}
+
+impl fmt::Display for Referred<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.uri.scheme() == Scheme::Tel {
+            return f.write_str(self.uri.as_str());
+        }
+        let sips = self.uri.scheme() == Scheme::Sips;
+        f.write_str(if sips { "sips:" } else { "sip:" })?;
+        if let Some(user) = self.uri.user().filter(|u| !u.is_empty()) {
+            write!(f, "{user}@")?;
+        }
+        write!(f, "{}", self.at.advertise_host)?;
+        let transport = if sips { Transport::Tls } else { self.at.transport };
+        if self.at.advertise_port != transport.default_port() {
+            write!(f, ":{}", self.at.advertise_port)?;
+        }
+        // The scheme sips says by itself that TLS is wanted.
+        if let Some(param) = transport.uri_param().filter(|_| !sips) {
+            write!(f, ";transport={param}")?;
+        }
+        if is_phone(self.uri) { f.write_str(";user=phone") } else { Ok(()) }
     }
 }
 
@@ -141,4 +173,45 @@ pub(crate) fn mapped_body(message: &Message) -> Body {
     let mut body = line.to_vec();
     body.extend_from_slice(b"\r\n");
     Some(("message/sipfrag;version=2.0".to_owned(), Bytes::from(body)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rfc3515_refer_to_names_the_listener_that_the_other_side_knows() {
+        let at = |transport, port, host: &str| Listener {
+            transport,
+            local: ([192, 0, 2, 1], 5060).into(),
+            advertise_host: host.parse().map_or_else(|_| Host::Name(host.into()), Host::Ip),
+            advertise_port: port,
+            retired: false,
+        };
+        let (udp, tcp, tls) = (Transport::Udp, Transport::Tcp, Transport::Tls);
+        for (uri, listener, wanted) in [
+            (
+                "sip:a@b.example:5099;transport=tcp",
+                at(udp, 5060, "203.0.113.9"),
+                "<sip:a@203.0.113.9>",
+            ),
+            ("sip:a@b.example", at(udp, 5080, "203.0.113.9"), "<sip:a@203.0.113.9:5080>"),
+            ("sip:a@b.example", at(udp, 5080, "2001:db8::9"), "<sip:a@[2001:db8::9]:5080>"),
+            (
+                "sip:+49@b;user=phone",
+                at(tcp, 5080, "sbc.example"),
+                "<sip:+49@sbc.example:5080;transport=tcp;user=phone>",
+            ),
+            ("sip:b.example", at(tls, 5061, "sbc.example"), "<sip:sbc.example;transport=tls>"),
+            ("sips:a@b.example", at(tls, 5061, "sbc.example"), "<sips:a@sbc.example>"),
+            ("sips:a@b.example", at(tls, 5071, "sbc.example"), "<sips:a@sbc.example:5071>"),
+            ("tel:+4940777", at(tcp, 5080, "sbc.example"), "<tel:+4940777>"),
+        ] {
+            let parsed = UriRef::parse(uri).expect(uri);
+            assert_eq!(refer_to(parsed, &listener, None), wanted, "{uri}");
+        }
+        let parsed = UriRef::parse("sip:a@b").expect("uri");
+        let named = refer_to(parsed, &at(udp, 5080, "203.0.113.9"), Some("x%3Bto-tag%3D1"));
+        assert_eq!(named, "<sip:a@203.0.113.9:5080?Replaces=x%3Bto-tag%3D1>");
+    }
 }

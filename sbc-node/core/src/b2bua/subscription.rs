@@ -82,6 +82,8 @@ pub(crate) struct Subscription {
     timer: Option<TimerKey>,
     /// Goes once nothing is under way.
     over: bool,
+    /// Unix time in milliseconds.
+    began_ms: u64,
 }
 
 impl Subscription {
@@ -114,10 +116,11 @@ impl Subscriptions {
         self.slots.len()
     }
 
-    /// Whether one has a dialog on an interface.
-    pub(crate) fn uses(&self, interface: InterfaceId) -> bool {
+    /// Whether one that began before `until_ms` (Unix milliseconds) has a dialog on an interface.
+    pub(crate) fn uses(&self, interface: InterfaceId, until_ms: u64) -> bool {
         let on = |leg: &Leg| leg.hop.interface == interface;
-        self.slots.iter().any(|(_, s)| on(&s.a) || s.b.as_ref().is_some_and(on))
+        let used = |s: &Subscription| on(&s.a) || s.b.as_ref().is_some_and(on);
+        self.slots.iter().any(|(_, s)| s.began_ms <= until_ms && used(s))
     }
 
     /// A SUBSCRIBE or REFER outside any dialog; its target is not known yet.
@@ -172,6 +175,7 @@ impl Subscriptions {
             next_exchange: 1,
             timer: None,
             over: false,
+            began_ms: cx.unix_ms(),
         };
         let index = self.slots.insert(Box::new(subscription));
         cx.env.stats.subscriptions = self.slots.len() as u64;
@@ -330,11 +334,27 @@ impl Subscriptions {
         if leg.trunk.config.symmetric {
             leg.hop = wire::hop_of_flow(&asked.flow);
         }
+        if side == Side::A && self.retired(cx, index) && renews(&message) {
+            // The subscriber begins anew (RFC 6665 §4.1.2.2) by a listener that stays.
+            answer(cx, &asked, 481, &[]);
+            self.ends(index);
+            self.sweep(cx, index);
+            return Ok(());
+        }
+        let Some(leg) = self.get(index).and_then(|s| s.leg_mut(side)) else { return Err(asked) };
         if wire::refresh_target(&message, leg) {
             self.follow(cx, index, side);
         }
         self.pass_on(cx, index, side, asked);
         Ok(())
+    }
+
+    /// Whether one of its dialogs is at an interface that is no longer configured: such a
+    /// subscription ends with its running time, so that the interface can close.
+    fn retired(&self, cx: &Cx<'_>, index: u32) -> bool {
+        let Some(subscription) = self.slots.get(index as usize) else { return false };
+        let legs = std::iter::once(&subscription.a).chain(&subscription.b);
+        legs.filter_map(|leg| cx.listener(&leg.hop)).any(|listener| listener.retired)
     }
 
     /// Sends a request of one side on to the other.
@@ -594,6 +614,11 @@ fn leg(trunk: Arc<Trunk>, dialog: Dialog, hop: Hop) -> Leg {
         acked: None,
         moved: false,
     }
+}
+
+/// Whether a SUBSCRIBE asks for more time; with `Expires: 0` it gives up what is left.
+fn renews(message: &Message) -> bool {
+    message.number(HeaderName::Expires).ok().flatten() != Some(0)
 }
 
 /// Answers a request by ourselves.

@@ -238,10 +238,10 @@ impl Core {
         self.calls.find(id).map(|call| CallSummary::of(call, &self.env.clock))
     }
 
-    /// Whether a call that began before `until_ms` (Unix milliseconds), or a subscription, has a leg on
-    /// an interface.
+    /// Whether a call or subscription that began before `until_ms` (Unix milliseconds) has a leg on an
+    /// interface.
     pub fn interface_used(&self, interface: InterfaceId, until_ms: u64) -> bool {
-        self.calls.relays.subscriptions.uses(interface)
+        self.calls.relays.subscriptions.uses(interface, until_ms)
             || self.calls.iter().any(|call| call.uses(interface, until_ms))
     }
 

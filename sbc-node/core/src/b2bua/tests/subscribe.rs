@@ -408,3 +408,33 @@ fn a_challenged_subscribe_is_answered_and_counts_on() {
     w.expect(Who::A, "403");
     w.assert_clean();
 }
+
+#[test]
+fn a_subscription_at_a_retired_interface_ends_with_its_running_time() {
+    let mut w = World::new();
+    let sub = subscribe(&mut w);
+    w.answer(Who::B, &sub, 200, "bobtag", "Expires: 600\n");
+    let ok = w.expect(Who::A, "200");
+    let (before, after) = (1_000_000, 1_000_000 - 1);
+    assert!(w.core.interface_used(OUTSIDE, before));
+    assert!(!w.core.interface_used(OUTSIDE, after), "it began after the interface retired");
+    let mut config = Settings::new().config(w.now);
+    for listener in &mut config.interfaces[usize::from(OUTSIDE.0)].listeners {
+        listener.retired = true;
+    }
+    w.input(crate::core::Input::Configure(std::sync::Arc::new(config)));
+    // What is there goes on.
+    notify(&mut w, &sub, "bobtag", 1, "active;expires=500");
+    let told = w.expect(Who::A, "NOTIFY");
+    w.answer(Who::A, &told, 200, "", "");
+    w.expect(Who::B, "200");
+    // It is not renewed: the subscriber makes a new one, by the interface that is configured.
+    let again = a_request(&mut w, &ok, "SUBSCRIBE", 102, "Event: presence\nExpires: 600\n");
+    w.says(Who::A, &again);
+    w.expect(Who::A, "481");
+    w.nothing(Who::B);
+    assert!(!w.core.interface_used(OUTSIDE, before));
+    notify(&mut w, &sub, "bobtag", 2, "active;expires=400");
+    w.expect(Who::B, "481");
+    w.assert_clean();
+}
