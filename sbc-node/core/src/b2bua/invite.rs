@@ -90,7 +90,7 @@ pub(crate) fn accept(
     if message.max_forwards().ok().flatten() == Some(0) {
         return Err(Refuse::new(483, ""));
     }
-    if message.contact().ok().flatten().is_none_or(|c| c.uri().is_err()) {
+    if remote_target(message).is_none() {
         return Err(Refuse::new(400, "Bad Request: no usable Contact"));
     }
     require(message)?;
@@ -322,6 +322,18 @@ pub(crate) fn make(
     }
 }
 
+/// The URI that the sender of a dialog-forming request wants to be reached at: its Contact, which RFC
+/// 3261 demands (§8.1.1.8). A peer of RFC 2543, known by the branch of its Via, may leave it out and
+/// is then reached by its From. `None` where there is nothing usable.
+fn remote_target(message: &Message) -> Option<&str> {
+    let old = || message.via().is_ok_and(|v| !v.has_cookie());
+    let named = match message.contact().ok()? {
+        Some(contact) => contact,
+        None => message.from().ok().filter(|_| old())?,
+    };
+    named.uri().is_ok().then_some(named.uri_str)
+}
+
 /// The dialog as we see it that answer an INVITE (RFC 3261 §12.1.1).
 pub(crate) fn uas_dialog(message: &Message, tag: &str) -> Dialog {
     let no_tag = |value: Option<NameAddr<'_>>| -> Box<str> {
@@ -343,7 +355,7 @@ pub(crate) fn uas_dialog(message: &Message, tag: &str) -> Dialog {
             None => "".into(),
         }
     };
-    let contact = message.contact().ok().flatten().map_or("", |c| c.uri_str);
+    let contact = remote_target(message).unwrap_or("");
     Dialog {
         call_id: message.call_id().unwrap_or("").into(),
         local_tag: tag.into(),

@@ -90,7 +90,10 @@ impl Relays {
         };
         let refusal = match incoming.message.method() {
             Some(Method::Options) if !routes_options(incoming.message, &trunk) => {
-                return options(cx, incoming);
+                match invite::require(incoming.message) {
+                    Ok(()) => return options(cx, incoming),
+                    Err(refuse) => refuse,
+                }
             }
             Some(Method::Notify) if !trunk.config.unsolicited_notify => Refuse::new(481, ""),
             Some(

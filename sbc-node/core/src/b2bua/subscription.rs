@@ -24,7 +24,7 @@ use super::call::{Asked, CallKey, CallTimer, Hop, Leg, Peer, SdpState};
 use super::env::{Cx, Purpose, ResolveFor, Sent};
 use super::exchange::any_body;
 use super::hide::{self, Crossing};
-use super::invite::{Refuse, uas_dialog};
+use super::invite::{self, Refuse, uas_dialog};
 use super::record::CallId;
 use super::wire;
 use crate::core::ResolveError;
@@ -329,6 +329,10 @@ impl Subscriptions {
         let seq = message.cseq().map_or(0, |c| c.number);
         if leg.dialog.take_remote_seq(seq).is_err() {
             answer(cx, &asked, 500, &[]);
+            return Ok(());
+        }
+        if let Err(refuse) = invite::require(&message) {
+            answer(cx, &asked, refuse.status, &refuse.headers);
             return Ok(());
         }
         if leg.trunk.config.symmetric {

@@ -185,7 +185,9 @@ pub(crate) fn next_hop_of(uri: &str, interface: InterfaceId, now: Transport) -> 
             None => return NextHop::Unusable,
         },
     };
-    match uri.ip() {
+    // maddr says where to send, whoever is named (RFC 3263 §4).
+    let host = uri.params().get("maddr").unwrap_or(uri.host());
+    match crate::sip::value::parse_ip(host) {
         Some(ip) => {
             let transport = transport.unwrap_or(match now {
                 // RFC 3263 §4.1: a literal without transport means UDP, but a peer that is known to
@@ -197,7 +199,7 @@ pub(crate) fn next_hop_of(uri: &str, interface: InterfaceId, now: Transport) -> 
             NextHop::Address(Target::new(transport, SocketAddr::new(ip, port)))
         }
         None => NextHop::Name(ResolveQuery {
-            host: uri.host().to_owned(),
+            host: host.to_owned(),
             port: uri.port(),
             transport,
             sips: uri.scheme() == crate::sip::Scheme::Sips,

@@ -12,7 +12,7 @@ use hashbrown::{DefaultHashBuilder, HashMap, HashSet};
 
 use super::policy::AuthPolicy;
 use super::register::Answer;
-use crate::digest::{Algorithm, Denied, Presented, Server};
+use crate::digest::{Algorithm, Denied, HeaderFault, Presented, Server};
 use crate::net::Flow;
 use crate::sip::{HeaderName, Message, Method};
 
@@ -181,7 +181,8 @@ impl Guard {
         for value in message.values(given) {
             match self.verify(value, message, flow, now_s) {
                 Ok(name) => return Ok(Access::User(name)),
-                Err(Denied::WrongRealm) => continue,
+                // What is for somebody else, or of a scheme that we do not know, is as good as nothing.
+                Err(Denied::WrongRealm | Denied::Malformed(HeaderFault::NotDigest)) => continue,
                 Err(Denied::Malformed(_) | Denied::WrongUri) => {
                     return Err(Answer::new(400, "Bad Request: credentials"));
                 }

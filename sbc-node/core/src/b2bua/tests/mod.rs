@@ -13,6 +13,7 @@ mod refuse;
 mod session;
 mod storm;
 mod subscribe;
+mod torture;
 mod transfer;
 mod users;
 mod world;

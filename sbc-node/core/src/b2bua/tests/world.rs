@@ -51,8 +51,9 @@ impl Who {
         }
     }
 
+    /// Whose host it is, whatever the port: a peer's Via may name any.
     fn of(addr: SocketAddr) -> Option<Who> {
-        [Who::A, Who::B, Who::C].into_iter().find(|w| w.addr() == addr)
+        [Who::A, Who::B, Who::C].into_iter().find(|w| w.addr().ip() == addr.ip())
     }
 
     pub(super) fn flow(self) -> Flow {
@@ -408,8 +409,8 @@ impl World {
         let what = match message.start_line() {
             crate::sip::StartLine::Request { method, .. } => method.to_string(),
             crate::sip::StartLine::Response { status, .. } => {
-                let method = message.cseq().map_or("?".into(), |c| c.method.to_string());
-                format!("{status} ({method})")
+                // What answers a malformed request repeats a CSeq that may be no good.
+                format!("{status} ({})", message.cseq().map_or("?", |c| c.method))
             }
         };
         let sdp = if message.body().starts_with(b"v=0") { " sdp" } else { "" };
@@ -435,6 +436,11 @@ impl World {
             self.rung(who, "->", &message);
         }
         self.input(Input::Message { flow: who.flow(), data });
+    }
+
+    /// Everything that a peer got and nobody has looked at.
+    pub(super) fn all(&mut self, who: Who) -> Vec<Message> {
+        self.inbox.remove(&who).unwrap_or_default().into()
     }
 
     /// The next message that a peer got.
