@@ -229,3 +229,30 @@ fn rfc3263_a_trunk_by_name_follows_naptr_srv_weights_failover_and_ttl() {
     assert!(took[&0] > took[&2] * 2 && took[&2] > 0, "{took:?}");
     assert!(asked() - before <= 12, "a cached name was asked {} times", asked() - before);
 }
+
+#[test]
+fn a_crash_loses_no_record_of_an_answered_call() {
+    let node = Node::start();
+    let (caller, callee) = (Phone::at(node.pbx), Phone::at(node.carrier));
+    // One that ended, one that is up.
+    let invite = caller.invite(node.inside, "1");
+    caller.send(node.inside, &invite);
+    let incoming = callee.receive("INVITE ");
+    callee.answer(&incoming, 200, "OK", true);
+    let answered = caller.receive("SIP/2.0 200");
+    caller.send(node.inside, &caller.in_dialog("ACK", &invite, &answered, 1));
+    callee.receive("ACK ");
+    caller.send(node.inside, &caller.in_dialog("BYE", &invite, &answered, 2));
+    node.cdrs(1);
+    caller.call(&callee, node.inside);
+    let notes = node.path("cdr.jsonl.answered");
+    let noted = || std::fs::read_to_string(&notes).unwrap_or_default().matches('+').count();
+    eventually("the note of the answer", || (noted() >= 2).then_some(()));
+    let node = node.crashed_and_restarted();
+    let cdrs = node.cdrs(2);
+    assert_eq!((&cdrs[0]["cause"], &cdrs[1]["cause"]), (&Value::Null, &"crash".into()));
+    assert_eq!((&cdrs[1]["status"], &cdrs[1]["b"]["trunk"]), (&200.into(), &"carrier".into()));
+    // Nothing is told again.
+    let node = node.crashed_and_restarted();
+    assert_eq!(node.cdrs(2).len(), 2);
+}

@@ -44,7 +44,7 @@ fn measure(name: &str, config: &str, calls: u64, rate: u64) {
         pinned(1, "sipp", &args, dir.path())
     };
     let common = "-i 127.0.0.1 -nostdin -skip_rlimit -buff_size 4194304";
-    let mut uas = sipp("uas-load.xml", &format!("{common} -p 7070"));
+    let mut uas = sipp("uas-answer.xml", &format!("{common} -p 7070"));
     wait_for("the callee to listen", Duration::from_secs(5), || udp_bound(7070).then_some(()));
     let before = resident_kib(node.id());
     let hold = (calls / rate + 30) * 1000;

@@ -158,7 +158,7 @@ const RTPENGINE: &[&str] = &[
 /// Offers `rate` calls per second for `seconds`, and measures.
 fn load(sut: &Sut, rate: u64, seconds: u64, dir: &Path) -> Row {
     let scenarios = root().join("tests/scenarios");
-    let uas_file = scenarios.join("uas-load.xml");
+    let uas_file = scenarios.join("uas-answer.xml");
     let uas_file = uas_file.to_string_lossy();
     let mut uas = pinned(
         1,

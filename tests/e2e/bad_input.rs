@@ -154,7 +154,7 @@ fn a_flooding_stranger_is_banned_and_calls_go_on() {
             exchange(&bed.net.ns("out"), "10.1.0.66:5066", &to, message.as_bytes())
         };
         assert!(!ask(0).is_empty(), "a stranger that is not banned is answered");
-        let callee = bed.callee("uas-load.xml", "-m 20");
+        let callee = bed.callee("uas-answer.xml", "-m 20");
         let caller = bed.caller("uac-call.xml", "-m 20 -r 10 -d 200");
         for _ in 0..5_000 {
             socket.send_to(b"junk that is no keepalive and no SIP", &to).expect("send");

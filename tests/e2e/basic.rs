@@ -142,7 +142,7 @@ fn five_hundred_calls_leave_nothing_behind() {
         return;
     }
     let bed = Bed::new(V4, "");
-    let callee = bed.callee("uas-load.xml", "-m 500");
+    let callee = bed.callee("uas-answer.xml", "-m 500");
     let caller = bed.caller("uac-call.xml", "-m 500 -r 100 -d 500");
     caller.expect_success(Duration::from_secs(60));
     callee.expect_success(Duration::from_secs(20));

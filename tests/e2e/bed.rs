@@ -8,10 +8,9 @@
 //!  sees 203.0.113.5 ┘                └ seen as 10.2.0.1
 //! ```
 
-use sbc_tests::net::{Net, ip, nft};
+use sbc_tests::net::{Net, ip, nft, wait_listening};
 use sbc_tests::node::Node;
 use sbc_tests::sipp::Sipp;
-use std::process::Command;
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -175,14 +174,7 @@ impl Bed {
 
     /// Waits until something listens on `port` in a namespace, on UDP or TCP.
     pub(crate) fn wait_listening(&self, ns: &str, port: u16) {
-        let space = self.net.ns(ns);
-        sbc_tests::wait_for(&format!("port {port} in {ns}"), Duration::from_secs(10), || {
-            let out = Command::new("ip")
-                .args(["netns", "exec", &space, "ss", "-Hlntu", "sport", "=", &port.to_string()])
-                .output()
-                .expect("ss");
-            (!out.stdout.is_empty()).then_some(())
-        });
+        wait_listening(&self.net.ns(ns), port);
     }
 
     /// After all calls: no call, no media session is left. Then the node ends by itself.

@@ -22,7 +22,7 @@ fn besieged(calls: u32, extra: &str) -> (Bed, Sipp, Sipp) {
     for host in 61..=69 {
         ip(&format!("-n {} addr add 10.1.0.{host}/24 dev to-sbc", bed.net.ns("out")));
     }
-    let callee = bed.callee("uas-load.xml", &format!("-m {calls}"));
+    let callee = bed.callee("uas-answer.xml", &format!("-m {calls}"));
     let caller = bed.caller("uac-call.xml", &format!("-m {calls} -r 10 -d 300"));
     (bed, caller, callee)
 }
@@ -264,7 +264,8 @@ fn media_sprayed_over_every_port_gets_nothing_back() {
         return;
     }
     let (bed, caller, callee) = besieged(40, "");
-    let rtp_callee = bed.callee_at(bed.plan.inside2, "talker", "uas-load.xml", "-m 0 -timeout 60");
+    let rtp_callee =
+        bed.callee_at(bed.plan.inside2, "talker", "uas-answer.xml", "-m 0 -timeout 60");
     let received = inside(&bed.net.ns("out"), || {
         let socket = UdpSocket::bind("10.1.0.69:4000").expect("bind");
         socket.set_nonblocking(true).expect("nonblocking");

@@ -54,6 +54,13 @@ fn two_phones_hear_each_other_over_tcp_ipv4() {
 }
 
 #[test]
+fn two_phones_hear_each_other_over_tcp_ipv6() {
+    if can_make_namespaces("phones tcp6") {
+        talk(V6, "tcp");
+    }
+}
+
+#[test]
 fn two_phones_hear_each_other_over_udp_ipv6() {
     if can_make_namespaces("phones udp6") {
         talk(V6, "udp");

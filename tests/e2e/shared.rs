@@ -80,14 +80,7 @@ impl Shared {
     }
 
     fn wait_listening(&self, side: &str) {
-        let space = self.net.ns(side);
-        wait_for("a peer to listen", LONG, || {
-            let out = std::process::Command::new("ip")
-                .args(["netns", "exec", &space, "ss", "-Hlnu", "sport", "=", "5060"])
-                .output()
-                .expect("ss");
-            (!out.stdout.is_empty()).then_some(())
-        });
+        sbc_tests::net::wait_listening(&self.net.ns(side), 5060);
     }
 
     fn cdrs(&self) -> usize {

@@ -2,6 +2,10 @@
 //! caller, 5 % malformed requests among them. At the end the tables are empty, every port is free
 //! and the memory is what it was after the first 10,000 calls.
 //!
+//! At a rate r an interface lends r · (1 s for a call with its repeats + 10 s of quarantine) port pairs,
+//! and r/20 · 6 s to abandoned calls: the 5,000 of the bed bear 440 calls a second. A rate that needs
+//! more is refused; calls that were not answered are told with what the node counted.
+//!
 //! `SOAK_CALLS` sets the number of calls (3,000 in `make test`, 100,000 in `make soak`).
 
 use std::collections::BTreeMap;
@@ -15,6 +19,9 @@ use sbc_tests::wait_for;
 use crate::bed::{Bed, V4};
 use sbc_tests::net::nft;
 
+/// Port pairs of each interface of the bed.
+const PAIRS: u64 = 5_000;
+
 #[test]
 fn soak_with_loss_abandoned_calls_and_malformed_requests() {
     if !can_make_namespaces("soak") {
@@ -22,6 +29,8 @@ fn soak_with_loss_abandoned_calls_and_malformed_requests() {
     }
     let calls: u64 = std::env::var("SOAK_CALLS").map_or(3_000, |n| n.parse().expect("SOAK_CALLS"));
     let rate: u64 = std::env::var("SOAK_RATE").map_or(150, |n| n.parse().expect("SOAK_RATE"));
+    let pairs = rate * 11 + rate.div_ceil(20) * 6;
+    assert!(pairs <= PAIRS, "SOAK_RATE={rate} needs {pairs} port pairs, the bed has {PAIRS}");
     // Abandoned calls have no media and nobody to answer: the media timeout ends them.
     let bed = Bed::new(V4, "\n[calls]\nmedia-timeout = \"4s\"\n");
     let pid = u32::try_from(bed.node().proc.pid().as_raw()).expect("pid");
@@ -37,7 +46,7 @@ fn soak_with_loss_abandoned_calls_and_malformed_requests() {
     for (round, share) in [(0, warm_up), (1, calls - warm_up)] {
         let abandoned = share / 20;
         let limit = Duration::from_secs(share / rate + 120);
-        let callee = bed.callee("uas-load.xml", "");
+        let callee = bed.callee("uas-answer.xml", "");
         let whole = bed.caller(
             "uac-call.xml",
             &format!("-m {} -r {rate} -d 500 -l 20000 -aa -max_retrans 20", share - abandoned),
@@ -85,8 +94,33 @@ fn soak_with_loss_abandoned_calls_and_malformed_requests() {
     eprintln!("soak: {ends:#?}");
     let answered = bed.node().cdrs().iter().filter(|c| c["status"] == 200).count();
     let wanted = usize::try_from(calls).expect("calls");
-    assert!(answered * 100 >= wanted * 90, "only {answered} of {wanted} calls were answered");
+    assert!(
+        answered * 100 >= wanted * 90,
+        "only {answered} of {wanted} calls were answered: {ends:#?}\ncounted: {:#?}",
+        refusals(&bed)
+    );
     bed.finish();
+}
+
+/// What keeps a call from its answer, as the node counted it: too little CPU, full queues, full
+/// tables, no ports.
+fn refusals(bed: &Bed) -> BTreeMap<&'static str, f64> {
+    let counted = |name| (name, bed.node().stat(name, ""));
+    [
+        "sbc_overload_shed_requests_total",
+        "sbc_guard_refused_requests_total",
+        "sbc_calls_refused_total",
+        "sbc_calls_failed_total",
+        "sbc_udp_kernel_dropped_datagrams_total",
+        "sbc_udp_queue_full_datagrams_total",
+        "sbc_shard_handover_full_messages_total",
+        "sbc_call_missing_acks_total",
+        "sbc_call_media_timeouts_total",
+    ]
+    .map(counted)
+    .into_iter()
+    .filter(|(_, value)| *value > 0.0)
+    .collect()
 }
 
 /// Requests with something wrong in each, paced so that no buffer overflows.

@@ -325,14 +325,7 @@ impl Three {
     }
 
     fn wait_listening(&self, port: u16) {
-        let (space, port) = (self.net.ns("in"), port.to_string());
-        wait_for("the callee to listen", LONG, || {
-            let out = Command::new("ip")
-                .args(["netns", "exec", &space, "ss", "-Hlntu", "sport", "=", &port])
-                .output()
-                .expect("ss");
-            (!out.stdout.is_empty()).then_some(())
-        });
+        sbc_tests::net::wait_listening(&self.net.ns("in"), port);
     }
 
     /// A caller of `to`: the floating address, or a node's own.

@@ -91,7 +91,7 @@ ctl n1 cluster status
 say "SIPp calls 10.1.0.100: 5 calls with PCMA audio, echoed by the callee"
 (cd "$dir" && sox -n -r 8000 -c 1 -t al tone.al synth 4 sine 440)
 scenarios=$(realpath tests/scenarios)
-(cd "$dir" && exec ip netns exec "$tag-in" sipp -sf "$scenarios/uas-load.xml" -i 10.2.0.10 -mi 10.2.0.10 \
+(cd "$dir" && exec ip netns exec "$tag-in" sipp -sf "$scenarios/uas-answer.xml" -i 10.2.0.10 -mi 10.2.0.10 \
     -p 5060 -rtp_echo -m 5 -nostdin -skip_rlimit >callee.log 2>&1) &
 callee=$!
 pids+=("$callee")

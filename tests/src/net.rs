@@ -12,6 +12,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use crate::wait_for;
+
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// Runs `ip` with the words of `args`; panics with its message when it fails.
@@ -30,6 +32,18 @@ pub fn run(program: &str, args: &str) {
         "{program} {args}: {}",
         String::from_utf8_lossy(&out.stderr).trim()
     );
+}
+
+/// Waits until something listens on `port` in a namespace, on UDP or TCP, IPv4 or IPv6.
+pub fn wait_listening(ns: &str, port: u16) {
+    let port = port.to_string();
+    wait_for(&format!("port {port} in {ns}"), Duration::from_secs(20), || {
+        let out = Command::new("ip")
+            .args(["netns", "exec", ns, "ss", "-Hlntu", "sport", "=", &port])
+            .output()
+            .expect("ss");
+        (!out.stdout.is_empty()).then_some(())
+    });
 }
 
 /// Loads a ruleset in a namespace.

@@ -185,3 +185,60 @@ fn every_metric_is_documented() {
     bad.dedup();
     report(&bad);
 }
+
+/// Names of the tests of a file: what follows a test attribute, and what the macro of the torture
+/// messages makes.
+fn tests_of(text: &str) -> Vec<&str> {
+    let ident = |rest: &str| {
+        rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len())
+    };
+    let (mut names, mut marked) = (Vec::new(), false);
+    for line in text.lines().map(str::trim) {
+        marked |= line == "#[test]" || line.starts_with("#[tokio::test");
+        let function = line.strip_prefix("async ").unwrap_or(line).strip_prefix("fn ");
+        if let Some(rest) = function.filter(|_| marked) {
+            names.push(&rest[..ident(rest)]);
+            marked = false;
+        }
+        if let Some((name, _)) = line.split_once(": \"").filter(|(n, _)| n.starts_with("rfc")) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// `docs/conformance.md` names tests, targets of the Makefile and benchmarks: all of them exist.
+#[test]
+fn every_test_that_conformance_names_exists() {
+    let root = sbc_tests::root();
+    let texts: Vec<String> = files("rs").iter().map(|p| read(p)).collect();
+    let tests: std::collections::BTreeSet<&str> =
+        texts.iter().flat_map(|text| tests_of(text)).collect();
+    let makefile = read(&root.join("Makefile"));
+    let exists = |name: &str| match name.split_once(' ') {
+        Some(("make", target)) => makefile.contains(&format!("\n{target}:")),
+        Some(("cargo", bench)) => {
+            let words: Vec<&str> = bench.split(' ').collect();
+            let ["bench", "-p", package, "--bench", name] = words[..] else { return false };
+            let folder = match package {
+                "sbc-core" => "sbc-node/core/benches",
+                "sbc-tests" => "tests/benches",
+                "sbc-cluster" => "cluster/benches",
+                other => &format!("{other}/benches"),
+            };
+            let folder = root.join(folder);
+            folder.join(format!("{name}.rs")).exists() || folder.join(name).is_dir()
+        }
+        _ => tests.contains(name),
+    };
+    let mut bad = Vec::new();
+    for line in read(&root.join("docs/conformance.md")).lines().filter(|l| l.starts_with("| ")) {
+        let Some((what, place)) = line.trim_matches('|').rsplit_once('|') else { continue };
+        let mut named = place.split('`').skip(1).step_by(2).peekable();
+        if named.peek().is_none() && what.trim() != "what" {
+            bad.push(format!("{}: nothing shows it", what.trim()));
+        }
+        bad.extend(named.filter(|n| !exists(n)).map(|n| format!("{}: no {n}", what.trim())));
+    }
+    report(&bad);
+}

@@ -12,7 +12,7 @@ use sbc_core::media::Anchor;
 use sbc_core::routing::{RegistrationState, Trunk};
 use tokio::sync::{Mutex, oneshot};
 
-use super::reload::Running;
+use super::reload::{Reloads, Running};
 use super::replication::Replication;
 use crate::guard::Border;
 use crate::shard::command::Command;
@@ -92,6 +92,7 @@ pub struct Context {
     pub border: Arc<Border>,
     pub started_ms: u64,
     pub(super) reloading: Mutex<()>,
+    pub(super) reloads: Arc<Reloads>,
     /// What connections to come are judged by.
     pub(super) doors: Arc<Doors>,
     state: AtomicU8,
@@ -102,7 +103,7 @@ pub struct Context {
 impl Context {
     pub(super) fn new(made: Made) -> Arc<Context> {
         let started_ms = unix_ms();
-        let fetched = Fetched::default();
+        let (fetched, reloads) = (Fetched::default(), Arc::<Reloads>::default());
         let metrics = Metrics::new(
             &made.calls,
             vec![
@@ -110,6 +111,7 @@ impl Context {
                 Box::new(CdrSource(Arc::clone(&made.cdrs.stats))),
                 Box::new(ProcessSource { started_ms }),
                 Box::new(fetched.clone()),
+                Box::new(Arc::clone(&reloads)),
             ],
         );
         Arc::new(Context {
@@ -128,6 +130,7 @@ impl Context {
             border: made.border,
             started_ms,
             reloading: Mutex::new(()),
+            reloads,
             state: AtomicU8::new(0),
             metrics,
             fetched,
@@ -440,6 +443,15 @@ fn core_samples(
     txn: &sbc_core::transaction::Stats,
     out: &mut Vec<Sample>,
 ) {
+    for (defect, count) in sbc_core::sip::Defect::ALL.iter().zip(calls.malformed) {
+        out.push(Sample {
+            name: "sbc_malformed_messages",
+            help: "Messages that could not be read",
+            kind: Kind::Counter,
+            labels: vec![("shard", shard.to_string()), ("kind", defect.as_str().to_owned())],
+            value: number(count),
+        });
+    }
     let mut push = |name, help, kind, value: u64| {
         let labels = vec![("shard", shard.to_string())];
         out.push(Sample { name, help, kind, labels, value: number(value) });
@@ -462,7 +474,6 @@ fn core_samples(
     push("sbc_subscriptions", "Subscriptions outside calls", g, calls.subscriptions);
     push("sbc_relayed_requests", "Requests outside dialogs routed on", c, calls.relayed);
     push("sbc_unknown_dialogs", "Requests answered 481", c, calls.unknown_dialogs);
-    push("sbc_malformed_messages", "Messages that could not be read", c, calls.malformed);
     let withheld = calls.credentials_withheld;
     push("sbc_credentials_withheld", "Challenges from elsewhere than the trunk", c, withheld);
     push("sbc_dropped_messages", "Messages dropped unanswered", c, calls.dropped);

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::context::Context;
@@ -9,6 +10,8 @@ use super::interfaces::{self, Retiring, merge, retiring};
 use super::start::{anchor_config, transport_settings};
 use crate::config::{self, Config, Keys, Problem};
 use crate::shard::listen::Opened;
+use crate::shard::stats::Kind;
+use crate::telemetry::metrics::{Sample, Source};
 use crate::telemetry::time::unix_ms;
 
 /// The configuration in force.
@@ -50,6 +53,34 @@ impl Outcome {
     }
 }
 
+/// How often the configuration was reloaded, by SIGHUP or by an operator.
+#[derive(Debug, Default)]
+pub struct Reloads {
+    applied: AtomicU64,
+    refused: AtomicU64,
+}
+
+impl Reloads {
+    fn count(&self, outcome: &Outcome) {
+        let counter = if outcome.applied { &self.applied } else { &self.refused };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Source for Arc<Reloads> {
+    fn samples(&self, out: &mut Vec<Sample>) {
+        for (outcome, counter) in [("applied", &self.applied), ("refused", &self.refused)] {
+            out.push(Sample {
+                name: "sbc_config_reloads",
+                help: "Reloads of the configuration",
+                kind: Kind::Counter,
+                labels: vec![("outcome", outcome.to_owned())],
+                value: counter.load(Ordering::Relaxed) as f64,
+            });
+        }
+    }
+}
+
 /// What the shards' cores are given. Counters and health of trunks, and interfaces that calls may
 /// still use, are taken over from `previous`.
 ///
@@ -71,6 +102,12 @@ impl Context {
     /// Reads the file and applies it, atomically or not at all. No call is dropped: those that
     /// are up keep what they were set up with.
     pub async fn reload(&self) -> Outcome {
+        let outcome = self.read_and_apply().await;
+        self.reloads.count(&outcome);
+        outcome
+    }
+
+    async fn read_and_apply(&self) -> Outcome {
         let _one_at_a_time = self.reloading.lock().await;
         let running = self.running.load_full();
         let path = running.path.clone();

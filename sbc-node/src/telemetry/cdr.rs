@@ -1,4 +1,5 @@
-//! Call detail records: JSON lines, written by a thread of their own.
+//! Call detail records: JSON lines, written by a thread of their own. Calls that are up are noted
+//! beside them (`unfinished.rs`), so that a crash loses none that was answered.
 //!
 //! A record is handed to the system (`write`) at once when it comes alone; those that come closer
 //! than [`GATHER`] are written together, which is what a crash of the process can cost. `fsync` covers
@@ -15,10 +16,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use sbc_core::b2bua::Cdr;
+use sbc_core::b2bua::{CallRecord, Cdr};
 
 use super::cdr_json;
 use super::time::{Utc, unix_ms};
+use super::unfinished::Unfinished;
 
 /// Records that may wait for the disk.
 pub const QUEUE_MAX: usize = 65_536;
@@ -61,6 +63,8 @@ impl Default for Settings {
 
 enum Job {
     Record(Box<Cdr>),
+    /// The call was answered; this is what is known of it.
+    Answered(Box<CallRecord>),
     Reopen,
     Stop,
 }
@@ -115,6 +119,12 @@ impl CdrSink {
         }
     }
 
+    /// Notes that a call was answered, in case that the process ends before the call does. A queue
+    /// that is full takes no note.
+    pub fn answered(&self, call: CallRecord) {
+        let _ = self.queue.try_send(Job::Answered(Box::new(call)));
+    }
+
     /// Reopens the file by its name, after somebody else moved it.
     pub fn reopen(&self) {
         // A queue that is full turns over soon enough by itself.
@@ -143,11 +153,20 @@ impl CdrWriter {
         let (queue, jobs) = sync_channel(QUEUE_MAX);
         let stats = Arc::new(CdrStats::default());
         let sink = CdrSink { queue, stats: Arc::clone(&stats), node: Arc::from(node) };
-        let file = CdrFile::open(settings)?;
+        let fsync = settings.fsync;
+        let mut file = CdrFile::open(settings)?;
         let node = Arc::clone(&sink.node);
+        let unfinished = match file.settings.path.clone() {
+            Some(path) => {
+                let (unfinished, lines) = Unfinished::open(&path, fsync)?;
+                file.write(&mut lines.as_slice())?;
+                Some(unfinished.begin()?)
+            }
+            None => None,
+        };
         let thread = std::thread::Builder::new()
             .name("cdr".to_owned())
-            .spawn(move || Writer { jobs, file, stats, node, stopping: false }.run())?;
+            .spawn(move || Writer { jobs, file, unfinished, stats, node, stopping: false }.run())?;
         Ok(CdrWriter { sink, thread })
     }
 
@@ -166,6 +185,7 @@ impl CdrWriter {
 struct Writer {
     jobs: Receiver<Job>,
     file: CdrFile,
+    unfinished: Option<Unfinished>,
     stats: Arc<CdrStats>,
     node: Arc<str>,
     stopping: bool,
@@ -196,6 +216,14 @@ impl Writer {
                         count += 1;
                         cdr_json::write(&mut lines, &cdr, &self.node);
                         lines.push(b'\n');
+                        if let Some(unfinished) = &mut self.unfinished {
+                            unfinished.ended(cdr.call);
+                        }
+                    }
+                    Job::Answered(call) => {
+                        if let Some(unfinished) = &mut self.unfinished {
+                            unfinished.answered(*call, &self.node);
+                        }
                     }
                     Job::Reopen => reopen = true,
                     Job::Stop => self.stopping = true,
@@ -215,6 +243,13 @@ impl Writer {
                 }
             }
             self.write(&lines, count);
+            // After the records: a crash between the two tells a call twice rather than never.
+            if let Some(unfinished) = &mut self.unfinished
+                && let Err(error) = unfinished.flush()
+            {
+                self.stats.errors.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(%error, "cannot note which calls are up");
+            }
             written = Some(Instant::now());
             self.turn_over();
         }

@@ -14,3 +14,4 @@ pub mod spans;
 pub mod tap;
 pub mod time;
 pub mod trace;
+mod unfinished;

@@ -149,14 +149,15 @@ impl UdpListener {
     /// Gives the system what is queued, until it is full. Failures land in `failed`.
     pub fn flush(&mut self, batch: &mut SendBatch, failed: &mut Vec<Failure>) -> Flushed {
         let mut done = Flushed::default();
-        // A pending ICMP error of another destination makes a send fail once: try again once.
-        let mut retried = false;
+        // A pending ICMP error of another destination makes a send fail, each of them once: this
+        // datagram has not been tried then. While they pour in it may meet several.
+        let mut refusals = 0;
         self.blocked = false;
         while !self.queue.is_empty() {
             let items = self.queue.iter().map(|o| (o.to, &o.data));
             match batch.send(self.socket.as_raw_fd(), items) {
                 Ok(count) => {
-                    retried = false;
+                    refusals = 0;
                     for out in self.queue.drain(..count.min(self.queue.len())) {
                         done.datagrams += 1;
                         done.bytes += u64::try_from(out.data.len()).unwrap_or(0);
@@ -168,9 +169,9 @@ impl UdpListener {
                     break;
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) if !retried => retried = true,
+                Err(e) if refusals < refusals_max(&e) => refusals += 1,
                 Err(e) => {
-                    retried = false;
+                    refusals = 0;
                     done.errors += 1;
                     if let Some(Outgoing { token: Some(token), .. }) = self.queue.pop_front() {
                         failed.push((token, send_error(e.raw_os_error().unwrap_or(0))));
@@ -217,6 +218,12 @@ impl UdpListener {
         let token = hit.and_then(|i| self.recent.remove(i))?.token?;
         Some((token, send_error(*errno)))
     }
+}
+
+/// How often a datagram is tried again. That nobody listens is never said of the datagram at hand, but
+/// of an earlier one; other errors may be its own.
+fn refusals_max(error: &io::Error) -> u32 {
+    if error.kind() == io::ErrorKind::ConnectionRefused { 64 } else { 1 }
 }
 
 fn remember(recent: &mut VecDeque<Outgoing>, out: Outgoing) {

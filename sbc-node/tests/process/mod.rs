@@ -2,6 +2,8 @@
 
 #![expect(dead_code, reason = "each test binary uses a part of this")]
 
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
@@ -90,6 +92,17 @@ impl Node {
     fn restarted(mut self) -> Node {
         self.signal(Signal::SIGTERM);
         assert_eq!(self.wait(), Some(0));
+        let file = self.path("sbc.toml");
+        self.child = run_node(&file);
+        eventually("the node", || (self.ctl("status").0 == 0).then_some(()));
+        self
+    }
+
+    /// The same once more after a crash.
+    pub(crate) fn crashed_and_restarted(mut self) -> Node {
+        self.signal(Signal::SIGKILL);
+        let child = &mut self.child;
+        eventually("the end", || child.try_wait().unwrap());
         let file = self.path("sbc.toml");
         self.child = run_node(&file);
         eventually("the node", || (self.ctl("status").0 == 0).then_some(()));
@@ -288,6 +301,8 @@ impl Trace {
 /// One endpoint.
 pub(crate) struct Phone {
     socket: UdpSocket,
+    /// What came already: on a slow machine the SBC says some things twice.
+    seen: RefCell<HashSet<String>>,
     pub address: SocketAddr,
 }
 
@@ -301,14 +316,14 @@ impl Phone {
     pub(crate) fn at(address: SocketAddr) -> Phone {
         let socket = UdpSocket::bind(address).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        Phone { socket, address }
+        Phone { socket, seen: RefCell::default(), address }
     }
 
     pub(crate) fn send(&self, to: SocketAddr, message: &str) {
         self.socket.send_to(message.as_bytes(), to).unwrap();
     }
 
-    /// The next message that begins so; others (100, retransmissions) are skipped.
+    /// The next message that begins so and that is new; others (100, retransmissions) are skipped.
     pub(crate) fn receive(&self, start: &str) -> String {
         let mut buffer = [0; 65_536];
         let until = Instant::now() + PATIENCE;
@@ -316,7 +331,8 @@ impl Phone {
         while Instant::now() < until {
             let (count, _) = self.socket.recv_from(&mut buffer).unwrap();
             let message = String::from_utf8(buffer[..count].to_vec()).unwrap();
-            if message.starts_with(start) {
+            let new = self.seen.borrow_mut().insert(message.clone());
+            if new && message.starts_with(start) {
                 return message;
             }
             others.push(message);

@@ -42,6 +42,8 @@ pub enum EndCause {
     SetupTimeout,
     /// An offer/answer that cannot be carried on.
     Media,
+    /// The process ended without a word while the call was up; told by the next one.
+    Crash,
 }
 
 impl EndCause {
@@ -58,6 +60,7 @@ impl EndCause {
             EndCause::Shutdown => "shutdown",
             EndCause::SetupTimeout => "setup-timeout",
             EndCause::Media => "media",
+            EndCause::Crash => "crash",
         }
     }
 }

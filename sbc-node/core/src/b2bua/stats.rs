@@ -1,5 +1,7 @@
 //! Counters of one shard's calls. Plain numbers: the edge reads them and makes metrics.
 
+use crate::sip::Defect;
+
 /// Monotonic counters since the shard started, and two gauges.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -33,8 +35,10 @@ pub struct Stats {
     pub relayed: u64,
     /// Requests for dialogs that we do not know (481).
     pub unknown_dialogs: u64,
-    /// Requests that could not be read (400 and the like), and messages dropped for it.
-    pub malformed: u64,
+    /// Messages that could not be read, answered (400 and the like) or dropped, in the order of
+    /// [`Defect::ALL`].
+    pub malformed: [u64; Defect::ALL.len()],
+    /// Messages dropped unanswered.
     pub dropped: u64,
     /// Responses of ours for transactions that were gone.
     pub late_responses: u64,
@@ -48,4 +52,12 @@ pub struct Stats {
     /// refused them (the re-INVITE is sent again while the call lives).
     pub legs_moved: u64,
     pub move_refusals: u64,
+}
+
+impl Stats {
+    pub(crate) fn malformed(&mut self, defect: Defect) {
+        if let Some(count) = self.malformed.get_mut(defect as usize) {
+            *count += 1;
+        }
+    }
 }

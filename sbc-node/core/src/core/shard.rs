@@ -279,9 +279,13 @@ impl Core {
                     cx.env.txn.handle_message(cx.now, flow, message);
                 }
                 Ok(()) => {}
-                Err(reject) => refuse_malformed(cx, &flow, &message, reject.status, &reject.reason),
+                Err(reject) => {
+                    cx.env.stats.malformed(reject.defect);
+                    refuse_malformed(cx, &flow, &message, reject.status, &reject.reason);
+                }
             },
             Err(error) => {
+                cx.env.stats.malformed(error.kind.into());
                 let status = error.kind.status();
                 match sip::salvage(data, &limits) {
                     Some(message) => {
@@ -466,7 +470,6 @@ fn request(
 
 /// Answers what cannot be worked with; responses and ACKs are dropped.
 fn refuse_malformed(cx: &mut Cx<'_>, flow: &Flow, message: &Message, status: u16, reason: &str) {
-    cx.env.stats.malformed += 1;
     if !message.is_request() || message.method() == Some(&Method::Ack) {
         return;
     }

@@ -35,6 +35,6 @@ pub use scan::{List, Params, is_token, is_token_byte, percent_decode, quote, unq
 pub use stream::{Frame, Framer, StreamError};
 pub use uri::{Scheme, Uri, UriRef};
 pub use uri_eq::escape_user;
-pub use validate::{Reject, validate};
+pub use validate::{Defect, Reject, validate};
 pub use value::{CSeq, NameAddr, ValueError, Via, has_cookie};
 pub use write::{Builder, Out, WriteValue};

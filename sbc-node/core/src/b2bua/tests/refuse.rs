@@ -4,7 +4,7 @@ use super::basic::*;
 use super::session::hang_up;
 use super::world::*;
 use crate::core::{Command, Input};
-use crate::sip::HeaderName;
+use crate::sip::{Defect, HeaderName};
 
 fn invite_with(w: &mut World, from: &str, to: &str) -> String {
     let text = invite_text(w, &sdp(SDP_A));
@@ -34,6 +34,35 @@ fn each_defect_has_its_answer() {
         w.expect(Who::A, status);
         w.nothing(Who::B);
     }
+}
+
+#[test]
+fn malformed_messages_are_counted_by_what_is_wrong() {
+    let long = format!("Subject: {}", "x".repeat(40_000));
+    for (from, to, defect) in [
+        ("INVITE sip:", "INVITE  sip:", Defect::StartLine),
+        ("SIP/2.0\n", "SIP/3.0\n", Defect::Version),
+        ("Subject: hello", "no colon", Defect::Framing),
+        ("Subject: hello", &long, Defect::TooLarge),
+        ("Call-ID:", "X-Call-ID:", Defect::Missing),
+        ("Subject: hello", "Max-Forwards: 69", Defect::Repeated),
+        ("CSeq: 101", "CSeq: one", Defect::Value),
+        ("CSeq: 101 INVITE", "CSeq: 101 BYE", Defect::Method),
+        ("sip:+4930123@10.0.0.9 SIP", "sip:+4930123@ SIP", Defect::RequestUri),
+    ] {
+        let mut w = World::new();
+        let text = invite_with(&mut w, from, to);
+        w.says(Who::A, &text);
+        let counts = w.core.stats().malformed;
+        let found: Vec<_> = Defect::ALL.iter().zip(counts).filter(|(_, n)| *n > 0).collect();
+        assert_eq!(found, [(&defect, 1)], "{to}");
+    }
+    let mut w = World::new();
+    let text = wire_form(&invite_text(&mut w, &sdp(SDP_A)));
+    let data = bytes::Bytes::from(text.replace("Content-Length: ", "Content-Length: 9"));
+    w.input(Input::Message { flow: Who::A.flow(), data });
+    w.expect(Who::A, "400");
+    assert_eq!(w.core.stats().malformed[Defect::Length as usize], 1);
 }
 
 #[test]
