@@ -243,6 +243,9 @@ fn a_crash_loses_no_record_of_an_answered_call() {
     caller.send(node.inside, &caller.in_dialog("ACK", &invite, &answered, 1));
     callee.receive("ACK ");
     caller.send(node.inside, &caller.in_dialog("BYE", &invite, &answered, 2));
+    let bye = callee.receive("BYE ");
+    callee.answer(&bye, 200, "OK", false);
+    caller.receive("SIP/2.0 200");
     node.cdrs(1);
     caller.call(&callee, node.inside);
     let notes = node.path("cdr.jsonl.answered");

@@ -102,7 +102,7 @@ pub(super) fn start(
     }
     let store: Arc<dyn Store> = match &cluster {
         Some(cluster) => Arc::clone(&cluster.store) as Arc<dyn Store>,
-        None => Arc::new(Alone(cdrs.sink())),
+        None => Arc::new(Alone),
     };
     let interfaces: Arc<[sbc_core::net::Interface]> = Arc::from(core.interfaces.clone());
     let transport = transport_settings(&config);

@@ -1,7 +1,7 @@
 //! The seam between a shard and the replicated state.
 //!
-//! A node without a cluster holds its calls in memory alone; of what it would write only the answered
-//! calls are noted, for their records (`telemetry/unfinished.rs`), and who waits for a commit is told at once that there is none.
+//! A node without a cluster holds its calls in memory alone; what it would write is dropped, and
+//! who waits for a commit is told at once that there is none.
 
 use std::time::Duration;
 
@@ -35,17 +35,12 @@ pub trait Store: Send + Sync {
     }
 }
 
-/// A node by itself: nothing is replicated, but that a call was answered is noted on the disk, so
-/// that its record is told even if this process cannot.
-pub struct Alone(pub CdrSink);
+/// A node by itself: nothing is replicated.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Alone;
 
 impl Store for Alone {
-    fn write(&self, _: usize, _: StoreId, _: Option<Duration>, record: Record) -> bool {
-        if let Record::Call(call) = record
-            && call.answer.is_some()
-        {
-            self.0.answered(*call);
-        }
+    fn write(&self, _: usize, _: StoreId, _: Option<Duration>, _: Record) -> bool {
         false
     }
 }

@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use sbc_core::b2bua::{CallRecord, Cdr};
+use sbc_core::b2bua::Cdr;
 
 use super::cdr_json;
 use super::time::{Utc, unix_ms};
@@ -64,7 +64,7 @@ impl Default for Settings {
 enum Job {
     Record(Box<Cdr>),
     /// The call was answered; this is what is known of it.
-    Answered(Box<CallRecord>),
+    Answered(Box<Cdr>),
     Reopen,
     Stop,
 }
@@ -121,8 +121,8 @@ impl CdrSink {
 
     /// Notes that a call was answered, in case that the process ends before the call does. A queue
     /// that is full takes no note.
-    pub fn answered(&self, call: CallRecord) {
-        let _ = self.queue.try_send(Job::Answered(Box::new(call)));
+    pub fn answered(&self, cdr: Box<Cdr>) {
+        let _ = self.queue.try_send(Job::Answered(cdr));
     }
 
     /// Reopens the file by its name, after somebody else moved it.
@@ -220,9 +220,9 @@ impl Writer {
                             unfinished.ended(cdr.call);
                         }
                     }
-                    Job::Answered(call) => {
+                    Job::Answered(cdr) => {
                         if let Some(unfinished) = &mut self.unfinished {
-                            unfinished.answered(*call, &self.node);
+                            unfinished.answered(&cdr, &self.node);
                         }
                     }
                     Job::Reopen => reopen = true,

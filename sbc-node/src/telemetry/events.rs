@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use sbc_cluster::Event as ClusterEvent;
-use sbc_core::b2bua::{CallRecord, Cdr, EndedBy};
+use sbc_core::b2bua::{CallId, CallRecord, Cdr, EndedBy};
 use sbc_core::core::Record;
 use sbc_core::registrar::{Change, Changed};
 use tokio::sync::broadcast;
@@ -108,12 +108,15 @@ impl EventHub {
         });
     }
 
+    /// A call was answered.
+    pub fn answered(&self, call: CallId) {
+        self.tell("call.answered", || (call.to_string(), vec![]));
+    }
+
     /// A call's first record is written with its answer.
     pub fn stored(&self, record: &Record) {
         match record {
-            Record::Call(call) if is_first(call) => {
-                self.tell("call.answered", || (call.id.to_string(), vec![]));
-            }
+            Record::Call(call) if is_first(call) => self.answered(call.id),
             Record::Aor(_)
             | Record::Call(_)
             | Record::CallEnded(_)

@@ -51,6 +51,10 @@ pub struct ShardOutside {
 impl Outside for ShardOutside {
     fn event(&mut self, event: Event) {
         match event {
+            Event::Answered(cdr) => {
+                self.events.answered(cdr.call);
+                self.cdrs.answered(cdr);
+            }
             Event::Cdr(cdr) => {
                 self.calls.ended(&cdr);
                 if self.traces.watched() {

@@ -11,7 +11,7 @@ use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use sbc_core::b2bua::{CallId, CallRecord, Cdr, CdrLeg, EndCause, EndedBy, LegRecord};
+use sbc_core::b2bua::{CallId, Cdr};
 
 use super::cdr_json;
 use super::time::Utc;
@@ -62,13 +62,12 @@ impl Unfinished {
         Ok(self)
     }
 
-    /// A call was answered.
-    pub(super) fn answered(&mut self, call: CallRecord, node: &str) {
-        let id = call.id;
-        self.up.insert(id);
-        let line = format!("+{id} {} ", call.answered_ms);
+    /// A call was answered; `cdr` is its record, should nothing more be heard of it.
+    pub(super) fn answered(&mut self, cdr: &Cdr, node: &str) {
+        self.up.insert(cdr.call);
+        let line = format!("+{} {} ", cdr.call, cdr.answered_ms.unwrap_or(cdr.ended_ms));
         self.buffer.extend_from_slice(line.as_bytes());
-        cdr_json::write(&mut self.buffer, &told(call), node);
+        cdr_json::write(&mut self.buffer, cdr, node);
         self.buffer.push(b'\n');
     }
 
@@ -195,82 +194,14 @@ fn last_told(records: &Path) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// The record of an answered call, should nothing more be heard of it.
-fn told(call: CallRecord) -> Cdr {
-    let leg = |leg: &LegRecord| CdrLeg {
-        trunk: leg.trunk.as_str().into(),
-        call_id: leg.call_id.clone(),
-        local_tag: leg.local_tag.clone(),
-        remote_tag: leg.remote_tag.clone(),
-        peer: leg.next_hop,
-    };
-    let (a, b) = (leg(&call.a), leg(&call.b));
-    Cdr {
-        call: call.id,
-        started_ms: call.started_ms,
-        ringing_ms: None,
-        answered_ms: Some(call.answered_ms),
-        ended_ms: call.answered_ms,
-        dialled: call.dialled,
-        from: call.a.remote,
-        to: call.a.local,
-        a,
-        b: Some(b),
-        attempts: Vec::new(),
-        status: 200,
-        reason: "OK".to_owned(),
-        ended_by: EndedBy::Sbc(EndCause::Crash),
-        end_reason: None,
-        codecs: Vec::new(),
-        media: Vec::new(),
-        protected: false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sbc_core::net::Transport;
+    use sbc_core::b2bua::{EndCause, EndedBy};
 
-    fn leg(trunk: &str) -> LegRecord {
-        LegRecord {
-            trunk: trunk.to_owned(),
-            interface: String::new(),
-            call_id: "c".to_owned(),
-            local_tag: String::new(),
-            remote_tag: String::new(),
-            local: "<sip:b@h>".to_owned(),
-            remote: "<sip:a@h>".to_owned(),
-            local_seq: 1,
-            remote_seq: 1,
-            target: String::new(),
-            routes: Vec::new(),
-            transport: Transport::Udp,
-            next_hop: None,
-            allow: 0,
-            supported: 0,
-            session_timer: None,
-            sdp_session: 0,
-            sdp_version: 0,
-            sdp_local: None,
-            sdp_remote: None,
-        }
-    }
-
-    fn call(id: u64) -> CallRecord {
-        CallRecord {
-            id: CallId(id),
-            shard_hash: 0,
-            a: leg("pbx"),
-            b: leg("carrier"),
-            streams: Vec::new(),
-            started_ms: 500,
-            answered_ms: 1_000,
-            ends_by_ms: None,
-            dialled: "sip:b@h".to_owned(),
-            answer: None,
-            revision: 1,
-        }
+    fn call(id: u64) -> Cdr {
+        let ended_by = EndedBy::Sbc(EndCause::Crash);
+        Cdr { answered_ms: Some(1_000), ended_by, ..*crate::telemetry::cdr::tests::cdr(id) }
     }
 
     fn calls(lines: &[u8]) -> Vec<String> {
@@ -292,7 +223,7 @@ mod tests {
         assert!(lines.is_empty());
         let mut unfinished = unfinished.begin().unwrap();
         for id in 1..=4 {
-            unfinished.answered(call(id), "n1");
+            unfinished.answered(&call(id), "n1");
         }
         unfinished.ended(CallId(2));
         unfinished.ended(CallId(9));
@@ -316,7 +247,7 @@ mod tests {
         let mut unfinished = Unfinished::open(&records, false).unwrap().0.begin().unwrap();
         unfinished.compact_at = 1;
         for id in 1..=100 {
-            unfinished.answered(call(id), "n1");
+            unfinished.answered(&call(id), "n1");
             unfinished.flush().unwrap();
             unfinished.ended(CallId(id.saturating_sub(2)));
         }

@@ -340,14 +340,15 @@ impl Phone {
         panic!("no {start}, only {others:#?}");
     }
 
-    /// A message that begins so, if one is there; others are skipped.
+    /// A new message that begins so, if one is there; others are skipped.
     pub(crate) fn poll(&self, start: &str) -> Option<String> {
         let mut buffer = [0; 65_536];
         self.socket.set_nonblocking(true).unwrap();
         let mut found = None;
         while let (None, Ok((count, _))) = (&found, self.socket.recv_from(&mut buffer)) {
             let message = String::from_utf8(buffer[..count].to_vec()).unwrap();
-            found = message.starts_with(start).then_some(message);
+            let new = self.seen.borrow_mut().insert(message.clone());
+            found = (new && message.starts_with(start)).then_some(message);
         }
         self.socket.set_nonblocking(false).unwrap();
         found

@@ -155,7 +155,8 @@ impl Call {
         self.facts.answered_ms = Some(now_ms);
         let Some(wait) = cx.env.config.calls.commit_wait else {
             self.facts.protected = false;
-            return self.relay_ok(cx, status, ok, client_seq);
+            self.relay_ok(cx, status, ok, client_seq);
+            return self.tell_answered(cx);
         };
         let Some(mut record) = self.record(cx) else { return };
         if let Phase::Setup(setup) = &self.phase {

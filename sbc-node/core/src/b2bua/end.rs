@@ -227,8 +227,30 @@ impl Call {
         }
     }
 
+    /// Tells the record of a call that was just answered as it would be without another word.
+    pub(super) fn tell_answered(&mut self, cx: &mut Cx<'_>) {
+        let attempts = self.facts.attempts.to_vec();
+        let b = self.b.as_ref().map(CdrLeg::of);
+        let crash = EndedBy::Sbc(EndCause::Crash);
+        let cdr = self.told(cx, crash, Vec::new(), attempts, b);
+        cx.event(Event::Answered(Box::new(cdr)));
+    }
+
     fn cdr(&mut self, cx: &Cx<'_>, by: EndedBy, media: Vec<crate::media::StreamStats>) -> Cdr {
-        let facts = &mut *self.facts;
+        let attempts = std::mem::take(&mut self.facts.attempts).into_vec();
+        let b = self.b.as_ref().map(CdrLeg::of).or(self.facts.tried.take());
+        self.told(cx, by, media, attempts, b)
+    }
+
+    fn told(
+        &self,
+        cx: &Cx<'_>,
+        by: EndedBy,
+        media: Vec<crate::media::StreamStats>,
+        attempts: Vec<CdrAttempt>,
+        b: Option<CdrLeg>,
+    ) -> Cdr {
+        let facts = &*self.facts;
         let answered_ms = facts.answered_ms.filter(|_| facts.status < 300);
         Cdr {
             call: self.key.id,
@@ -240,8 +262,8 @@ impl Call {
             from: str::to_owned(&facts.from),
             to: str::to_owned(&facts.to),
             a: CdrLeg::of(&self.a),
-            b: self.b.as_ref().map(CdrLeg::of).or(facts.tried.take()),
-            attempts: std::mem::take(&mut facts.attempts).into_vec(),
+            b,
+            attempts,
             status: facts.status,
             reason: str::to_owned(&facts.reason),
             ended_by: by,

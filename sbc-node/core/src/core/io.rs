@@ -272,6 +272,9 @@ pub struct Trace {
 /// Something that happened, told outward; never needed for the core's own work.
 #[derive(Clone, Debug)]
 pub enum Event {
+    /// A call was answered, on a node whose calls nobody else knows: its record, should the process
+    /// end before the call does.
+    Answered(Box<Cdr>),
     /// A call attempt is over.
     Cdr(Box<Cdr>),
     /// A message of a traced call was sent or received.

@@ -4,6 +4,7 @@
 use super::basic::*;
 use super::session::hang_up;
 use super::world::*;
+use crate::b2bua::{EndCause, EndedBy};
 use crate::media::Side;
 use crate::sip::HeaderName;
 
@@ -256,4 +257,26 @@ fn rfc3325_every_identity_header_crosses_by_trust_with_our_host() {
             assert_eq!(invite.header(name), expected, "{name}, trusted: {trusted}");
         }
     }
+}
+
+/// Nobody else knows the calls of a node by itself: what would be told after a crash is said with the
+/// answer.
+#[test]
+fn a_node_by_itself_says_what_to_tell_should_it_crash() {
+    let mut settings = Settings::new();
+    settings.calls.commit_wait = None;
+    let mut w = settings.begin();
+    let call = set_up(&mut w, "", "");
+    let told = w.answered.pop().unwrap();
+    assert!(w.answered.is_empty() && w.cdrs.is_empty());
+    assert_eq!(told.ended_by, EndedBy::Sbc(EndCause::Crash));
+    hang_up(&mut w, &call);
+    let cdr = w.cdrs.pop().unwrap();
+    assert_eq!((told.call, told.status, told.answered_ms), (cdr.call, 200, cdr.answered_ms));
+    assert_eq!((&told.a, &told.b, &told.attempts), (&cdr.a, &cdr.b, &cdr.attempts));
+    assert_eq!((told.from, told.to, told.codecs), (cdr.from, cdr.to, cdr.codecs));
+    // In a cluster the record of the call does that.
+    let mut w = World::new();
+    set_up(&mut w, "", "");
+    assert!(w.answered.is_empty());
 }

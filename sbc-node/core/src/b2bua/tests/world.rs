@@ -190,6 +190,8 @@ pub(super) struct World {
     /// Every byte that went to each peer.
     pub(super) seen: BTreeMap<Who, Vec<Bytes>>,
     pub(super) ladder: String,
+    /// Records of answered calls, should nothing more be heard.
+    pub(super) answered: Vec<Cdr>,
     pub(super) cdrs: Vec<Cdr>,
     pub(super) records: Vec<CallRecord>,
     pub(super) ended: usize,
@@ -317,6 +319,7 @@ impl Settings {
             inbox: BTreeMap::new(),
             seen: BTreeMap::new(),
             ladder: String::new(),
+            answered: Vec::new(),
             cdrs: Vec::new(),
             records: Vec::new(),
             ended: 0,
@@ -367,6 +370,7 @@ impl World {
                         (None, _) => {}
                     }
                 }
+                Output::Event(Event::Answered(cdr)) => self.answered.push(*cdr),
                 Output::Event(Event::Cdr(cdr)) => self.cdrs.push(*cdr),
                 Output::Event(Event::Trace(t)) => {
                     let line = String::from_utf8_lossy(&t.data);
