@@ -8,6 +8,8 @@
 //! FAULTS=owner,leader       only rows whose name contains one of these
 //! ```
 
+#[path = "../e2e/ringing.rs"]
+mod ringing;
 #[path = "../e2e/three.rs"]
 #[expect(dead_code, reason = "the end-to-end tests use more of it")]
 mod three;
@@ -16,13 +18,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use ringing::Ringing;
 use sbc_tests::load::env;
 use sbc_tests::{can_make_namespaces, wait_for};
 use three::{LONG, Load, Plan, Three, until_new_calls};
 
 /// What a row says: the name, and what was measured.
 struct Row {
-    gaps: sbc_tests::rtp::Gaps,
+    /// Of calls with audio.
+    gaps: Option<sbc_tests::rtp::Gaps>,
     new_calls: Option<Duration>,
     total: u64,
     note: String,
@@ -30,7 +34,7 @@ struct Row {
 
 type Fault = fn(&mut Three, u64) -> Row;
 
-const MATRIX: [(&str, &str, Fault); 13] = [
+const MATRIX: [(&str, &str, Fault); 14] = [
     ("owner killed", "address", |three, calls| death(three, calls, false)),
     ("owner and leader killed", "address", |three, calls| death(three, calls, true)),
     ("leader killed, not owner", "address", leader_dies),
@@ -41,6 +45,7 @@ const MATRIX: [(&str, &str, Fault); 13] = [
     ("leader cut off, not owner", "address", leader_cut_off),
     ("owner's link to the clients lost", "address", link_lost),
     ("owner stopped for 5 s", "address", sleeper),
+    ("ringing: owner and leader killed", "address", rings),
     ("re-INVITE: owner killed", "reinvite", reinvited),
     ("drained by sbcctl", "address", drained),
     ("rolling restart", "address", rolling),
@@ -76,18 +81,21 @@ fn main() {
 fn row(name: &str, failover: &'static str, calls: u64, fault: Fault) -> bool {
     let done = catch_unwind(AssertUnwindSafe(|| {
         let own_disks = name.contains("power");
-        let mut three = Three::with(Plan { failover, own_disks, ..Plan::default() });
+        let early = name.contains("ringing");
+        let mut three = Three::with(Plan { failover, own_disks, early, ..Plan::default() });
         fault(&mut three, calls)
     }));
     match done {
         Ok(row) => {
+            let said = |gap: Option<u128>| gap.map_or_else(|| "-".to_owned(), |ms| ms.to_string());
+            let gaps = row.gaps.as_ref();
             println!(
                 "{name:36} {:>6} {:>10} {:>10} {:>10} {:>10}  {}",
                 row.total,
-                row.gaps.both_ways,
-                row.gaps.median.as_millis(),
-                row.gaps.longest.as_millis(),
-                row.new_calls.map_or_else(|| "-".to_owned(), |d| d.as_millis().to_string()),
+                said(gaps.map(|g| g.both_ways as u128)),
+                said(gaps.map(|g| g.median.as_millis())),
+                said(gaps.map(|g| g.longest.as_millis())),
+                said(row.new_calls.map(|d| d.as_millis())),
                 row.note,
             );
             true
@@ -118,7 +126,7 @@ fn finish(three: &Three, load: Load, new_calls: Option<Duration>, note: String) 
     let gaps = load.heard_again();
     let total = load.total();
     load.end(three);
-    Row { gaps, new_calls, total, note }
+    Row { gaps: Some(gaps), new_calls, total, note }
 }
 
 fn place_leader(three: &Three, owner: usize, leads: bool) -> usize {
@@ -255,7 +263,25 @@ fn reinvited(three: &mut Three, calls: u64) -> Row {
     let note = format!("all re-INVITEd and heard within {} ms", begin.elapsed().as_millis());
     let total = load.total();
     load.end(three);
-    Row { gaps, new_calls: None, total, note }
+    Row { gaps: Some(gaps), new_calls: None, total, note }
+}
+
+/// A third each is answered, refused and cancelled after the fault.
+fn rings(three: &mut Three, calls: u64) -> Row {
+    let owner = three.holder();
+    three.lead(owner);
+    let each = calls.div_ceil(3);
+    // Long enough for all to ring and for the fault.
+    let ringing = Ringing::start(three, each, Duration::from_secs(10 + each / 20));
+    let begin = Instant::now();
+    three.kill(owner);
+    let survivor = three.survivor(owner);
+    let total = ringing.total();
+    three.wait_carried(&[survivor], total);
+    let note =
+        format!("carried on after {} ms, each ended as it should", begin.elapsed().as_millis());
+    ringing.end(three);
+    Row { gaps: None, new_calls: None, total, note }
 }
 
 fn drained(three: &mut Three, calls: u64) -> Row {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use sbc_tests::{can_make_namespaces, wait_for};
 
+use crate::ringing::Ringing;
 use crate::three::{LONG, Load, Plan, Three, until_new_calls};
 
 const CALLS: u64 = 20;
@@ -45,6 +46,24 @@ fn calls_survive_the_death_of_their_node() {
     three.wait_carried(&[survivor], load.total());
     went("owner and leader killed", &load, new_calls);
     load.end(&three);
+}
+
+/// `early-dialogs`: phones ring while their node, which leads too, is killed. What each does then comes
+/// to its caller through the survivor: the answer, that it is busy; and the caller's CANCEL to it.
+#[test]
+fn ringing_calls_survive_the_death_of_their_node() {
+    if !can_make_namespaces("ringing calls") {
+        return;
+    }
+    let mut three = Three::with(Plan { early: true, ..Plan::default() });
+    let owner = three.holder();
+    three.lead(owner);
+    let ringing = Ringing::start(&three, 5, Duration::from_secs(6));
+    three.kill(owner);
+    let survivor = three.survivor(owner);
+    three.wait_carried(&[survivor], ringing.total());
+    ringing.end(&three);
+    assert_eq!(counter(&three, survivor, "sbc_calls_adopt_failed"), 0);
 }
 
 /// A node that sleeps through its lease has let go when it wakes, and does not answer for what it

@@ -10,6 +10,7 @@ mod guard;
 mod kernel;
 mod phones;
 mod pods;
+mod ringing;
 mod shared;
 mod soak;
 mod standby;

@@ -32,11 +32,13 @@ pub(crate) struct Plan {
     /// The nodes are like pods: they make their cluster from a join key, know each other by name
     /// alone, and come back with other addresses.
     pub(crate) pods: bool,
+    /// Ringing calls are replicated.
+    pub(crate) early: bool,
 }
 
 impl Default for Plan {
     fn default() -> Plan {
-        Plan { failover: "address", own_disks: false, pods: false }
+        Plan { failover: "address", own_disks: false, pods: false, early: false }
     }
 }
 
@@ -142,7 +144,9 @@ impl Three {
 
     pub(crate) fn start_with(&self, number: usize, join: &str) -> Node {
         let name = format!("n{number}");
-        let config = config(number, self.hosts[number - 1], join, self.plan.failover);
+        let early = if self.plan.early { "early-dialogs = true\n" } else { "" };
+        let join = format!("{early}{join}");
+        let config = config(number, self.hosts[number - 1], &join, self.plan.failover);
         let config = if self.plan.pods { podlike(number, &config) } else { config };
         if self.plan.pods {
             let dir = self.dir.path().join(&name);
@@ -324,7 +328,7 @@ impl Three {
         sipp
     }
 
-    fn wait_listening(&self, port: u16) {
+    pub(crate) fn wait_listening(&self, port: u16) {
         sbc_tests::net::wait_listening(&self.net.ns("in"), port);
     }
 
@@ -336,6 +340,11 @@ impl Three {
 
     /// CDRs of answered calls over all nodes, those that died included: how many there are of each.
     pub(crate) fn answered_cdrs(&self) -> BTreeMap<String, usize> {
+        self.cdrs_of(200)
+    }
+
+    /// As [`Three::answered_cdrs`], of calls that ended with a final status.
+    pub(crate) fn cdrs_of(&self, status: u16) -> BTreeMap<String, usize> {
         let mut found = BTreeMap::new();
         for number in 1..=3 {
             let file = self.dir.path().join(format!("n{number}/cdr.jsonl"));
@@ -343,7 +352,7 @@ impl Three {
             for line in text.lines() {
                 // A line that the killed node had begun is no CDR.
                 let Ok(cdr) = serde_json::from_str::<serde_json::Value>(line) else { continue };
-                if cdr["status"] == 200 {
+                if cdr["status"] == status {
                     *found.entry(cdr["call"].to_string()).or_default() += 1;
                 }
             }

@@ -286,6 +286,7 @@ fn calls(cx: &mut Context<'_>, calls: &raw::Calls, cluster: Option<&ClusterConfi
         anchor_media: calls.anchor_media.unwrap_or(default.anchor_media),
         ring_timeout: calls.ring_timeout.map_or(default.ring_timeout, |s| s.0),
         commit_wait: cluster.map(|c| c.timing.propose),
+        early_records: cluster.is_some_and(|c| c.early_dialogs),
         max_attempts: cx.bounded(calls.max_attempts.as_ref(), default.max_attempts, 1..=16),
         retry_after_s: calls
             .retry_after
@@ -455,6 +456,12 @@ fn cluster(cx: &mut Context<'_>, raw: &raw::Cluster) -> ClusterConfig {
         let span = span.or(raw.address.first().map(Spanned::span)).unwrap_or(0..0);
         cx.problem(span, "failover = \"address\" and [[cluster.address]] go together");
     }
+    let early_dialogs = raw.early_dialogs.as_ref().is_some_and(|early| *early.get_ref());
+    if early_dialogs && failover != raw::FailoverMode::Address {
+        let span = raw.early_dialogs.as_ref().map_or(0..0, Spanned::span);
+        // The answer of a phone that rings goes where its INVITE came from, and nowhere else.
+        cx.problem(span, "early-dialogs needs failover = \"address\"");
+    }
     ClusterConfig {
         data: cx.path(&raw.data),
         listen: raw.listen.as_ref().map(|l| *l.get_ref()),
@@ -463,7 +470,7 @@ fn cluster(cx: &mut Context<'_>, raw: &raw::Cluster) -> ClusterConfig {
         timing: cluster_timing(cx, raw),
         on_quorum_loss: raw.on_quorum_loss,
         failover,
-        early_dialogs: raw.early_dialogs,
+        early_dialogs,
         addresses,
     }
 }

@@ -569,8 +569,7 @@ pub(super) struct Cluster {
     #[serde(default)]
     pub(super) on_quorum_loss: OnQuorumLoss,
     pub(super) failover: Option<Spanned<FailoverMode>>,
-    #[serde(default)]
-    pub(super) early_dialogs: bool,
+    pub(super) early_dialogs: Option<Spanned<bool>>,
     #[serde(default)]
     pub(super) address: Vec<Spanned<FloatingAddress>>,
 }

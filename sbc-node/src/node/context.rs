@@ -467,6 +467,9 @@ fn core_samples(
     push("sbc_calls_failed", "Calls never answered", c, calls.failed);
     push("sbc_call_failovers", "Targets given up for the next", c, calls.failovers);
     push("sbc_calls_unprotected", "Answers relayed uncommitted", c, calls.unprotected);
+    push("sbc_calls_early_too_large", "Ringing calls too large to be replicated", c, {
+        calls.early_too_large
+    });
     push("sbc_call_media_timeouts", "Calls ended by silence", c, calls.media_timeouts);
     push("sbc_call_session_timeouts", "Calls ended by session timer", c, calls.session_timeouts);
     push("sbc_call_missing_acks", "Calls whose 2xx was never ACKed", c, calls.no_ack);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sbc_cluster::{Command, DialogKey, Handle, NodeId, Outcome, ProposeError, Tables};
-use sbc_core::b2bua::{CallId, CallRecord, Cdr};
+use sbc_core::b2bua::{CallId, CallRecord, Cdr, Written};
 use sbc_core::core::{AdoptMode, Input, Record, StoreId, Wanted};
 use sbc_core::net::Flow;
 use sbc_core::registrar::{AorRecord, contact_key};
@@ -27,6 +27,8 @@ use crate::telemetry::time::unix_ms;
 
 /// How long a write that nobody waits for may take before it counts as lost.
 const BACKGROUND: Duration = Duration::from_secs(5);
+/// Call-IDs by which a call is found at most.
+const LOOKUPS_MAX: usize = 8;
 /// How often a contact's deletion is tried, [`BACKGROUND`] each.
 const DELETE_TRIES: u32 = 60;
 
@@ -176,7 +178,9 @@ pub fn lookup(call_id: &str) -> u64 {
 fn put(call: &CallRecord, group: u32) -> (Command, usize) {
     let value = record::encode(call);
     let bytes = value.len();
-    let lookups = [lookup(&call.a.call_id), lookup(&call.b.call_id)];
+    let tried = call.early.iter().flat_map(|early| &early.attempts).skip(1).map(|a| &a.leg);
+    let legs = [&call.a, &call.b].into_iter().chain(tried);
+    let lookups: Vec<u64> = legs.take(LOOKUPS_MAX).map(|leg| lookup(&leg.call_id)).collect();
     (Command::put_dialog(dialog_key(call.id), group, &lookups, value), bytes)
 }
 
@@ -263,21 +267,26 @@ impl Store for ClusterStore {
     /// One CDR per call in the whole cluster: the node whose delete found the dialog writes it. A
     /// call that was never committed, or an end that cannot be, is this node's own to tell.
     fn ended(&self, cdr: Box<Cdr>, sink: &CdrSink) {
-        if !cdr.protected {
-            return sink.push(cdr);
-        }
+        // A write that was not confirmed may be there all the same, or come yet: the row must go.
+        let ours = match cdr.written {
+            Written::Never => return sink.push(cdr),
+            Written::Unsure => true,
+            Written::Committed => false,
+        };
         let (sink, stats) = (sink.clone(), Arc::clone(&self.stats));
         let command = Command::delete_dialog(dialog_key(cdr.call));
         self.handle.submit(command, BACKGROUND, move |result| {
             match result.map(|committed| committed.outcome) {
-                Ok(Outcome::Done { changed: false }) => {
+                Ok(Outcome::Done { changed: false }) if !ours => {
                     stats.cdrs_elsewhere.fetch_add(1, Ordering::Relaxed);
                 }
-                Ok(Outcome::Rejected(why)) => {
+                Ok(Outcome::Rejected(why)) if !ours => {
                     stats.cdrs_elsewhere.fetch_add(1, Ordering::Relaxed);
                     tracing::info!(call = %cdr.call, %why, "the call's end is another node's");
                 }
-                Ok(Outcome::Done { changed: true } | Outcome::Node(_)) | Err(_) => sink.push(cdr),
+                Ok(Outcome::Done { .. } | Outcome::Node(_) | Outcome::Rejected(_)) | Err(_) => {
+                    sink.push(cdr);
+                }
             }
         });
     }

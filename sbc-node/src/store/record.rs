@@ -3,6 +3,8 @@
 //! Prost types stop here. A record of a newer version, or a damaged one, is an error with its
 //! place; it never becomes half a call.
 
+mod early;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use bytes::Bytes;
@@ -14,15 +16,17 @@ use sbc_core::media::{Latch, Local, Remote, StreamKind};
 use sbc_core::net::Transport;
 use sbc_proto::record::v1 as wire;
 
-/// Version that this release writes; it reads this one and all before.
+/// Version of an answered call, and of what else is encoded here.
 pub const VERSION: u32 = 1;
+/// Version of a call without a final response, which earlier releases must not take for an answered one.
+const VERSION_EARLY: u32 = 2;
 
 /// Why the bytes are not a call record.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
     #[error("not a call record: {0}")]
     Malformed(String),
-    #[error("call record of version {0}; this release reads up to {VERSION}")]
+    #[error("record of version {0}; this release reads up to {VERSION_EARLY}")]
     Version(u32),
     #[error("call record without {0}")]
     Missing(&'static str),
@@ -33,7 +37,7 @@ pub enum RecordError {
 /// Encodes a call for the dialogs table.
 pub fn encode(call: &CallRecord) -> Bytes {
     let call = wire::Call {
-        version: VERSION,
+        version: if call.early.is_some() { VERSION_EARLY } else { VERSION },
         id: call.id.0,
         shard_hash: call.shard_hash,
         a: Some(leg_out(&call.a)),
@@ -57,6 +61,7 @@ pub fn encode(call: &CallRecord) -> Bytes {
             source: address_out(Some(answer.source)),
             seq: answer.seq,
         }),
+        early: call.early.as_deref().map(early::early_out),
     };
     call.encode_to_vec().into()
 }
@@ -65,7 +70,7 @@ pub fn encode(call: &CallRecord) -> Bytes {
 pub fn decode(bytes: Bytes) -> Result<CallRecord, RecordError> {
     let call =
         wire::Call::decode(bytes).map_err(|error| RecordError::Malformed(error.to_string()))?;
-    if call.version > VERSION || call.version == 0 {
+    if call.version > VERSION_EARLY || call.version == 0 {
         return Err(RecordError::Version(call.version));
     }
     Ok(CallRecord {
@@ -80,6 +85,7 @@ pub fn decode(bytes: Bytes) -> Result<CallRecord, RecordError> {
         dialled: call.dialled,
         revision: call.revision,
         answer: call.answer.map(answer_in).transpose()?,
+        early: call.early.map(early::early_in).transpose()?.map(Box::new),
     })
 }
 
@@ -282,6 +288,7 @@ pub(super) fn address_in(
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use sbc_core::b2bua::{AttemptRecord, EarlyRecord, FailedRecord, ForkRecord};
 
     fn address() -> impl Strategy<Value = SocketAddr> {
         prop_oneof![
@@ -343,6 +350,64 @@ mod tests {
         }
     }
 
+    fn bytes() -> impl Strategy<Value = Bytes> {
+        proptest::collection::vec(any::<u8>(), 0..300).prop_map(Bytes::from)
+    }
+
+    prop_compose! {
+        fn fork()(
+            number in any::<u8>(),
+            a_tag in "[a-z0-9]{0,20}",
+            leg in leg(),
+            rseq in proptest::option::of(any::<u32>()),
+            reliable in proptest::option::of(any::<(u32, u32)>()),
+            described in any::<bool>(),
+        ) -> ForkRecord {
+            ForkRecord { number, a_tag, leg, rseq, reliable, described }
+        }
+    }
+
+    prop_compose! {
+        fn attempt()(
+            leg in leg(),
+            request in bytes(),
+            flags in any::<[bool; 2]>(),
+            min_se in proptest::option::of(any::<u32>()),
+            forks in proptest::collection::vec(fork(), 0..3),
+        ) -> AttemptRecord {
+            let [proceeding, authorized] = flags;
+            AttemptRecord { leg, request, proceeding, authorized, min_se, forks }
+        }
+    }
+
+    prop_compose! {
+        fn failed()(
+            trunk in "[a-z]{0,8}", peer in proptest::option::of(address()), status in any::<u16>(),
+        ) -> FailedRecord {
+            FailedRecord { trunk, peer, status }
+        }
+    }
+
+    prop_compose! {
+        fn early()(
+            messages in [bytes(), bytes()],
+            transport in transport(),
+            addresses in [address(), address()],
+            rseq in any::<u32>(),
+            unacknowledged in any::<bool>(),
+            ringing_ms in proptest::option::of(any::<u64>()),
+            failed in proptest::collection::vec(failed(), 0..3),
+            attempts in proptest::collection::vec(attempt(), 0..3),
+        ) -> EarlyRecord {
+            let [invite, provisional] = messages;
+            let [local, remote] = addresses;
+            EarlyRecord {
+                invite, transport, local, remote, provisional, rseq, unacknowledged, ringing_ms,
+                failed, attempts,
+            }
+        }
+    }
+
     prop_compose! {
         fn side()(
             local in proptest::option::of((address(), address())),
@@ -385,6 +450,7 @@ mod tests {
                 ("[ -~]{0,60}", address(), any::<u32>())
                     .prop_map(|(head, source, seq)| AnswerRecord { head: head.into(), source, seq })),
             revision in any::<u32>(),
+            early in proptest::option::of(early()),
         ) -> CallRecord {
             CallRecord {
                 id: CallId(numbers[0]),
@@ -392,6 +458,7 @@ mod tests {
                 started_ms: numbers[1],
                 answered_ms: numbers[2],
                 ends_by_ms, dialled, answer, revision,
+                early: early.map(Box::new),
             }
         }
     }
@@ -412,8 +479,8 @@ mod tests {
 
     #[test]
     fn a_newer_record_is_refused_by_name() {
-        let bytes = wire::Call { version: 2, ..Default::default() }.encode_to_vec();
-        assert_eq!(decode(bytes.into()), Err(RecordError::Version(2)));
+        let bytes = wire::Call { version: 3, ..Default::default() }.encode_to_vec();
+        assert_eq!(decode(bytes.into()), Err(RecordError::Version(3)));
     }
 
     #[test]

@@ -196,6 +196,9 @@ impl Takeover {
         match event {
             Event::OwnedAddresses { add, remove } => {
                 self.remove(remove).await;
+                if !add.is_empty() {
+                    self.tell.broadcast(|| Input::Command(CoreCommand::TakeOver));
+                }
                 self.add(add).await;
             }
             Event::AdoptDialogs { from, dialogs } => {

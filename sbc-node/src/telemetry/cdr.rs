@@ -399,7 +399,7 @@ impl CdrFile {
 pub(super) mod tests {
     use std::sync::Arc;
 
-    use sbc_core::b2bua::{CallId, CdrAttempt, CdrLeg, EndCause, EndedBy};
+    use sbc_core::b2bua::{CallId, CdrAttempt, CdrLeg, EndCause, EndedBy, Written};
     use sbc_core::media::StreamStats;
     use serde_json::Value;
 
@@ -425,6 +425,7 @@ pub(super) mod tests {
             codecs: vec!["PCMA".to_owned()],
             media: vec![StreamStats::default()],
             protected: false,
+            written: Written::Never,
         })
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::answer::{Passing, Refusal, Role};
 use super::call::{Call, CallTimer, Committing, DialogRef, Hop, Leg, OkWait, Phase};
-use super::cdr::{CdrAttempt, EndCause, EndedBy};
+use super::cdr::{CdrAttempt, EndCause, EndedBy, Written};
 use super::env::{Cx, Purpose, Sent};
 use super::hide::{self, Crossing};
 use super::progress::forget_forks;
@@ -164,6 +164,9 @@ impl Call {
             let seq = setup.invite.cseq().map_or(0, |c| c.number);
             record.answer = answer_record(&ok, &setup.flow, offered, seq);
         }
+        if self.facts.written == Written::Never {
+            self.facts.written = Written::Unsure;
+        }
         let store = cx.store(self.key, Record::Call(Box::new(record)), Some(wait));
         if let Phase::Setup(setup) = &mut self.phase {
             setup.committing = Some(Committing { store, status, ok, client_seq });
@@ -172,6 +175,9 @@ impl Call {
 
     /// The dialog is committed, or the wait for it ran out.
     pub(crate) fn stored(&mut self, cx: &mut Cx<'_>, store: crate::core::StoreId, protected: bool) {
+        if protected {
+            self.facts.written = Written::Committed;
+        }
         let Phase::Setup(setup) = &mut self.phase else { return };
         let Some(held) = setup.committing.take_if(|c| c.store == store) else { return };
         self.facts.protected = protected;

@@ -226,8 +226,9 @@ impl Call {
         if let Some(attempt) = self.attempt_mut(number) {
             attempt.client = client;
         }
-        if client.is_none() {
-            self.attempt_failed(cx, number, 503, None);
+        match client {
+            Some(_) => self.store_early(cx),
+            None => self.attempt_failed(cx, number, 503, None),
         }
     }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::answer::Media;
-use super::cdr::{CdrAttempt, CdrLeg, EndedBy};
+use super::cdr::{CdrAttempt, CdrLeg, EndedBy, Written};
 use super::env::{Cx, ResolveFor, Traced};
 use super::invite::Watched;
 use super::record::CallId;
@@ -202,6 +202,8 @@ pub(crate) struct Setup {
     pub(crate) replaced: Option<Replaced>,
     /// The 2xx that waits for its commit.
     pub(crate) committing: Option<Committing>,
+    /// How often the call was written for another node before its answer.
+    pub(crate) early_writes: u8,
     pub(crate) requires_100rel: bool,
     /// A description went out under `a_tag`.
     pub(crate) a_tag_described: bool,
@@ -375,6 +377,7 @@ pub(crate) struct Facts {
     pub(crate) ended_by: Option<EndedBy>,
     pub(crate) end_reason: Option<Box<str>>,
     pub(crate) protected: bool,
+    pub(crate) written: Written,
 }
 
 /// What a timer of a call is for.

@@ -96,6 +96,18 @@ pub struct CdrAttempt {
     pub status: u16,
 }
 
+/// What the replicated state has of a call: decides who tells its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Written {
+    /// Nothing was written: this node alone knows the call.
+    #[default]
+    Never,
+    /// A write was begun and not confirmed.
+    Unsure,
+    /// A record was committed: another node may have carried the call on.
+    Committed,
+}
+
 /// One call attempt, from INVITE to its end. Times are Unix milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cdr {
@@ -125,4 +137,5 @@ pub struct Cdr {
     pub media: Vec<StreamStats>,
     /// Whether the dialog was committed to the replicated state before its 2xx left.
     pub protected: bool,
+    pub written: Written,
 }

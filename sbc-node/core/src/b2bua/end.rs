@@ -174,8 +174,10 @@ impl Call {
     /// Lets go of a call that another node carries on: no BYE, no CDR. Only what a peer waits for
     /// at this moment is refused, so that no transaction stays behind.
     pub(crate) fn leave(&mut self, cx: &mut Cx<'_>) {
-        if !matches!(self.phase, Phase::Up) {
-            return;
+        match &self.phase {
+            Phase::Setup(_) => return self.leave_early(cx),
+            Phase::Ending => return,
+            Phase::Up => {}
         }
         if let Some(wait) = self.ok_wait.take() {
             cx.env.timers.cancel(wait.timer);
@@ -187,7 +189,7 @@ impl Call {
     }
 
     /// Gives media, timers, permits and descriptions back; the last counters of the media.
-    fn release(&mut self, cx: &mut Cx<'_>) -> Vec<crate::media::StreamStats> {
+    pub(crate) fn release(&mut self, cx: &mut Cx<'_>) -> Vec<crate::media::StreamStats> {
         self.end_repeat(cx, None);
         let CallTimers { session, retry, duration } = &mut self.timers;
         for timer in session.iter_mut().chain(retry).chain([duration]) {
@@ -271,6 +273,7 @@ impl Call {
             codecs: super::answer::Media::codecs(self.a.sdp.local.as_ref()),
             media,
             protected: facts.protected,
+            written: facts.written,
         }
     }
 

@@ -170,6 +170,8 @@ pub(crate) struct Env {
     pub(crate) draining: bool,
     /// What is being handled is for this node and no other.
     pub(crate) here: bool,
+    /// Until when an INVITE may be a repeat of one that another node took.
+    pub(crate) taking_over_until: Option<Instant>,
     /// Trace every new call.
     pub(crate) trace_all: bool,
     /// Trace new calls whose id is below this: a share of all; the largest number is all of them.

@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use super::answer::Media;
 use super::call::{Call, CallKey, CallTimers, DialogRef, Facts, Leg, Peer, Phase, SdpState, Setup};
-use super::cdr::{Cdr, CdrLeg, EndCause, EndedBy};
+use super::cdr::{Cdr, CdrLeg, EndCause, EndedBy, Written};
 use super::env::Cx;
 use super::record::CallId;
 use super::replaces::Replaced;
@@ -208,6 +208,12 @@ fn session_interval(message: &Message, trunk: &Trunk) -> Result<(), Refuse> {
 
 /// Where a request goes.
 pub(crate) fn route(cx: &mut Cx<'_>, message: &Message, trunk: &Trunk) -> Result<Plan, Refuse> {
+    let query = query(message, trunk)?;
+    Ok(cx.env.routing.route(cx.now, trunk, &query)?)
+}
+
+/// What routing looks at in a request.
+pub(crate) fn query<'m>(message: &'m Message, trunk: &Trunk) -> Result<RouteQuery<'m>, Refuse> {
     let bad = |_| Refuse::new(400, "Bad Request: malformed URI");
     let ruri = message.request_uri().map_err(bad)?;
     let from = message.from().map_err(|_| Refuse::new(400, ""))?.uri().map_err(bad)?;
@@ -217,7 +223,7 @@ pub(crate) fn route(cx: &mut Cx<'_>, message: &Message, trunk: &Trunk) -> Result
     }
     let pai = message.first::<NameAddr<'_>>(HeaderName::PAssertedIdentity).ok().flatten();
     let pai = pai.filter(|_| trunk.config.trusted).and_then(|p| p.uri().ok());
-    let query = RouteQuery {
+    Ok(RouteQuery {
         ruri_user: ruri.user().unwrap_or(""),
         ruri_host: ruri.host(),
         from_user: from.user().unwrap_or(""),
@@ -226,8 +232,7 @@ pub(crate) fn route(cx: &mut Cx<'_>, message: &Message, trunk: &Trunk) -> Result
         to_host: to.host(),
         pai_user: pai.and_then(|p| p.user()),
         emergency: is_emergency(message),
-    };
-    Ok(cx.env.routing.route(cx.now, trunk, &query)?)
+    })
 }
 
 /// Whether the request itself says that it is an emergency (RFC 4412, RFC 7135). Anyone can say so: it
@@ -277,6 +282,7 @@ pub(crate) fn make(
         ended_by: None,
         end_reason: None,
         protected: false,
+        written: Written::Never,
     };
     let setup = Setup {
         server: incoming.server,
@@ -292,6 +298,7 @@ pub(crate) fn make(
         reliable_timer: None,
         replaced: accepted.replaced,
         committing: None,
+        early_writes: 0,
         a_tag_described: false,
         requires_100rel: hide::has_option(message, HeaderName::Require, "100rel"),
     };
@@ -408,6 +415,7 @@ pub(crate) fn refuse_call(cx: &mut Cx<'_>, incoming: &Incoming<'_>, why: &Refuse
         codecs: Vec::new(),
         media: Vec::new(),
         protected: false,
+        written: Written::Never,
     };
     cx.event(Event::Cdr(Box::new(cdr)));
 }

@@ -13,6 +13,7 @@ mod bye;
 mod call;
 mod cancel;
 mod cdr;
+mod early;
 mod end;
 mod env;
 mod exchange;

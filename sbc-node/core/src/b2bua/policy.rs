@@ -24,6 +24,8 @@ pub struct CallPolicy {
     pub anchor_media: bool,
     /// How long a 2xx may wait for its dialog to be committed; `None` does not write calls at all.
     pub commit_wait: Option<Duration>,
+    /// Whether calls that are being set up are written as well; nothing waits for that.
+    pub early_records: bool,
     /// How far CSeq jumps when a call is carried on by another node.
     pub adopt_cseq_step: u32,
     /// Targets tried for one call at most.
@@ -46,6 +48,7 @@ impl Default for CallPolicy {
             media_timeout: Some(Duration::from_secs(300)),
             anchor_media: true,
             commit_wait: Some(Duration::from_millis(500)),
+            early_records: false,
             adopt_cseq_step: 1000,
             max_attempts: 8,
             max_forks: 12,

@@ -112,6 +112,7 @@ impl Call {
             None => out.finish(),
         };
         cx.respond(self.traced(Side::A), &asked.flow, asked.server, status, data);
+        self.store_early(cx);
     }
 
     /// The reliable provisional response is due again, or its PRACK never came

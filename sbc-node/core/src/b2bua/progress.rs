@@ -19,6 +19,7 @@ impl Call {
         if status == 100 || held {
             return;
         }
+        let known = self.fork_count();
         let Some(fork) = self.fork_of(cx, number, message) else { return };
         let rseq = message.number(HeaderName::RSeq).ok().flatten();
         let rseq = rseq.filter(|_| hide::has_option(message, HeaderName::Require, "100rel"));
@@ -29,7 +30,11 @@ impl Call {
             }
         }
         let answer = self.early_answer(cx, fork, message, rseq.is_some());
+        let news = self.fork_count() > known || answer.is_some() || rseq.is_some();
         self.relay_progress(cx, fork, message, answer, rseq);
+        if news {
+            self.store_early(cx);
+        }
     }
 
     /// The fork that a response belongs to, made when its To tag is new. `None` when the call has
@@ -71,6 +76,10 @@ impl Call {
         cx.env.tags.insert(a_tag.clone(), by_tag);
         attempt.forks.push(Fork { number, a_tag, leg, rseq: None, reliable: None, answer: None });
         Some(number)
+    }
+
+    fn fork_count(&mut self) -> usize {
+        self.setup_mut().and_then(|s| s.trying.as_ref()).map_or(0, |t| t.forks().count())
     }
 
     pub(crate) fn fork_mut(&mut self, fork: u8) -> Option<&mut Fork> {

@@ -32,7 +32,7 @@ impl FromStr for CallId {
     }
 }
 
-/// An answered call as it is replicated.
+/// A call as it is replicated: answered, or with [`CallRecord::early`] being set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallRecord {
     pub id: CallId,
@@ -40,6 +40,9 @@ pub struct CallRecord {
     pub shard_hash: u32,
     pub a: LegRecord,
     pub b: LegRecord,
+    /// Set while the call has no final response: then leg B is the dialog to be of the first
+    /// attempt, and what is said of the answer says nothing.
+    pub early: Option<Box<EarlyRecord>>,
     /// One entry per `m=` line, in order; empty for a call without media.
     pub streams: Vec<StreamRecord>,
     /// Unix time of the INVITE and of the 2xx, milliseconds.
@@ -64,6 +67,67 @@ pub struct AnswerRecord {
     pub source: SocketAddr,
     /// Its CSeq.
     pub seq: u32,
+}
+
+/// What a call that is being set up has beyond its legs and media.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EarlyRecord {
+    /// The caller's INVITE as it came, by which transport, to which address of ours and from where.
+    pub invite: Bytes,
+    pub transport: Transport,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    /// The last provisional response that the caller got; empty if none.
+    pub provisional: Bytes,
+    /// Last RSeq given out towards the caller, and whether `provisional` waits for its PRACK.
+    pub rseq: u32,
+    pub unacknowledged: bool,
+    /// The first 18x relayed to the caller, Unix milliseconds.
+    pub ringing_ms: Option<u64>,
+    /// Targets that failed before this one.
+    pub failed: Vec<FailedRecord>,
+    /// Where the target is being tried: at one place, or at several contacts of a user.
+    pub attempts: Vec<AttemptRecord>,
+}
+
+/// One place being tried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttemptRecord {
+    /// The dialog to be.
+    pub leg: LegRecord,
+    /// Our INVITE as it was sent: its branch, CSeq and offer.
+    pub request: Bytes,
+    /// A provisional response came.
+    pub proceeding: bool,
+    /// A challenge was answered.
+    pub authorized: bool,
+    /// The session interval that the peer insists on, seconds.
+    pub min_se: Option<u32>,
+    /// Early dialogs, in the order of their making.
+    pub forks: Vec<ForkRecord>,
+}
+
+/// A target that was tried and failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailedRecord {
+    pub trunk: String,
+    pub peer: Option<SocketAddr>,
+    pub status: u16,
+}
+
+/// One early dialog of leg B, and the tag by which the caller knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForkRecord {
+    /// Names it among the forks of the call.
+    pub number: u8,
+    pub a_tag: String,
+    pub leg: LegRecord,
+    /// Last RSeq taken from this fork (RFC 3262).
+    pub rseq: Option<u32>,
+    /// RSeq towards the caller and that of the fork which it stands for.
+    pub reliable: Option<(u32, u32)>,
+    /// The caller got a description from this fork.
+    pub described: bool,
 }
 
 /// One leg: a confirmed dialog (RFC 3261 §12) and the way to its peer.

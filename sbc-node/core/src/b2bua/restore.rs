@@ -10,6 +10,7 @@ use super::answer::{Media, StreamSide, StreamState, family};
 use super::call::{
     Call, CallKey, CallTimer, CallTimers, DialogRef, Facts, Hop, Leg, Peer, Phase, SdpState,
 };
+use super::cdr::Written;
 use super::env::Cx;
 use super::record::{CallRecord, LegRecord, SessionTimerRecord, StreamRecord, StreamSideRecord};
 use super::table::Calls;
@@ -23,38 +24,16 @@ impl Call {
     /// Everything another node needs to carry the call on.
     pub(crate) fn record(&mut self, cx: &mut Cx<'_>) -> Option<CallRecord> {
         let b = self.b.as_ref()?;
-        // Before the first write nothing can have been latched.
-        let known = self.revision > 0 && self.media.open;
-        let latched = if known { cx.anchor.stats(self.media.id) } else { Vec::new() };
+        let (a, b) = (leg_record(cx, &self.a), leg_record(cx, b));
+        let streams = self.stream_records(cx);
         self.revision += 1;
-        let interface = |id: InterfaceId| {
-            let found = cx.env.config.interfaces.get(usize::from(id.0));
-            found.map_or_else(String::new, |i| str::to_owned(&i.name))
-        };
-        let side = |side: &StreamSide, latched: Option<SocketAddr>| StreamSideRecord {
-            local: side.local,
-            interface: side.spec.map_or_else(String::new, |s| interface(s.interface)),
-            ipv6: side.spec.is_some_and(|s| s.ipv6),
-            remote: side.remote.clone(),
-            latched,
-        };
         Some(CallRecord {
             id: self.key.id,
             shard_hash: self.hint.0,
-            a: leg_record(&self.a, &interface),
-            b: leg_record(b, &interface),
-            streams: self
-                .media
-                .streams
-                .iter()
-                .enumerate()
-                .map(|(index, s)| {
-                    let stats = latched.get(index);
-                    let a = side(&s.a, stats.and_then(|s| s.a.latched));
-                    let b = side(&s.b, stats.and_then(|s| s.b.latched));
-                    StreamRecord { kind: s.kind, a, b }
-                })
-                .collect(),
+            a,
+            b,
+            early: None,
+            streams,
             started_ms: self.facts.started_ms,
             answered_ms: self.facts.answered_ms.unwrap_or(self.facts.started_ms),
             ends_by_ms: self.facts.ends_by_ms,
@@ -64,22 +43,50 @@ impl Call {
         })
     }
 
+    /// What each stream is anchored on, and where its peers are.
+    pub(crate) fn stream_records(&self, cx: &mut Cx<'_>) -> Vec<StreamRecord> {
+        // Before the first write nothing can have been latched.
+        let known = self.revision > 0 && self.media.open;
+        let latched = if known { cx.anchor.stats(self.media.id) } else { Vec::new() };
+        let side = |side: &StreamSide, latched: Option<SocketAddr>| StreamSideRecord {
+            local: side.local,
+            interface: side.spec.map_or_else(String::new, |s| interface_name(cx, s.interface)),
+            ipv6: side.spec.is_some_and(|s| s.ipv6),
+            remote: side.remote.clone(),
+            latched,
+        };
+        let record = |(index, s): (usize, &StreamState)| {
+            let stats = latched.get(index);
+            let a = side(&s.a, stats.and_then(|s| s.a.latched));
+            let b = side(&s.b, stats.and_then(|s| s.b.latched));
+            StreamRecord { kind: s.kind, a, b }
+        };
+        self.media.streams.iter().enumerate().map(record).collect()
+    }
+
     /// Writes the call again after a change that another node would need.
     pub(crate) fn store_change(&mut self, cx: &mut Cx<'_>) {
         if cx.env.config.calls.commit_wait.is_none() {
             return;
         }
-        if let Some(record) = self.record(cx) {
+        if matches!(self.phase, Phase::Setup(_)) {
+            self.store_early(cx);
+        } else if let Some(record) = self.record(cx) {
             cx.store(self.key, Record::Call(Box::new(record)), None);
         }
     }
 }
 
-fn leg_record(leg: &Leg, interface: &dyn Fn(InterfaceId) -> String) -> LegRecord {
+fn interface_name(cx: &Cx<'_>, id: InterfaceId) -> String {
+    let found = cx.env.config.interfaces.get(usize::from(id.0));
+    found.map_or_else(String::new, |i| str::to_owned(&i.name))
+}
+
+pub(crate) fn leg_record(cx: &Cx<'_>, leg: &Leg) -> LegRecord {
     let d = &leg.dialog;
     LegRecord {
         trunk: str::to_owned(&leg.trunk.config.name),
-        interface: interface(leg.hop.interface),
+        interface: interface_name(cx, leg.hop.interface),
         call_id: str::to_owned(&d.call_id),
         local_tag: str::to_owned(&d.local_tag),
         remote_tag: str::to_owned(&d.remote_tag),
@@ -110,8 +117,15 @@ const VERSION_STEP: u64 = 100;
 impl Calls {
     /// Carries on a call of another node.
     pub(crate) fn adopt(&mut self, cx: &mut Cx<'_>, record: &CallRecord, mode: AdoptMode) {
-        if self.find(record.id).is_some() {
+        if self.find(record.id).is_some() || self.has_ended(record.id) {
             return;
+        }
+        if let Some(early) = &record.early {
+            return match mode {
+                AdoptMode::Address => self.adopt_early(cx, record, early),
+                // Nobody could reach us: the answer goes where the INVITE came from.
+                AdoptMode::Reinvite => cx.env.stats.adopt_failed += 1,
+            };
         }
         let (a, b) = (restored_leg(cx, &record.a), restored_leg(cx, &record.b));
         let (Some(a), Some(b)) = (a, b) else {
@@ -164,6 +178,7 @@ fn restored_call(cx: &mut Cx<'_>, key: CallKey, record: &CallRecord, a: Leg, b: 
         ended_by: None,
         end_reason: None,
         protected: true,
+        written: Written::Committed,
     };
     let mut call = Call {
         key,
@@ -196,7 +211,7 @@ fn restored_call(cx: &mut Cx<'_>, key: CallKey, record: &CallRecord, a: Leg, b: 
 }
 
 /// A leg from its record; `None` when its trunk or interface does not exist here.
-fn restored_leg(cx: &Cx<'_>, record: &LegRecord) -> Option<Leg> {
+pub(crate) fn restored_leg(cx: &Cx<'_>, record: &LegRecord) -> Option<Leg> {
     let trunk = cx.env.routing.table().trunk_by_name(&record.trunk)?.clone();
     let interface = interface_by_name(cx, &record.interface)?;
     let transport = record.transport;
@@ -243,7 +258,7 @@ fn interface_by_name(cx: &Cx<'_>, name: &str) -> Option<InterfaceId> {
 
 impl Call {
     /// The addresses came along: the same ports, the same latched sources, no word to the peers.
-    fn take_media(&mut self, cx: &mut Cx<'_>, record: &CallRecord) {
+    pub(crate) fn take_media(&mut self, cx: &mut Cx<'_>, record: &CallRecord) {
         if record.streams.is_empty() || !cx.env.config.calls.anchor_media {
             return;
         }
@@ -263,6 +278,18 @@ impl Call {
                 let (Some(local), Some(interface)) =
                     (old.local, interface_by_name(cx, &old.interface))
                 else {
+                    // Not bound yet, but its peer has said where it receives.
+                    if let Some(remote) = &old.remote
+                        && cx.anchor.remote(id, index, side, remote, true).is_err()
+                    {
+                        cx.env.stats.media_errors += 1;
+                    }
+                    let unbound =
+                        StreamSide { remote: old.remote.clone(), ..StreamSide::default() };
+                    match side {
+                        Side::A => state.a = unbound,
+                        Side::B => state.b = unbound,
+                    }
                     continue;
                 };
                 let spec = SideSpec { interface, ipv6: old.ipv6 };

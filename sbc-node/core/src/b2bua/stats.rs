@@ -22,6 +22,8 @@ pub struct Stats {
     pub failovers: u64,
     /// 2xx relayed although their dialog was not committed in time.
     pub unprotected: u64,
+    /// Calls in the making that were too large to be written for another node.
+    pub early_too_large: u64,
     pub media_timeouts: u64,
     /// Calls to the anchor that failed where nobody could be told.
     pub media_errors: u64,

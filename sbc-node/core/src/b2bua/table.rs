@@ -2,11 +2,14 @@
 //!
 //! No decision about a call is made here beyond "which one" and "none".
 
+use std::collections::VecDeque;
+use std::time::Duration;
+
 use slab::Slab;
 
 use super::answered::hang_up_stray;
 use super::call::{Asked, Call, CallKey, CallTimer, DialogRef, Phase, Trying};
-use super::cdr::{EndCause, EndedBy};
+use super::cdr::{EndCause, EndedBy, Written};
 use super::env::{CHECK, Cx, Purpose, ResolveFor, Timer};
 use super::invite::{self, Incoming, Refuse};
 use super::outside::Relays;
@@ -26,6 +29,9 @@ use hashbrown::HashMap;
 pub(crate) struct Calls {
     slots: Slab<Box<Call>>,
     by_id: HashMap<CallId, u32>,
+    /// Calls that ended last, oldest first: a record that is still in the replicated state, because
+    /// its end is not written yet, must not bring them back.
+    ended: VecDeque<CallId>,
     /// Requests outside dialogs on their way.
     pub(crate) relays: Relays,
 }
@@ -57,6 +63,12 @@ impl Calls {
         act(call, cx);
         if call.is_over() {
             call.forget(cx);
+            if call.facts.written != Written::Never && call.facts.ended_by.is_some() {
+                if self.ended.len() >= ENDED_MAX {
+                    self.ended.pop_front();
+                }
+                self.ended.push_back(key.id);
+            }
             self.slots.remove(key.index as usize);
             self.by_id.remove(&key.id);
             cx.env.stats.calls = self.slots.len() as u64;
@@ -66,6 +78,11 @@ impl Calls {
 
     pub(crate) fn get(&self, key: CallKey) -> Option<&Call> {
         self.slots.get(key.index as usize).map(|c| &**c).filter(|c| same(c.key, key))
+    }
+
+    /// Whether a call ended here a short while ago.
+    pub(crate) fn has_ended(&self, id: CallId) -> bool {
+        self.ended.contains(&id)
     }
 
     fn key_of(&self, id: CallId) -> Option<CallKey> {
@@ -392,6 +409,10 @@ impl Calls {
                     self.with(cx, key, |call, cx| call.leave(cx));
                 }
             }
+            Command::TakeOver => {
+                let early = cx.env.config.calls.early_records;
+                cx.env.taking_over_until = early.then(|| cx.now + TAKE_OVER);
+            }
             Command::Drain(on) => cx.env.draining = *on,
             Command::Trace { call: None, on } => cx.env.trace_all = *on,
             Command::Trace { call: Some(id), on } => {
@@ -404,6 +425,12 @@ impl Calls {
         }
     }
 }
+
+/// More calls than end on a shard while the write of an end is on its way.
+const ENDED_MAX: usize = 4_096;
+/// How long after addresses came here an INVITE is looked for among the calls that come with them:
+/// more than it takes to carry all of them on.
+const TAKE_OVER: Duration = Duration::from_secs(5);
 
 impl Call {
     /// Whether a dialog of this call has those identifiers.

@@ -241,6 +241,9 @@ pub enum Command {
     HangupAll,
     /// Another node carries this call on: drop it without a BYE and without a CDR.
     Forget(CallId),
+    /// Addresses and calls of another node come to this one: for a while an INVITE may belong to a
+    /// call that is in the replicated state and not carried on yet.
+    TakeOver,
     /// New calls and probes are answered 503 while set; what is up goes on.
     Drain(bool),
     /// Emit [`Event::Trace`] for each message of this call, or of every new call if `None`.

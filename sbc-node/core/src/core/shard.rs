@@ -60,6 +60,7 @@ impl Core {
             clock,
             draining: false,
             here: false,
+            taking_over_until: None,
             trace_all: false,
             trace_below: 0,
             stats: Stats::default(),
@@ -275,6 +276,7 @@ impl Core {
                 Ok(()) if let Some(node) = other_node(cx, &message) => {
                     cx.elsewhere(Wanted::Node(node), flow, &message);
                 }
+                Ok(()) if asks_for_its_invite(cx, &message) => cx.dialog_elsewhere(flow, &message),
                 Ok(()) if guarded::lets_through(cx, &flow, &message) => {
                     cx.env.txn.handle_message(cx.now, flow, message);
                 }
@@ -339,7 +341,22 @@ impl Core {
 fn other_node(cx: &Cx<'_>, message: &Message) -> Option<u16> {
     let own = cx.env.config.node.filter(|_| !cx.env.here && !message.is_request())?;
     let branch = Branch::parse(message.via().ok()?.branch().as_bytes())?;
-    (branch.node() != own).then(|| branch.node())
+    // A transaction of another node may have come here with its call.
+    (branch.node() != own && !cx.env.txn.knows_branch(branch)).then(|| branch.node())
+}
+
+/// Whether a request must be asked for elsewhere because of an INVITE that another node took: a CANCEL
+/// of one unknown here, and, while calls of another node come to this one, an INVITE that may be a
+/// repeat of one of theirs.
+fn asks_for_its_invite(cx: &Cx<'_>, message: &Message) -> bool {
+    let may = match message.method() {
+        Some(Method::Cancel) => true,
+        Some(Method::Invite) => {
+            message.to_tag().is_none() && cx.env.taking_over_until.is_some_and(|at| cx.now < at)
+        }
+        _ => false,
+    };
+    may && cx.may_be_elsewhere() && !cx.env.txn.is_retransmission(message)
 }
 
 /// What the prober may touch of the shard.

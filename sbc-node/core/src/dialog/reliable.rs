@@ -36,6 +36,16 @@ pub enum PrackMatch {
 }
 
 impl Outgoing {
+    /// Goes on after the RSeq that another node gave out last.
+    pub fn after(last: u32) -> Self {
+        Outgoing { last, waiting: None }
+    }
+
+    /// The RSeq given out last; 0 before the first.
+    pub fn last(&self) -> u32 {
+        self.last
+    }
+
     /// The next RSeq. The first is small and not zero (§3 wants 1 to 2^31 - 1).
     pub fn next_rseq(&mut self) -> u32 {
         self.last += 1;

@@ -193,6 +193,19 @@ impl Routing {
         self.table.route(now, source, query, &mut self.rng)
     }
 
+    /// A plan for a call that another node routed and whose target it is trying now: that target
+    /// alone, and after it what `route` yields here but for the trunks that `tried` names.
+    pub fn route_on(
+        &mut self,
+        now: Instant,
+        source: &Trunk,
+        query: &RouteQuery<'_>,
+        current: &Arc<Trunk>,
+        tried: &[&str],
+    ) -> Plan {
+        self.table.route_on(now, source, query, current, tried, &mut self.rng)
+    }
+
     /// Counts a call of a trunk that was admitted on another node; never refuses.
     pub fn carry_on(&self, now: Instant, trunk: &Trunk) -> Option<Permit> {
         self.table.carry_on(now, trunk)

@@ -444,6 +444,39 @@ impl Table {
         })
     }
 
+    /// See [`Routing::route_on`](super::Routing::route_on).
+    pub(super) fn route_on(
+        &self,
+        now: Instant,
+        source: &Trunk,
+        query: &RouteQuery<'_>,
+        current: &Arc<Trunk>,
+        tried: &[&str],
+        rng: &mut impl Rng,
+    ) -> Plan {
+        let mut plan = self.route(now, source, query, rng).unwrap_or_else(|_| Plan {
+            route: "".into(),
+            targets: SmallVec::new(),
+            emergency: query.emergency,
+            gate: Arc::default(),
+            group_limits: CallLimits::default(),
+        });
+        let same = |hop: &Hop| hop.trunk.config.name == current.config.name;
+        let first = plan.targets.iter().position(same).map(|at| plan.targets.remove(at));
+        plan.targets.retain(|hop| !same(hop) && !tried.contains(&&*hop.trunk.config.name));
+        // The route may have gone since: the target goes on with the numbers as they came.
+        let numbers = || Numbers {
+            ruri: query.ruri_user.to_owned(),
+            from: query.from_user.to_owned(),
+            to: query.to_user.to_owned(),
+            pai: query.pai_user.map(str::to_owned),
+        };
+        let first =
+            first.unwrap_or_else(|| Hop { trunk: current.clone(), peer: 0, numbers: numbers() });
+        plan.targets.insert(0, first);
+        plan
+    }
+
     /// `None` when the route does not hold; otherwise its decision, with `numbers` changed by the
     /// route's strip and prefix.
     fn try_route<'a>(

@@ -84,6 +84,17 @@ impl Client {
         self.method == Method::Cancel
     }
 
+    /// The request, until its final response.
+    pub(super) fn request(&self) -> Option<Bytes> {
+        use {InviteClient as I, NonInviteClient as N};
+        let waits = matches!(
+            self.machine,
+            Machine::Invite(I::Calling { .. } | I::Proceeding)
+                | Machine::NonInvite(N::Trying { .. } | N::Proceeding)
+        );
+        waits.then(|| self.bytes.clone())
+    }
+
     fn ended(&self) -> bool {
         match self.machine {
             Machine::Invite(state) => state == InviteClient::Terminated,
@@ -359,6 +370,24 @@ impl TransactionLayer {
         (index, generation)
     }
 
+    /// An INVITE that had its first provisional response elsewhere.
+    pub(super) fn insert_proceeding(
+        &mut self,
+        owner: Owner,
+        branch: Branch,
+        method: Method,
+        dest: Destination,
+        bytes: Bytes,
+    ) -> (u32, u32) {
+        let (index, generation) = self.insert_client(owner, branch, method, dest, bytes, None);
+        if let Some((_, client)) = self.clients.get(index)
+            && matches!(client.machine, Machine::Invite(_))
+        {
+            client.machine = Machine::Invite(InviteClient::Proceeding);
+        }
+        (index, generation)
+    }
+
     /// Enters the first state of the figure, for the first time or again over UDP.
     fn start_client(&mut self, now: Instant, index: u32, timeout: Option<Duration>) {
         let mut timers = self.config.timers;
@@ -516,7 +545,7 @@ impl TransactionLayer {
         self.step_client(now, index, Cause::CancelSent);
     }
 
-    fn remove_client(&mut self, index: u32) {
+    pub(super) fn remove_client(&mut self, index: u32) {
         let Some(client) = self.clients.remove(index) else { return };
         self.by_branch.remove(&(client.branch, client.method == Method::Cancel));
         if let Some(addr) = stream_end(&client.dest) {

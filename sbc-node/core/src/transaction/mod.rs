@@ -22,6 +22,7 @@ pub mod invite_server;
 pub mod non_invite_client;
 pub mod non_invite_server;
 
+mod adopt;
 mod client;
 mod config;
 mod large;
@@ -33,6 +34,7 @@ mod server;
 mod table;
 mod types;
 
+pub use adopt::AdoptedServer;
 pub use config::{Config, TimerConfig};
 pub use large::UDP_LIMIT;
 pub use layer::TransactionLayer;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::adopt::AdoptedServer;
 use super::invite_server::{self as ist, InviteServer};
 use super::layer::{Due, Side, is_reliable, same_generation, seal_token};
 use super::matching::Fingerprint;
@@ -66,6 +67,10 @@ impl Server {
             Machine::Invite(state) => state.awaits_final(),
             Machine::NonInvite(state) => state.awaits_final(),
         }
+    }
+
+    pub(super) fn last_response(&self) -> Bytes {
+        self.response.clone()
     }
 
     fn ended(&self) -> bool {
@@ -255,6 +260,46 @@ impl TransactionLayer {
         }
         self.perform_server(now, index, steps, Context::default());
         self.tell(Event::Request { id: ServerId { index, generation }, flow, message, merged });
+    }
+
+    /// The transaction of an INVITE that another node took. Without a provisional response the caller
+    /// gets a 100 soon.
+    pub(super) fn insert_adopted_server(
+        &mut self,
+        now: Instant,
+        AdoptedServer { flow, invite, provisional }: AdoptedServer,
+    ) -> Option<ServerId> {
+        let key = self.matcher.server(&invite).ok()?;
+        let route = reply_route(&flow, &invite.via().ok()?);
+        let lost = flow.transport.is_reliable() && flow.conn.is_none();
+        let dest = route.fallback.filter(|_| lost).unwrap_or(route.dest);
+        let original = self.matcher.merged(&invite);
+        let original = original.filter(|print| !self.originals.contains_key(print));
+        let (fresh, actions) = InviteServer::start(&self.config.timers);
+        let answered = !provisional.is_empty();
+        let (state, steps): (InviteServer, Steps) = match answered {
+            true => (InviteServer::Proceeding { answered }, Steps::new()),
+            false => (fresh, actions.into_iter().map(Do::from).collect()),
+        };
+        let (index, generation) = self.servers.insert(Server {
+            owner: None,
+            key,
+            original,
+            machine: Machine::Invite(state),
+            dest,
+            fallback: route.fallback.filter(|_| !lost).map(Box::new),
+            source: flow.remote,
+            request: (!answered).then_some(invite),
+            response: provisional,
+            timers: [None; 2],
+            cancelled: false,
+        });
+        self.by_fingerprint.insert(key, index);
+        if let Some(print) = original {
+            self.originals.insert(print, index);
+        }
+        self.perform_server(now, index, steps, Context::default());
+        Some(ServerId { index, generation })
     }
 
     pub(super) fn receive_ack(&mut self, now: Instant, flow: Flow, message: Message) {

@@ -6,6 +6,7 @@ mod adopt;
 mod attacks;
 mod basic;
 mod early;
+mod early_adopt;
 mod features;
 mod forking;
 mod limits;
