@@ -371,12 +371,12 @@ mod tests {
         fn attempt()(
             leg in leg(),
             request in bytes(),
-            flags in any::<[bool; 2]>(),
+            proceeding in any::<bool>(),
+            challenges in any::<u8>(),
             min_se in proptest::option::of(any::<u32>()),
             forks in proptest::collection::vec(fork(), 0..3),
         ) -> AttemptRecord {
-            let [proceeding, authorized] = flags;
-            AttemptRecord { leg, request, proceeding, authorized, min_se, forks }
+            AttemptRecord { leg, request, proceeding, challenges, min_se, forks }
         }
     }
 

@@ -156,7 +156,7 @@ fn attempt_record(cx: &mut Cx<'_>, attempt: &Attempt) -> Option<AttemptRecord> {
         leg: lean(leg_record(cx, leg), None, said.as_ref()),
         request,
         proceeding: attempt.proceeding,
-        authorized: attempt.authorized,
+        challenges: attempt.challenges,
         min_se: attempt.min_se,
         forks: attempt.forks.iter().map(fork).collect(),
     })
@@ -247,6 +247,7 @@ fn early_leg(
     leg.sdp.remote = leg.sdp.remote.or(heard.cloned());
     leg.sdp.local = leg.sdp.local.or(said.cloned());
     leg.acked = None;
+    leg.origin = record.next_hop.map(|addr| addr.ip());
     Some(leg)
 }
 
@@ -325,7 +326,7 @@ fn restored_setup(
             leg: Some(place.leg.clone()),
             forks,
             proceeding: record.proceeding,
-            authorized: record.authorized,
+            challenges: record.challenges,
             min_se: record.min_se,
             ..Attempt::default()
         });
@@ -394,6 +395,12 @@ fn restored_call(
     };
     // Counted, never refused: the call was admitted where it began.
     let source = cx.env.routing.admit(cx.now, &found.a.trunk, true).ok();
+    let user = found.a.trunk.config.users.then(|| invite::aor_of(&facts.from));
+    let number = match setup.plan.targets.first() {
+        Some(hop) => hop.numbers.ruri.clone(),
+        None => String::new(),
+    };
+    let caller = cx.env.routing.admit_caller(cx.now, user.as_deref(), &number, true).ok();
     Call {
         key,
         hint: ShardHint(record.shard_hash),
@@ -406,7 +413,7 @@ fn restored_call(
         ok_wait: None,
         repeat: None,
         timers: CallTimers::default(),
-        permits: source.into_iter().collect(),
+        permits: source.into_iter().chain(caller).collect(),
         watched: None,
         facts: Box::new(facts),
         refers: SmallVec::new(),

@@ -99,8 +99,8 @@ pub struct AttemptRecord {
     pub request: Bytes,
     /// A provisional response came.
     pub proceeding: bool,
-    /// A challenge was answered.
-    pub authorized: bool,
+    /// How many challenges were answered.
+    pub challenges: u8,
     /// The session interval that the peer insists on, seconds.
     pub min_se: Option<u32>,
     /// Early dialogs, in the order of their making.

@@ -33,7 +33,7 @@ fn attempt_out(attempt: &AttemptRecord) -> wire::Attempt {
         leg: Some(leg_out(&attempt.leg)),
         request: attempt.request.clone(),
         proceeding: attempt.proceeding,
-        authorized: attempt.authorized,
+        challenges: attempt.challenges.into(),
         min_se: attempt.min_se,
         forks: attempt
             .forks
@@ -55,7 +55,8 @@ fn attempt_in(attempt: wire::Attempt) -> Result<AttemptRecord, RecordError> {
         leg: leg_in(attempt.leg.ok_or(RecordError::Missing("leg of an attempt"))?)?,
         request: attempt.request,
         proceeding: attempt.proceeding,
-        authorized: attempt.authorized,
+        challenges: u8::try_from(attempt.challenges)
+            .map_err(|_| RecordError::Bad("count of challenges"))?,
         min_se: attempt.min_se,
         forks: attempt.forks.into_iter().map(fork_in).collect::<Result<_, _>>()?,
     })

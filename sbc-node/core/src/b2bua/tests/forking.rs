@@ -153,3 +153,32 @@ fn one_after_the_other_where_that_is_wanted() {
     w.expect(Who::B, "ACK");
     assert_ne!(w.expect(Who::B, "INVITE").request_uri_str(), first.request_uri_str());
 }
+
+/// `early-dialogs`: both phones ring while the node dies; the survivor has both attempts.
+#[test]
+fn two_phones_that_ring_at_once_are_carried_on() {
+    let on_node = |number: u16| {
+        let mut settings_ = settings(false);
+        (settings_.seed, settings_.node) = (u8::try_from(number).unwrap(), Some(number));
+        settings_.calls.early_records = true;
+        settings_.begin()
+    };
+    let mut w = on_node(1);
+    ringing(&mut w, TWO);
+    let [desk, cell] = invites(&mut w, ["desk", "cell"]);
+    w.answer(Who::B, &desk, 180, "same", "Contact: <sip:d@192.0.2.1>\n");
+    w.answer(Who::B, &cell, 180, "same", "Contact: <sip:c@192.0.2.1>\n");
+    w.expect(Who::A, "180");
+    let second = w.expect(Who::A, "180");
+    let record = Box::new(w.records.last().unwrap().clone());
+    let mut w = on_node(2);
+    w.input(crate::core::Input::Adopt { record, mode: crate::core::AdoptMode::Address });
+    assert_eq!(w.core.stats().adopted, 1);
+    w.answer(Who::B, &cell, 200, "same", &ok());
+    let cancel = w.expect(Who::B, "CANCEL");
+    assert_eq!((cancel.call_id(), cancel.branch()), (desk.call_id(), desk.branch()));
+    assert_eq!(w.expect(Who::A, "200").to_tag(), second.to_tag());
+    w.answer(Who::B, &cancel, 200, "same", "");
+    w.answer(Who::B, &desk, 487, "same", "");
+    w.expect(Who::B, "ACK");
+}
