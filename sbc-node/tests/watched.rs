@@ -40,6 +40,10 @@ impl TraceService for Collector {
 impl Collector {
     /// Listens on a thread of its own until the test ends.
     fn start() -> (Collector, SocketAddr) {
+        Collector::behind(tonic::transport::Server::builder())
+    }
+
+    fn behind(mut server: tonic::transport::Server) -> (Collector, SocketAddr) {
         let collector = Collector::default();
         let (tell, told) = std::sync::mpsc::channel();
         let service = TraceServiceServer::new(collector.clone());
@@ -49,7 +53,7 @@ impl Collector {
                 let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
                 tell.send(listener.local_addr().unwrap()).unwrap();
                 let incoming = TcpListenerStream::new(listener);
-                let server = tonic::transport::Server::builder().add_service(service);
+                let server = server.add_service(service);
                 server.serve_with_incoming(incoming).await.unwrap();
             });
         });
@@ -234,4 +238,46 @@ fn with_a_share_of_none_nothing_is_told() {
     let nothing = hep.recv(&mut [0; 16]).expect_err("nothing");
     assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
     assert!(!http_get(node.metrics, "/metrics").contains("sbc_hep_sent"), "no watcher at all");
+}
+
+/// A collector further away: its certificate is signed by the authority that the configuration names,
+/// and a node that trusts another one sends it nothing.
+#[test]
+fn a_collector_behind_tls_is_believed_by_its_authority_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = |name: &str| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let file = dir.path().join(name);
+        std::fs::write(&file, params.self_signed(&key).unwrap().pem()).unwrap();
+        (rcgen::Issuer::new(params, key), file)
+    };
+    let ((issuer, right), (_, wrong)) = (authority("right.pem"), authority("wrong.pem"));
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let certificate = params.signed_by(&key, &issuer).unwrap().pem();
+    let identity = tonic::transport::Identity::from_pem(certificate, key.serialize_pem());
+    let tls = tonic::transport::ServerTlsConfig::new().identity(identity);
+    let server = tonic::transport::Server::builder().tls_config(tls).unwrap();
+    let (collector, endpoint) = Collector::behind(server);
+    let node = |ca: &std::path::Path| {
+        Node::start_with(&format!(
+            "[trace]\nendpoint = \"https://{endpoint}\"\nca = \"{}\"\nsample = 1.0\n",
+            ca.display()
+        ))
+    };
+    let refused = node(&wrong);
+    call(&refused, &(Phone::at(refused.pbx), Phone::at(refused.carrier)), 1);
+    eventually("spans that are lost", || {
+        let metrics = http_get(refused.metrics, "/metrics");
+        let lost = metrics.lines().find_map(|l| l.strip_prefix("sbc_spans_lost_total{} "))?;
+        (lost.parse::<f64>().unwrap() > 0.0).then_some(())
+    });
+    assert!(collector.spans().is_empty());
+    refused.stop();
+    let trusted = node(&right);
+    call(&trusted, &(Phone::at(trusted.pbx), Phone::at(trusted.carrier)), 1);
+    eventually("the call's span", || collector.spans().into_iter().find(|s| s.name == "call"));
+    trusted.stop();
 }

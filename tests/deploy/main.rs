@@ -3,6 +3,7 @@
 //! Each needs tools that not every machine has (`make deps` installs what can be had); what is missing
 //! is named and skipped, and fails in CI.
 
+mod apiserver;
 mod image;
 
 use std::collections::BTreeSet;

@@ -26,6 +26,9 @@ kernel = "off"
 
 [trace]
 endpoint = {{ .Values.tracing.endpoint | quote }}
+{{- with .Values.tracing.ca }}
+ca = {{ . | quote }}
+{{- end }}
 sample = {{ printf "%.6f" (float64 .Values.tracing.sample) }}
 {{- end }}
 {{- if .Values.hep.collector }}

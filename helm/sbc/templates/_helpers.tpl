@@ -46,6 +46,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- default (printf "%s-join" (include "sbc.fullname" .)) .Values.cluster.existingSecret -}}
 {{- end -}}
 
+{{/* Whether the API is of a release of Kubernetes or newer: (list . "1.27"). */}}
+{{- define "sbc.since" -}}
+{{- $root := index . 0 -}}
+{{- if semverCompare (printf ">=%s-0" (index . 1)) $root.Capabilities.KubeVersion.Version -}}true{{- end -}}
+{{- end -}}
+
 {{/* Whether calls of more than one pod are kept together. */}}
 {{- define "sbc.clustered" -}}
 {{- if gt (int .Values.replicas) 1 -}}true{{- end -}}

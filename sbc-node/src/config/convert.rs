@@ -22,6 +22,7 @@ use super::{
     TraceConfig, TransportConfig, diff, guard, interface, place, raw, registrar, route, secure,
     trunk,
 };
+use crate::transport::tls::SYSTEM_ROOTS;
 
 const MAX_SHARDS: usize = 64;
 const DEFAULT_SOCKET: &str = "/run/sbc/admin.sock";
@@ -359,11 +360,22 @@ fn share(cx: &mut Context<'_>, value: Option<&Spanned<f64>>, default: f64) -> Sh
 
 fn trace(cx: &mut Context<'_>, raw: &raw::Trace) -> TraceConfig {
     let endpoint = raw.endpoint.get_ref();
-    let plain = endpoint.strip_prefix("http://").is_some_and(|rest| rest.contains(':'));
-    if !plain {
-        cx.problem(raw.endpoint.span(), "the endpoint is http://HOST:PORT: a collector nearby");
+    let (secure, rest) = match endpoint.strip_prefix("https://") {
+        Some(rest) => (true, Some(rest)),
+        None => (false, endpoint.strip_prefix("http://")),
+    };
+    if !rest.is_some_and(|rest| rest.contains(':')) {
+        cx.problem(raw.endpoint.span(), "the endpoint is http://HOST:PORT or https://HOST:PORT");
     }
-    TraceConfig { endpoint: endpoint.clone(), share: share(cx, raw.sample.as_ref(), 0.01) }
+    let ca = match &raw.ca {
+        Some(ca) if secure => cx.text(ca).map(|_| cx.path(ca.get_ref())),
+        Some(ca) => {
+            cx.problem(ca.span(), "trace.ca is of no use without https:// in the endpoint");
+            None
+        }
+        None => secure.then(|| PathBuf::from(SYSTEM_ROOTS)),
+    };
+    TraceConfig { endpoint: endpoint.clone(), ca, share: share(cx, raw.sample.as_ref(), 0.01) }
 }
 
 fn hep(cx: &mut Context<'_>, raw: &raw::Hep) -> HepConfig {

@@ -236,8 +236,10 @@ pub struct LogConfig {
 /// `[trace]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TraceConfig {
-    /// `http://HOST:PORT` of a collector that takes OTLP/gRPC.
+    /// `http://HOST:PORT` or `https://HOST:PORT` of a collector that takes OTLP/gRPC.
     pub endpoint: String,
+    /// Who signs the collector's certificate, PEM; `None` without TLS.
+    pub ca: Option<PathBuf>,
     pub share: Share,
 }
 

@@ -523,6 +523,7 @@ pub(super) struct Metrics {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct Trace {
     pub(super) endpoint: Spanned<String>,
+    pub(super) ca: Option<Spanned<PathBuf>>,
     pub(super) sample: Option<Spanned<f64>>,
 }
 

@@ -3,15 +3,15 @@
 //! Which lookups follow from which question lives here; how their results are ordered does not.
 
 use std::future::Future;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{LookupIpStrategy, NameServerConfig, ResolverConfig};
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
+use hickory_resolver::{ResolverBuilder, TokioResolver};
 use sbc_core::core::ResolveError;
 use sbc_core::net::Transport;
 use tokio::sync::{Semaphore, mpsc};
@@ -31,11 +31,13 @@ const NEGATIVE_TTL: Duration = Duration::from_secs(30);
 /// How long a timeout holds: long enough that a dead server is not asked for every call.
 const TIMEOUT_TTL: Duration = Duration::from_secs(3);
 
+type Builder = ResolverBuilder<TokioRuntimeProvider>;
+
 /// How names are resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Name servers (address and port); empty means those of the system.
-    pub servers: Vec<std::net::SocketAddr>,
+    pub servers: Vec<SocketAddr>,
     /// For one question to one server.
     pub timeout: Duration,
     /// Questions to one server before the next.
@@ -48,24 +50,18 @@ impl Default for Settings {
     }
 }
 
-/// Builds the client. Its own cache honours TTLs below the shards' caches.
+/// Who is asked where nobody is named, as resolv.conf(5) has it.
+const THIS_MACHINE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 53);
+
+/// Builds the client. Its own cache honours TTLs below the shards' caches. Where neither the settings
+/// nor the system name a server, as in a minimal container, it says so and asks this machine: names
+/// then fail, addresses work.
 ///
 /// # Errors
-/// When the system's resolver configuration cannot be read.
+/// When the client cannot be made.
 pub fn client(settings: &Settings) -> Result<TokioResolver, NetError> {
-    let mut builder = if settings.servers.is_empty() {
-        TokioResolver::builder_tokio()?
-    } else {
-        let servers = settings.servers.iter().map(|addr| {
-            let mut server = NameServerConfig::udp_and_tcp(addr.ip());
-            for connection in &mut server.connections {
-                connection.port = addr.port();
-            }
-            server
-        });
-        let config = ResolverConfig::from_name_servers(servers.collect());
-        TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
-    };
+    let system = || TokioResolver::builder_tokio();
+    let mut builder = builder(&settings.servers, system);
     let options = builder.options_mut();
     options.timeout = settings.timeout;
     options.attempts = settings.attempts;
@@ -73,6 +69,32 @@ pub fn client(settings: &Settings) -> Result<TokioResolver, NetError> {
     options.try_tcp_on_error = true;
     options.cache_size = 8_192;
     builder.build()
+}
+
+fn builder(servers: &[SocketAddr], system: impl FnOnce() -> Result<Builder, NetError>) -> Builder {
+    if !servers.is_empty() {
+        return asking(servers);
+    }
+    system().unwrap_or_else(|error| {
+        tracing::warn!(
+            reason = %error,
+            "no name server is known, neither by [dns] servers nor by /etc/resolv.conf: \
+             names cannot be resolved unless one runs on this machine"
+        );
+        asking(&[THIS_MACHINE])
+    })
+}
+
+fn asking(servers: &[SocketAddr]) -> Builder {
+    let servers = servers.iter().map(|addr| {
+        let mut server = NameServerConfig::udp_and_tcp(addr.ip());
+        for connection in &mut server.connections {
+            connection.port = addr.port();
+        }
+        server
+    });
+    let config = ResolverConfig::from_name_servers(servers.collect());
+    TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
 }
 
 /// Answers requests until the sender is gone. `deliver` brings an answer to its shard.
@@ -305,4 +327,23 @@ fn absolute(host: &str) -> Option<Name> {
 /// A name without dots may be completed by search domains (`sip-server` in a cluster).
 fn relative(host: &str) -> Option<Name> {
     if host.contains('.') { absolute(host) } else { Name::from_ascii(host).ok() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn without_any_name_server_there_is_a_client_and_names_fail() {
+        let mut builder = builder(&[], || Err(NetError::from("no /etc/resolv.conf")));
+        let options = builder.options_mut();
+        (options.timeout, options.attempts) = (Duration::from_millis(50), 1);
+        let client = builder.build().expect("a client");
+        let usable = super::super::Usable::default().with(Transport::Udp, true);
+        let host = Arc::from("nobody.invalid");
+        let key = Key { host, port: Some(5060), transport: None, sips: false, usable };
+        let answer = lookup(&client, key).await;
+        let named = matches!(answer.result, Err(ResolveError::Timeout | ResolveError::NotFound));
+        assert!(named, "{:?}", answer.result);
+    }
 }

@@ -10,6 +10,7 @@ pub mod http;
 pub mod log;
 pub mod metrics;
 pub mod outside;
+mod span_source;
 pub mod spans;
 pub mod tap;
 pub mod time;

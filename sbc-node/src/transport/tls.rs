@@ -24,7 +24,7 @@ use sbc_core::cidr::Cidr;
 use super::identity::Identities;
 
 /// Where a Debian-like system keeps the authorities that everybody believes.
-const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
+pub(crate) const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// Whether clients show a certificate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
