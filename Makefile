@@ -2,27 +2,42 @@
 
 SHELL := /bin/bash
 PROFILE ?= release
-BIN := target/$(PROFILE)
+BIN = target/$(PROFILE)
 SEED ?=
+IMAGE ?=
 
-.PHONY: help deps build run test verify fix sim e2e soak faults fuzz bench install clean
+.PHONY: help deps build-deps build image package run test verify fix sim e2e soak faults fuzz bench install clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-deps: ## install the Debian packages that are missing, saying which
+deps: ## install all that the tests need and that is missing, saying what
 	@tests/scripts/deps.sh
 
-build: deps ## build sbc-node and sbcctl (PROFILE=dist: as they are shipped)
+build-deps:
+	@tests/scripts/deps.sh build
+
+build: build-deps ## build sbc-node and sbcctl (PROFILE=dist: as they are shipped)
 	cargo build --profile $(PROFILE) -p sbc-node --bins
 
+image: PROFILE = dist
+image: build ## the container image IMAGE (sbc:VERSION), by buildah or docker
+	@tests/scripts/deps.sh image
+	deploy/image/build.sh $(BIN) $(IMAGE)
+
+package: PROFILE = dist
+package: build ## the Debian package, in target/debian
+	@tests/scripts/deps.sh package
+	deploy/debian/build.sh $(BIN)
+
 run: build ## carry real calls through a real SBC, visibly
+	@tests/scripts/deps.sh run
 	@tests/scripts/demo.sh $(BIN)
 
 test: deps ## run every test: unit, property, simulation, end to end
 	@tests/scripts/test.sh
 
-verify: deps ## read-only checks: format, clippy, tidy
+verify: build-deps ## read-only checks: format, clippy, tidy
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	@if command -v cargo-deny >/dev/null; then cargo deny check; else echo "verify: cargo-deny is not installed: licences and advisories were not checked"; fi
@@ -31,7 +46,7 @@ fix: ## format, and apply what clippy can
 	cargo fmt --all
 	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
 
-sim: deps ## many seeds of the cluster simulation (SEED=n replays one)
+sim: build-deps ## many seeds of the cluster simulation (SEED=n replays one)
 	SEED=$(SEED) SEEDS=$(or $(SEEDS),2000) cargo test --release -p sbc-cluster --lib sim::invariants -- --nocapture
 
 e2e: deps ## only the end-to-end tests
@@ -45,7 +60,7 @@ faults: deps ## the fault matrix of the cluster as a table (FAULTS_CALLS, FAULTS
 	cargo build --release -p sbc-node --bins
 	SBC_BIN=$(CURDIR)/target/release cargo bench -p sbc-tests --bench faults
 
-fuzz: deps ## a minute of each fuzz target (needs cargo-fuzz and a nightly toolchain)
+fuzz: build-deps ## a minute of each fuzz target (needs cargo-fuzz and a nightly toolchain)
 	@tests/scripts/fuzz.sh
 
 bench: PROFILE = dist

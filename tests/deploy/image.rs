@@ -56,7 +56,7 @@ fn the_image_holds_the_binaries_their_libraries_and_a_bill() {
 }
 
 /// What podman and buildah need inside of tests: their own storage, and nothing of the host's limits.
-struct Engine {
+pub(super) struct Engine {
     dir: tempfile::TempDir,
     subnet: String,
     network: String,
@@ -64,7 +64,7 @@ struct Engine {
 }
 
 impl Engine {
-    fn new() -> Engine {
+    pub(super) fn new() -> Engine {
         let dir = tempfile::tempdir().expect("tempdir");
         let write = |name: &str, text: String| {
             std::fs::write(dir.path().join(name), text).expect("write");
@@ -90,7 +90,29 @@ impl Engine {
         Engine { dir, subnet, network: format!("sbct{id}"), containers: Vec::new() }
     }
 
-    fn command(&self, program: &str) -> Command {
+    /// Where it keeps everything; goes with it.
+    pub(super) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Adds to podman's configuration.
+    pub(super) fn configure(&self, more: &str) {
+        let file = self.dir.path().join("containers.conf");
+        let text = std::fs::read_to_string(&file).expect("read");
+        std::fs::write(&file, text + more).expect("write");
+    }
+
+    /// The name of its network, and the beginning of those of its containers.
+    pub(super) fn name(&self) -> &str {
+        &self.network
+    }
+
+    /// A container to be removed at the end.
+    pub(super) fn started(&mut self, name: String) {
+        self.containers.push(name);
+    }
+
+    pub(super) fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command
             .env("CONTAINERS_CONF", self.dir.path().join("containers.conf"))
@@ -98,8 +120,16 @@ impl Engine {
         command
     }
 
-    fn podman(&self, words: &[&str]) -> std::process::Output {
+    pub(super) fn podman(&self, words: &[&str]) -> std::process::Output {
         self.command("podman").args(words).output().expect("podman")
+    }
+
+    /// Builds the image as an operator does; its name.
+    pub(super) fn image(&self) -> String {
+        let image = format!("localhost/sbc-test:{}", std::process::id());
+        let mut build = self.command(&root().join("deploy/image/build.sh").to_string_lossy());
+        run(build.arg(binaries()).arg(&image).env("ENGINE", "buildah"));
+        image
     }
 
     /// The way into a container's network, for programs of the host.
@@ -132,11 +162,7 @@ fn three_containers_make_a_cluster_and_carry_a_call() {
         return skip_tool("containers", "no buildah, podman and runc here");
     }
     let mut engine = Engine::new();
-    let image = format!("localhost/sbc-test:{}", std::process::id());
-    let mut build = engine.command(&root().join("deploy/image/build.sh").to_string_lossy());
-    let built = build.arg(binaries()).arg(&image).env("ENGINE", "buildah").output();
-    let built = built.expect("build.sh");
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let image = engine.image();
     let shown = engine.podman(&["image", "inspect", &image]);
     let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).expect("inspect");
     assert_eq!(shown[0]["Config"]["User"], "10001:10001", "not root");

@@ -4,7 +4,9 @@
 //! is named and skipped, and fails in CI.
 
 mod apiserver;
+mod compose;
 mod image;
+mod systemd;
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;

@@ -117,3 +117,47 @@ fn a_pod_without_its_disk_comes_back_into_the_cluster() {
         load.end(&three);
     }
 }
+
+/// The set is scaled down and up again: the last ordinal leaves the cluster before it stops, so that the
+/// two that stay are all there is and lose nothing, and what is born under its name later is a member
+/// again, whether its volume was kept or not.
+#[test]
+fn a_removed_ordinal_leaves_and_a_reborn_one_is_a_member_again() {
+    if !can_make_namespaces("scale down") {
+        return;
+    }
+    let mut three = pods();
+    everyone(&three);
+    for kept in [true, false] {
+        let load = Load::start_own(&three, 3, CALLS, CALLS, HOLD);
+        let id = three.id(3);
+        load.mark();
+        let hook = three.node(3).ctl("node drain --wait --leave --timeout 50");
+        assert_eq!(hook["state"], "drained, left the cluster");
+        let node = three.nodes[2].take().expect("it runs");
+        let data = node.dir.join("raft");
+        node.stop();
+        three.wait_carried(&[1, 2], CALLS);
+        for number in [1, 2] {
+            wait_for(&format!("two members, as node {number} sees it"), LONG, || {
+                (names(&three, number) == ["n1", "n2"]).then_some(())
+            });
+            let status = three.node(number).ctl("cluster status");
+            assert_eq!(status["quorum"], true, "two of two are a majority");
+        }
+        load.heard_again();
+        load.end(&three);
+        if !kept {
+            std::fs::remove_dir_all(&data).expect("its volume is deleted");
+        }
+        three.readdress(3, if kept { 41 } else { 42 });
+        three.name_pods(&[1, 2, 3]);
+        three.restart(3);
+        everyone(&three);
+        assert_ne!(three.id(3), id, "its former self has left for good");
+        wait_for("the node to take calls again", LONG, || {
+            (three.node(3).ctl("status")["state"] == "running").then_some(())
+        });
+    }
+    place_call(&three);
+}

@@ -22,12 +22,21 @@ fi
 
 if [ ! -d src ]; then
     mkdir -p apt/lists/partial apt/cache/archives/partial
-    echo "deb-src ${DEBIAN_MIRROR:-http://deb.debian.org/debian} bookworm main" >apt/sources.list
+    for kind in deb deb-src; do
+        echo "$kind ${DEBIAN_MIRROR:-http://deb.debian.org/debian} bookworm main"
+    done >apt/sources.list
     apt=(-o "Dir::Etc::sourcelist=$place/apt/sources.list" -o Dir::Etc::sourceparts=/dev/null
         -o "Dir::State::lists=$place/apt/lists" -o "Dir::Cache=$place/apt/cache" -o APT::Sandbox::User=root)
     apt-get "${apt[@]}" update -q >/dev/null
     apt-get "${apt[@]}" source -q --download-only kubernetes
-    rm -rf unpacked && dpkg-source -x kubernetes_*.dsc unpacked && mv unpacked src
+    rm -rf unpacked && dpkg-source -x kubernetes_*.dsc unpacked
+    # The package's own copy of reflect2 walks maps as they were before Go 1.18, and crashes: Debian's
+    # present one takes its place.
+    apt-get "${apt[@]}" download -q golang-github-modern-go-reflect2-dev
+    dpkg -x golang-github-modern-go-reflect2-dev_*.deb reflect2
+    rm -rf unpacked/vendor/github.com/modern-go/reflect2
+    mv reflect2/usr/share/gocode/src/github.com/modern-go/reflect2 unpacked/vendor/github.com/modern-go/
+    mv unpacked src
 fi
 
 # The tree has its dependencies in it, and is older than modules that know their vendor directory by

