@@ -107,7 +107,8 @@ fn the_compose_file_makes_a_cluster_of_three_that_carries_a_call() {
 
 /// The configuration's peers are addresses of the network that compose made: here they are.
 fn call(engine: &Engine, space: &str) {
-    let links = run(Command::new("ip").args(["-n", space, "-br", "link", "show", "type", "bridge"]));
+    let links =
+        run(Command::new("ip").args(["-n", space, "-br", "link", "show", "type", "bridge"]));
     let bridge = links.split(' ').next().expect("a bridge").to_owned();
     for host in [100, 200] {
         ip(&format!("-n {space} addr add 172.30.7.{host}/24 dev {bridge}"));

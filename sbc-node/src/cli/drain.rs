@@ -65,11 +65,31 @@ pub(super) async fn run(channel: Channel, order: Order) -> Done {
         tokio::time::sleep(LOOK_EVERY).await;
     }
     if order.leave && clustered {
-        let id = cluster.status(pb::ClusterStatusRequest {}).await?.into_inner().id;
-        cluster.remove(pb::RemoveNodeRequest { node: id }).await?;
+        leave(&mut cluster, until).await?;
         order.say("drained, left the cluster");
     }
     Ok(())
+}
+
+/// Takes this node out of its cluster. Nobody sends it the entry that removed it: it learns of that by
+/// being refused, and stops then. An answer that did not come is therefore waited for in its end.
+async fn leave(cluster: &mut ClusterClient<Channel>, until: Instant) -> Done {
+    let id = cluster.status(pb::ClusterStatusRequest {}).await?.into_inner().id;
+    let Err(error) = cluster.remove(pb::RemoveNodeRequest { node: id }).await else {
+        return Ok(());
+    };
+    if error.code() != tonic::Code::Unavailable {
+        return Err(error.into());
+    }
+    while Instant::now() < until {
+        let Ok(status) = cluster.status(pb::ClusterStatusRequest {}).await else { return Ok(()) };
+        if status.into_inner().nodes.iter().all(|node| node.id != id) {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    let text = "drained, but whether it left is not known: look at the cluster from another node";
+    Err(Failure::Refused(format!("{text} ({})", error.message())))
 }
 
 /// A leader that goes would cost an election: another one takes over first. Of no matter when it
