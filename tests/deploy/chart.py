@@ -149,7 +149,7 @@ def services(mode, manifests, spec):
         check("multus: a volume for each pod", len(claims) == 1)
 
 
-def configuration(mode, manifests):
+def configuration(mode, manifests, pod_ip="10.1.2.3"):
     """The node itself reads what the chart wrote for it."""
     with tempfile.TemporaryDirectory() as place:
         data = one(manifests, "ConfigMap", "voice-sbc")["data"]["sbc.toml"]
@@ -170,7 +170,7 @@ def configuration(mode, manifests):
         file = os.path.join(place, "sbc.toml")
         with open(file, "w") as out:
             out.write(data)
-        env = {"POD_IP": "10.1.2.3", "NODE_IP": "10.0.0.1", "POD_NAME": "voice-sbc-0", "ADVERTISE_1": "203.0.113.1"}
+        env = {"POD_IP": pod_ip, "NODE_IP": "10.0.0.1", "POD_NAME": "voice-sbc-0", "ADVERTISE_1": "203.0.113.1"}
         done = subprocess.run([SBC_NODE, "check", file], capture_output=True, text=True, env=env)
         check(f"{mode}: sbc-node accepts its configuration", done.returncode == 0, done.stderr)
 
@@ -244,6 +244,14 @@ def main():
             configuration(mode, manifests)
             lasting = [m for m in manifests if "helm.sh/hook" not in m["metadata"].get("annotations", {})]
             checkov(mode, yaml.safe_dump_all(lasting))
+        done = render("pod", "--set", "ipFamily=IPv6")
+        manifests = [m for m in yaml.safe_load_all(done.stdout) if m]
+        configuration("pod, IPv6", manifests, "2001:db8::5")
+        families = [m["spec"]["ipFamilies"] for m in manifests if m["kind"] == "Service" and "ipFamilies" in m["spec"]]
+        check("pod, IPv6: and so are the Services", families and all(f == ["IPv6"] for f in families), families)
+        old = list(yaml.safe_load_all(helm("template", "voice", CHART, "-f", values_of("host"), "--kube-version", "1.20.2").stdout))
+        sts = one([m for m in old if m], "StatefulSet", "voice-sbc")
+        check("an old API is not asked for what it lacks", "persistentVolumeClaimRetentionPolicy" not in sts["spec"])
         refused("an even number of replicas", "use an odd number", "--set", "replicas=4")
         refused("floating addresses of pods", "pod addresses cannot move", "--set", "cluster.failover=address")
         refused("a key that does not exist", "Additional property replica is not allowed", "--set", "replica=3")
