@@ -244,7 +244,7 @@ def main():
             configuration(mode, manifests)
             lasting = [m for m in manifests if "helm.sh/hook" not in m["metadata"].get("annotations", {})]
             checkov(mode, yaml.safe_dump_all(lasting))
-        done = render("pod", "--set", "ipFamily=IPv6")
+        done = render("pod", "--set", "ipFamily=IPv6", "--set-string", "config=")
         manifests = [m for m in yaml.safe_load_all(done.stdout) if m]
         configuration("pod, IPv6", manifests, "2001:db8::5")
         families = [m["spec"]["ipFamilies"] for m in manifests if m["kind"] == "Service" and "ipFamilies" in m["spec"]]

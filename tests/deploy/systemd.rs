@@ -115,7 +115,8 @@ impl Machine<'_> {
     /// It came back by itself after its process `former` was gone.
     fn restarted(&self, former: &str) {
         wait_for("the node to be started again", LONG, || {
-            (self.active() && self.show("MainPID") != former).then_some(())
+            let pid = self.show("MainPID");
+            (self.active() && pid != former && pid != "0").then_some(())
         });
     }
 }

@@ -128,11 +128,16 @@ impl Service {
     /// takes whoever the CA certified.
     fn member<T>(&self, request: &Request<T>) -> Result<NodeId, Status> {
         let node = caller(request).ok_or_else(|| Status::unauthenticated("no certificate"))?;
+        self.known(node)?;
+        Ok(node)
+    }
+
+    fn known(&self, node: NodeId) -> Result<(), Status> {
         let tables = self.local.tables.read().unwrap_or_else(PoisonError::into_inner);
         if tables.node(node).is_none() && tables.node(self.local.id).is_some() {
             return Err(Status::permission_denied("not a member"));
         }
-        Ok(node)
+        Ok(())
     }
 
     fn greet(&self, from: NodeId, frame: Option<pb::PeerFrame>) -> Result<(), Status> {
@@ -194,6 +199,11 @@ impl Service {
                     return;
                 }
             };
+            // A stream outlives the membership: who was removed learns it by this.
+            if let Err(status) = self.known(from) {
+                let _ = acks.send(Err(status)).await;
+                return;
+            }
             let seq = frame.seq;
             self.count(from, prost::Message::encoded_len(&frame) as u64, false);
             if let Err(status) = self.take(from, frame) {
