@@ -215,7 +215,7 @@ fn refused_without_a_loop(machine: &Machine<'_>, disk: &Path) {
     assert!(!refused.status.success());
     assert_eq!(machine.show("ActiveState"), "failed");
     assert!(
-        machine.journal().contains("line 2: unknown key \"nonsense\""),
+        machine.journal().contains("/etc/sbc/sbc.toml:2: unknown key \"nonsense\""),
         "{}",
         machine.journal()
     );
