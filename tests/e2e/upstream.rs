@@ -1,4 +1,5 @@
-//! The SBC and a core registrar (Kamailio): it registers itself with a trunk.
+//! The SBC and a core registrar (Kamailio): it registers itself with a trunk; a phone registers with
+//! the core through it.
 //!
 //! ```text
 //! core 10.4.0.10 (kamailio) ── 10.4.0.1 sbc 10.5.0.1 ── 10.5.0.10 in
@@ -8,6 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use sbc_tests::baresip::{Baresip, Phone};
 use sbc_tests::net::{Net, exchange};
 use sbc_tests::node::Node;
 use sbc_tests::proc::Proc;
@@ -173,4 +175,79 @@ fn a_trunk_that_wants_it_is_registered_with_called_and_left() {
     assert!(!core.knows("4930123", 2), "{}", core.kamailio.output());
     core.kamailio.signal(Signal::SIGTERM);
     core.kamailio.wait(SOON);
+}
+
+const CACHE: &str = r#"
+[[trunk]]
+name = "core"
+interface = "core"
+peers = "10.4.0.10"
+
+[[trunk]]
+name = "phones"
+interface = "inside"
+
+[registrar]
+trunk = "phones"
+domains = ["core.example"]
+min-expires = "5s"
+default-expires = "60s"
+
+[[registrar.upstream]]
+trunk = "core"
+
+[[route]]
+source = "core"
+target = "phones"
+
+[[route]]
+source = "phones"
+target = "core"
+"#;
+
+#[test]
+fn a_phone_registers_with_the_core_through_us_and_is_called_from_there() {
+    if !can_make_namespaces("registration cache") {
+        return;
+    }
+    let core = Core::new(CACHE);
+    wait_for("the core", SOON, || core.kamailio.output().contains("Aliases").then_some(()));
+    let phone = Phone {
+        user: "bob",
+        listen: "10.5.0.10:5062",
+        transport: "udp",
+        tone_hz: 440,
+        params: "",
+        dial: None,
+        quit_after_s: 60,
+    };
+    let account = "<sip:bob@core.example>;auth_pass=secret;regint=6;outbound=\"sip:10.5.0.1:5060\"";
+    let mut bob = Baresip::start_as(&core.net.ns("in"), core.dir.path(), &phone, account, "");
+    bob.proc.wait_output("200 OK", SOON);
+    assert!(core.knows("bob", 1), "{}", core.kamailio.output());
+    let contacts = core.node.ctl("registrations show bob@core.example");
+    assert_eq!(contacts["contacts"].as_array().map(Vec::len), Some(1), "{contacts}");
+
+    // A SIPp at the core calls the user; the phone answers by itself.
+    let caller = Sipp::start(
+        &core.net.ns("core"),
+        core.dir.path(),
+        "caller",
+        "uac-call.xml",
+        "-m 1 -d 300 -i 10.4.0.10 -p 5080 -s bob 10.4.0.10:5060",
+    );
+    caller.expect_success(SOON);
+    assert_eq!(core.node.wait_cdrs(1)[0]["status"], 200);
+
+    // Its refreshes end here: the core has heard one REGISTER with and one without credentials.
+    wait_for("a refresh", SOON, || {
+        (core.node.metric("sbc_upstream_absorbed", "") >= 1).then_some(())
+    });
+    assert_eq!(core.node.metric("sbc_upstream_registers", ""), 2);
+
+    // The phone goes, and the core knows.
+    bob.proc.signal(Signal::SIGTERM);
+    bob.proc.wait(SOON);
+    assert!(!core.knows("bob", 2), "{}", core.kamailio.output());
+    core.node.stop();
 }

@@ -83,6 +83,8 @@ impl RegistrationsService {
                 conn: None,
                 flow_only: false,
                 good_until_ms: now_ms + u64::from(c.expires_s) * 1_000,
+                // The core registrar, if there is one, hears of it with the next REGISTER.
+                upstream: None,
             });
         }
         let aor = format!("{user}@{}", domain.to_ascii_lowercase()).into();

@@ -7,7 +7,8 @@ use std::time::Duration;
 use sbc_core::core::RegistrarConfig;
 use sbc_core::digest::{Algorithm, NonceKey};
 use sbc_core::registrar::{
-    AuthPolicy, Keepalive, KeepaliveKind, Overflow, RegistrarPolicy, Replays, User, Users,
+    AuthPolicy, Flows, Keepalive, KeepaliveKind, Overflow, RegistrarPolicy, Replays, UpstreamMode,
+    UpstreamPolicy, User, Users,
 };
 use sbc_core::sip::Method;
 use serde::Deserialize;
@@ -48,6 +49,30 @@ pub(super) struct Registrar {
     users_file: Option<Spanned<PathBuf>>,
     #[serde(default)]
     fork: ForkText,
+    #[serde(default)]
+    upstream: Vec<Spanned<UpstreamText>>,
+}
+
+/// `[[registrar.upstream]]` as written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct UpstreamText {
+    trunk: String,
+    #[serde(default)]
+    domains: Vec<String>,
+    #[serde(default)]
+    mode: ModeText,
+    expires: Option<Spanned<Span>>,
+}
+
+/// What a core registrar sees of the phones.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum ModeText {
+    Mirror,
+    #[default]
+    Contact,
+    Aor,
 }
 
 /// How contacts of equal q are called.
@@ -162,14 +187,64 @@ pub(super) fn convert(
             }
         }
     }
+    policy.upstream = upstream(cx, file, raw, &policy);
     static REPLAYS: OnceLock<Arc<Replays>> = OnceLock::new();
+    static FLOWS: OnceLock<Arc<Flows>> = OnceLock::new();
     let registrar = RegistrarConfig {
         policy: Arc::new(policy),
         users: Arc::new(users),
         replays: REPLAYS.get_or_init(|| Arc::new(Replays::new(1 << 20))).clone(),
+        flows: FLOWS.get_or_init(|| Arc::new(Flows::new(1 << 20))).clone(),
         trunk: name.as_str().into(),
     };
     Some((registrar, source))
+}
+
+/// Domains whose registrar stands behind a trunk.
+fn upstream(
+    cx: &mut Context<'_>,
+    file: &raw::File,
+    raw: &Registrar,
+    policy: &RegistrarPolicy,
+) -> Vec<Arc<UpstreamPolicy>> {
+    let mut all: Vec<Arc<UpstreamPolicy>> = Vec::new();
+    for spanned in &raw.upstream {
+        let (text, span) = (spanned.get_ref(), spanned.span());
+        let trunk = file.trunk.iter().find(|t| *t.get_ref().name.get_ref() == text.trunk);
+        match trunk.map(|t| t.get_ref()) {
+            None => cx.dependent(span.clone(), format!("there is no trunk \"{}\"", text.trunk)),
+            Some(t) if t.peers.0.is_empty() => {
+                let message = format!("trunk \"{}\" has no peers to register with", text.trunk);
+                cx.dependent(span.clone(), message);
+            }
+            Some(_) => {}
+        }
+        for domain in text.domains.iter().filter(|d| !policy.serves(d)) {
+            cx.problem(span.clone(), format!("the domain \"{domain}\" is not served"));
+        }
+        let domains: Vec<Box<str>> =
+            text.domains.iter().map(|d| d.to_ascii_lowercase().into()).collect();
+        let taken = |u: &Arc<UpstreamPolicy>| {
+            u.domains.is_empty()
+                || domains.is_empty()
+                || u.domains.iter().any(|d| domains.contains(d))
+        };
+        if all.iter().any(taken) {
+            cx.problem(span, "a domain has one upstream");
+        }
+        let expires = cx.span(text.expires.as_ref(), Duration::from_secs(3_600));
+        all.push(Arc::new(UpstreamPolicy {
+            domains,
+            trunk: text.trunk.as_str().into(),
+            mode: match text.mode {
+                ModeText::Mirror => UpstreamMode::Mirror,
+                ModeText::Contact => UpstreamMode::Contact,
+                ModeText::Aor => UpstreamMode::Aor,
+            },
+            expires_s: u32::try_from(expires.as_secs()).unwrap_or(u32::MAX).clamp(1, 604_800),
+        }));
+    }
+    all
 }
 
 fn policy(cx: &mut Context<'_>, raw: &Registrar, shards: usize) -> RegistrarPolicy {
@@ -222,6 +297,7 @@ fn policy(cx: &mut Context<'_>, raw: &Registrar, shards: usize) -> RegistrarPoli
         store_ahead: cx.span(raw.store_ahead.as_ref(), default.store_ahead),
         parallel: matches!(raw.fork, ForkText::Parallel),
         gruu_key: default.gruu_key,
+        upstream: Vec::new(),
         domains,
     }
 }

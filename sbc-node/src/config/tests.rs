@@ -463,7 +463,14 @@ fn every_example_is_good() {
             }
         }
     }
-    for name in ["carrier.toml", "cluster.toml", "ipv6.toml", "loopback.toml", "minimal.toml"] {
+    for name in [
+        "carrier.toml",
+        "cluster.toml",
+        "ipv6.toml",
+        "loopback.toml",
+        "minimal.toml",
+        "upstream.toml",
+    ] {
         assert!(seen.iter().any(|s| s == name), "{name} is missing: {seen:?}");
     }
 }
@@ -494,6 +501,10 @@ fn every_key_is_documented_and_every_documented_key_exists() {
         ("[trunk.session-timer]", "[[trunk]]\n[trunk.session-timer]\n~"),
         ("[[group]]", "[[group]]\n~"),
         ("[[route]]", "[[route]]\n~"),
+        (
+            "[[registrar.upstream]]",
+            "[registrar]\ntrunk=\"t\"\ndomains=[]\n[[registrar.upstream]]\n~",
+        ),
         ("[admission]", "[admission]\n~"),
         ("[[admission.limit]]", "[[admission.limit]]\n~"),
         ("[guard]", "[guard]\n~"),

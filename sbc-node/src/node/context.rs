@@ -276,10 +276,11 @@ impl Context {
         let mut samples = Vec::new();
         let all = self.ask(|core, _, _| {
             let users = core.registrar().map(|r| r.bindings().stats());
-            (core.stats(), core.transaction_stats(), users)
+            (core.stats(), core.transaction_stats(), users, core.cache_stats())
         });
-        for (shard, (calls, txn, users)) in all.await {
+        for (shard, (calls, txn, users, cache)) in all.await {
             core_samples(shard, &calls, &txn, &mut samples);
+            cache_samples(shard, &cache, &mut samples);
             user_samples(shard, &users.unwrap_or_default(), &mut samples);
         }
         samples.push(Sample {
@@ -511,6 +512,20 @@ impl Pages for Context {
     async fn stuck(&self) -> Option<String> {
         self.stuck_shard().await.map(|shard| format!("shard {shard} does not turn"))
     }
+}
+
+/// REGISTERs of phones whose registrar stands behind us.
+fn cache_samples(shard: usize, cache: &sbc_core::core::CacheStats, out: &mut Vec<Sample>) {
+    let mut push = |name, help, value: u64| {
+        let labels = vec![("shard", shard.to_string())];
+        out.push(Sample { name, help, kind: Kind::Counter, labels, value: number(value) });
+    };
+    push("sbc_upstream_registers", "REGISTERs passed on to a core registrar", cache.forwarded);
+    push("sbc_upstream_absorbed", "Refreshes answered without the core", cache.absorbed);
+    push("sbc_upstream_unanswered", "REGISTERs that no registrar answered", cache.unanswered);
+    push("sbc_upstream_bridged", "Refreshes granted while the core was away", cache.bridged);
+    push("sbc_upstream_withdrawn", "Ended contacts taken out of the core", cache.withdrawn);
+    push("sbc_upstream_withdraw_refused", "Of these, refused by the core", cache.withdraw_refused);
 }
 
 fn user_samples(shard: usize, users: &sbc_core::registrar::Stats, out: &mut Vec<Sample>) {

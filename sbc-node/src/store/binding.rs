@@ -7,7 +7,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use sbc_cluster::AorKey;
 use sbc_core::net::{ConnId, Interface, InterfaceId};
-use sbc_core::registrar::BindingRecord;
+use sbc_core::registrar::{BindingRecord, Upstream};
 use sbc_proto::record::v1 as wire;
 use sha2::{Digest as _, Sha256};
 
@@ -60,6 +60,13 @@ pub fn encode(aor: &str, b: &BindingRecord, names: &Names) -> Bytes {
         local: address_out(Some(b.local)),
         remote: address_out(Some(b.remote)),
         conn: b.conn.map(|conn| conn.0),
+        upstream: b.upstream.as_ref().map(|u| wire::Registration {
+            version: VERSION,
+            contact: u.contact.to_string(),
+            call_id: u.call_id.to_string(),
+            cseq: u.cseq,
+            until_ms: u.until_ms,
+        }),
     };
     binding.encode_to_vec().into()
 }
@@ -94,6 +101,12 @@ pub fn decode(
         conn: b.conn.map(ConnId),
         flow_only,
         good_until_ms,
+        upstream: b.upstream.map(|u| Upstream {
+            contact: u.contact.into(),
+            call_id: u.call_id.into(),
+            cseq: u.cseq,
+            until_ms: u.until_ms,
+        }),
     };
     Ok((b.aor, record))
 }
@@ -132,6 +145,12 @@ mod tests {
             conn: Some(ConnId(3 << 48 | 9)),
             flow_only: true,
             good_until_ms: 1_800_000_000_000,
+            upstream: Some(Upstream {
+                contact: "sip:alice@203.0.113.5:5060;rd=example.com".into(),
+                call_id: "core".into(),
+                cseq: 3,
+                until_ms: 9,
+            }),
         }
     }
 

@@ -15,8 +15,8 @@ use super::record::CallId;
 use super::stats::Stats;
 use super::subscription::SubKey;
 use crate::core::{
-    Config, Destination, Direction, Event, Output, Record, ResolveId, ResolveQuery, StoreId, Trace,
-    Wanted,
+    Cache, Config, Destination, Direction, Event, Output, Record, ResolveId, ResolveQuery, StoreId,
+    Trace, Wanted,
 };
 use crate::guard::{Guard, Overload};
 use crate::ids::{Branch, Ids};
@@ -177,6 +177,8 @@ pub(crate) struct Env {
     /// Trace new calls whose id is below this: a share of all; the largest number is all of them.
     pub(crate) trace_below: u64,
     pub(crate) stats: Stats,
+    /// REGISTERs under way to core registrars.
+    pub(crate) cache: Cache,
     pub(crate) next_id: u64,
 }
 

@@ -15,10 +15,10 @@ use super::wire;
 use crate::core::{Input, Locate, Output, ResolveId, ResolveQuery};
 use crate::dialog::Dialog;
 use crate::net::{Flow, Target, Transport};
-use crate::registrar::{Answer, Invalid, Reach, Reached};
+use crate::registrar::{Answer, Invalid, Reach, Reached, Registrar};
 use crate::routing::Trunk;
 use crate::sip::value::FromValue;
-use crate::sip::{Message, NameAddr};
+use crate::sip::{Message, Method, NameAddr};
 
 /// The trunk that a request outside dialogs comes from. A stranger on the users' interface must
 /// prove to be a user, whatever the method, unless the policy lets it in.
@@ -36,6 +36,12 @@ pub(crate) fn source(cx: &mut Cx<'_>, incoming: &Incoming<'_>) -> Result<Arc<Tru
     let Some(registrar) = &cx.env.registrar else {
         return Err(cx.env.routing.unknown_source().into());
     };
+    if let Some(admitted) = behind_core(cx, registrar, incoming) {
+        return match admitted {
+            true => Ok(trunk),
+            false => Err(Refuse::new(403, "Register First")),
+        };
+    }
     match registrar.admit(&incoming.flow, incoming.message, now_s, salt) {
         Ok(_) => Ok(trunk),
         Err(answer) => {
@@ -45,6 +51,19 @@ pub(crate) fn source(cx: &mut Cx<'_>, incoming: &Incoming<'_>) -> Result<Arc<Tru
             Err(answer.into())
         }
     }
+}
+
+/// Whether a request in the name of a domain whose registrar stands behind us comes from a phone that
+/// this one has let in; `None` for other domains.
+fn behind_core(cx: &Cx<'_>, registrar: &Registrar, incoming: &Incoming<'_>) -> Option<bool> {
+    let from = incoming.message.from().ok()?.uri().ok()?;
+    let c = cx.env.config.registrar.as_ref()?;
+    let known = c.flows.holds(&incoming.flow, cx.now);
+    let anonymous = known && from.host().eq_ignore_ascii_case(crate::registrar::ANONYMOUS);
+    let theirs = registrar.policy().upstream_of(from.host()).is_some();
+    // OPTIONS asks whether we are there: it costs and tells nothing.
+    let harmless = incoming.message.method() == Some(&Method::Options);
+    (theirs || anonymous).then_some(known || harmless)
 }
 
 /// The trunk that a request comes from because it names the Contact that we have registered there,

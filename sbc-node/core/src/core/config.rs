@@ -7,7 +7,7 @@ use crate::b2bua::CallPolicy;
 use crate::guard::{Guard, Overload};
 use crate::ids::HintKey;
 use crate::net::Interface;
-use crate::registrar::{RegistrarPolicy, Replays, Users};
+use crate::registrar::{Flows, RegistrarPolicy, Replays, Users};
 use crate::routing::Table;
 use crate::{sip, transaction};
 
@@ -45,6 +45,8 @@ pub struct RegistrarConfig {
     pub users: Arc<Users>,
     /// Handed on from configuration to configuration.
     pub replays: Arc<Replays>,
+    /// Phones that a core registrar has let in; handed on as well.
+    pub flows: Arc<Flows>,
     /// The trunk with the rules for phones (`users` is set in it); they register on its interface.
     pub trunk: Arc<str>,
 }

@@ -3,6 +3,7 @@
 //! The contract between the core and the edge lives in `io.rs`. What a shard does with it
 //! (matching, dispatch to call, registrar or probe) belongs to `shard.rs` beside it.
 
+mod cache;
 mod config;
 mod guarded;
 mod io;
@@ -11,6 +12,8 @@ mod registrant;
 mod shard;
 mod users;
 
+pub(crate) use cache::Cache;
+pub use cache::CacheStats;
 pub use config::*;
 pub use io::*;
 pub use probe::{ProbeCx, Prober};

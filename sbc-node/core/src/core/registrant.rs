@@ -867,7 +867,7 @@ fn seconds(time: Duration) -> u32 {
 
 /// How long the registrar keeps our contact, seconds (RFC 3261 §10.2.4): as it says of this contact,
 /// or of all, or as we asked.
-fn granted(message: &Message, contact: &str, asked: u32) -> u32 {
+pub(super) fn granted(message: &Message, contact: &str, asked: u32) -> u32 {
     let header = message.number(HeaderName::Expires).ok().flatten();
     let ours = UriRef::parse(contact).ok();
     let mut contacts = 0;

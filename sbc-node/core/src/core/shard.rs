@@ -11,9 +11,11 @@ use bytes::Bytes;
 use hashbrown::HashMap;
 use rand::Rng;
 
+use super::cache::Cache;
 use super::guarded;
 use super::{
-    Command, Config, Event, Input, Output, ProbeCx, Prober, Registrant, RegistrantCx, Wanted,
+    CacheStats, Command, Config, Event, Input, Output, ProbeCx, Prober, Registrant, RegistrantCx,
+    Wanted,
 };
 use crate::b2bua::{CallId, CallSummary, Calls, Cx, Env, Incoming, Purpose, Stats, WallClock};
 use crate::ids::{Branch, Ids, ShardHint};
@@ -64,6 +66,7 @@ impl Core {
             trace_all: false,
             trace_below: 0,
             stats: Stats::default(),
+            cache: Cache::default(),
             next_id: 0,
         };
         Core { env, calls: Calls::default(), prober: None, registrant: None, drained: false }
@@ -144,6 +147,7 @@ impl Core {
                     || self.registrant.as_mut().is_some_and(|registrant| {
                         registrant.resolved(&mut registrant_cx(cx.env, now), id, &result)
                     });
+                let known = known || super::cache::resolved(&mut cx, id, &result);
                 if !known {
                     self.calls.resolved(&mut cx, id, result);
                 }
@@ -212,6 +216,10 @@ impl Core {
         Stats { calls: self.calls.len() as u64, ..self.env.stats }
     }
 
+    pub fn cache_stats(&self) -> CacheStats {
+        self.env.cache.stats
+    }
+
     pub fn transaction_stats(&self) -> transaction::Stats {
         self.env.txn.stats()
     }
@@ -227,6 +235,7 @@ impl Core {
             && self.env.conns.is_empty()
             && self.env.stores.is_empty()
             && self.env.out.is_empty()
+            && self.env.cache.is_idle()
     }
 
     /// Snapshots of all calls, in no particular order.
@@ -324,7 +333,7 @@ impl Core {
                 || self.registrant.as_mut().is_some_and(|registrant| {
                     registrant_event(registrant, &mut registrant_cx(cx.env, now), &event)
                 });
-            if !known {
+            if !known && !super::cache::event(&mut cx, &event) {
                 dispatch(&mut cx, &mut self.calls, event);
             }
         }

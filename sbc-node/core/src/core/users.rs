@@ -45,6 +45,9 @@ pub(super) fn registers(cx: &Cx<'_>, flow: &Flow) -> bool {
 }
 
 pub(super) fn register(cx: &mut Cx<'_>, incoming: &Incoming<'_>) {
+    if super::cache::register(cx, incoming) {
+        return;
+    }
     let (now, now_s, salt) = (cx.now, cx.unix_ms() / 1_000, cx.ids().rng().next_u64());
     let Some(registrar) = &mut cx.env.registrar else { return };
     let answer = registrar.register(now, now_s, salt, &incoming.flow, incoming.message);
@@ -93,6 +96,11 @@ pub(super) fn adopt(cx: &mut Cx<'_>, state: &AorState) {
     {
         cx.env.stats.dropped += 1;
     }
+    let Some(c) = &cx.env.config.registrar else { return };
+    for b in state.bindings.iter().map(|held| &held.record).filter(|b| b.upstream.is_some()) {
+        let left_ms = b.good_until_ms.saturating_sub(cx.env.clock.unix_ms(cx.now));
+        c.flows.insert(&b.flow(), cx.now + Duration::from_millis(left_ms), cx.now);
+    }
 }
 
 /// A write of bindings was lost.
@@ -125,6 +133,9 @@ pub(super) fn flush(cx: &mut Cx<'_>) {
                 cx.env.out.push_back(Output::Store { id, wait: None, record });
             }
             Due::Ping(ping) => send_ping(cx, &ping),
+            Due::Withdraw { aor, upstream, left } => {
+                super::cache::withdraw(cx, &aor, upstream, left);
+            }
             Due::Changed(changed) => {
                 cx.env.out.push_back(Output::Event(super::Event::Registration(changed)));
             }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use super::gruu::{Device, print};
+use super::upstream::{Upstream, device_key};
 use crate::net::{ConnId, Flow, InterfaceId, Transport};
 
 /// What a REGISTER says of one contact.
@@ -53,6 +54,8 @@ pub(super) struct Binding {
     pub(super) stored_s: u32,
     /// When the next keepalive is due; `u32::MAX` for never.
     pub(super) ping_s: u32,
+    /// What a core registrar holds of it.
+    pub(super) upstream: Option<Box<Upstream>>,
 }
 
 impl Binding {
@@ -88,6 +91,7 @@ impl Binding {
             refreshed_s: now_s,
             stored_s: 0,
             ping_s: u32::MAX,
+            upstream: None,
         })
     }
 
@@ -119,6 +123,7 @@ impl Binding {
             && self.instance() == before.instance()
             && self.path() == before.path()
             && (self.own, self.conn) == (before.own, before.conn)
+            && self.upstream == before.upstream
             && (self.interface, self.transport, self.local, self.remote)
                 == (before.interface, before.transport, before.local, before.remote)
             && (self.q, self.methods, self.reg_id, self.natted)
@@ -180,6 +185,7 @@ impl Binding {
             conn: self.conn,
             flow_only: self.conn.is_some() && self.by_conn_alone(),
             good_until_ms: unix_ms_of(self.stored_s),
+            upstream: self.upstream.as_deref().cloned(),
         }
     }
 
@@ -210,6 +216,7 @@ impl Binding {
         };
         let mut binding = Binding::new(&said, now_s, until_s)?;
         (binding.own, binding.keeper, binding.stored_s) = (false, held.keeper, until_s);
+        binding.upstream = b.upstream.clone().map(Box::new);
         Some(binding)
     }
 
@@ -219,8 +226,14 @@ impl Binding {
             Device::Any => true,
             Device::Instance(instance) => self.instance() == instance,
             Device::Temporary(_) if self.instance().is_empty() => false,
+            Device::Contact(key) => self.device_key() == *key,
             Device::Temporary(known) => print(self.instance(), self.call_id()) == *known,
         }
+    }
+
+    /// See [`device_key`].
+    pub(super) fn device_key(&self) -> u64 {
+        device_key(self.contact(), self.instance(), self.reg_id)
     }
 
     /// Whether a record is of the same contact, or of the same flow of the same device.
@@ -241,12 +254,12 @@ impl Binding {
     }
 
     pub(super) fn copy(&self) -> Binding {
-        Binding { text: self.text.clone(), ..*self }
+        Binding { text: self.text.clone(), upstream: self.upstream.clone(), ..*self }
     }
 
     /// Heap bytes behind it.
     pub(super) fn heap_bytes(&self) -> usize {
-        self.text.len()
+        self.text.len() + self.upstream.as_deref().map_or(0, Upstream::heap_bytes)
     }
 }
 
@@ -344,4 +357,19 @@ pub struct BindingRecord {
     pub flow_only: bool,
     /// Unix milliseconds; past it the binding is forgotten unless written again.
     pub good_until_ms: u64,
+    /// What a core registrar holds of it.
+    pub upstream: Option<Upstream>,
+}
+
+impl BindingRecord {
+    /// How its REGISTER came.
+    pub fn flow(&self) -> Flow {
+        Flow {
+            interface: self.interface,
+            transport: self.transport,
+            local: self.local,
+            remote: self.remote,
+            conn: self.conn,
+        }
+    }
 }

@@ -28,6 +28,8 @@ pub enum Device {
     Instance(String),
     /// The one that has registered as a temporary GRUU says; see [`print`].
     Temporary(u64),
+    /// The one that a Contact of ours at a core registrar names.
+    Contact(u64),
 }
 
 /// A request names a temporary GRUU that is none of ours, or was tampered with.

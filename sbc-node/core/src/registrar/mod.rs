@@ -8,21 +8,25 @@
 mod aor;
 mod auth;
 mod binding;
+mod flows;
 mod gruu;
 mod nat;
 mod policy;
 mod register;
 mod table;
+mod upstream;
 mod view;
 
 pub use aor::aor_of;
 pub use auth::{Access, Guard, Replays, User, Users};
 pub use binding::{AorRecord, AorState, BindingRecord, Gone, Held, Reach, Reached, contact_key};
+pub use flows::Flows;
 pub use gruu::{Device, GruuKey, Invalid};
 pub use nat::is_natted;
 pub use policy::{AuthPolicy, Keepalive, KeepaliveKind, Overflow, RegistrarPolicy};
 pub use register::Answer;
 pub use table::{Bindings, Change, Changed, Due, Full, Ping, Stats};
+pub use upstream::{Asked, Judged, Upstream, UpstreamMode, UpstreamPolicy};
 pub use view::{Contact, Registration};
 
 use std::sync::Arc;
@@ -97,7 +101,7 @@ impl Registrar {
             Err(answer) => return answer,
         };
         let (table, policy, users) = (&mut self.bindings, &*self.policy, &*self.users);
-        register::register(table, policy, users, now, salt, flow, message, &access)
+        register::register(table, policy, users, now, salt, flow, message, &access, None)
     }
 
     /// The address of record in To, when it is nobody's.
@@ -153,6 +157,9 @@ impl Registrar {
     pub fn named(&self, user: &str, uri: &UriRef<'_>) -> Result<(String, Device), Invalid> {
         if let Some(opened) = self.policy.gruu_key.open(user) {
             return opened.map(|(aor, print)| (aor, Device::Temporary(print)));
+        }
+        if let Some(behind) = self.behind(uri) {
+            return Ok(behind);
         }
         let device = match uri.params().get("gr") {
             None | Some("") => Device::Any,
@@ -218,7 +225,7 @@ impl Registrar {
 }
 
 /// The host of who withholds a name (RFC 3323 §4.1.1.3).
-const ANONYMOUS: &str = "anonymous.invalid";
+pub(crate) const ANONYMOUS: &str = "anonymous.invalid";
 
 #[cfg(test)]
 mod tests;

@@ -1,8 +1,10 @@
 //! What the registrar is configured with; values only.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::gruu::GruuKey;
+use super::upstream::UpstreamPolicy;
 use crate::digest::{Algorithm, NonceKey};
 use crate::sip::Method;
 
@@ -72,6 +74,8 @@ pub struct RegistrarPolicy {
     pub service_route: Vec<Box<str>>,
     /// `None` trusts who can reach the interface.
     pub auth: Option<AuthPolicy>,
+    /// Domains whose registrar stands behind us; the first that fits counts.
+    pub upstream: Vec<Arc<UpstreamPolicy>>,
     pub keepalive: Option<Keepalive>,
     /// Of temporary GRUUs; shared by all nodes, like that of the nonces.
     pub gruu_key: GruuKey,
@@ -94,6 +98,7 @@ impl Default for RegistrarPolicy {
             bindings_max: 1_000_000,
             service_route: Vec::new(),
             auth: None,
+            upstream: Vec::new(),
             keepalive: Some(Keepalive::default()),
             gruu_key: GruuKey::default(),
             parallel: true,
@@ -103,6 +108,14 @@ impl Default for RegistrarPolicy {
 }
 
 impl RegistrarPolicy {
+    /// The core registrar of a domain; `None` where this one is it.
+    pub fn upstream_of(&self, host: &str) -> Option<Arc<UpstreamPolicy>> {
+        let of = |u: &&Arc<UpstreamPolicy>| {
+            u.domains.is_empty() || u.domains.iter().any(|d| d.eq_ignore_ascii_case(host))
+        };
+        self.upstream.iter().find(of).filter(|_| self.serves(host)).cloned()
+    }
+
     /// Whether a host is one of the domains served.
     pub fn serves(&self, host: &str) -> bool {
         self.domains.iter().any(|d| d.eq_ignore_ascii_case(host))

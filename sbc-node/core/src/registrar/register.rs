@@ -10,6 +10,7 @@ use super::gruu::print;
 use super::nat::is_natted;
 use super::policy::{Overflow, RegistrarPolicy};
 use super::table::Bindings;
+use super::upstream::{self, Granted, Judged, device_key};
 use crate::net::Flow;
 use crate::sip::value::{Contact, FromValue};
 use crate::sip::{HeaderName, Message, Method, NameAddr, unquote};
@@ -31,7 +32,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    pub(super) fn new(status: u16, reason: &'static str) -> Self {
+    pub(crate) fn new(status: u16, reason: &'static str) -> Self {
         Answer { status, reason, headers: Vec::new(), wrong_password: false }
     }
 
@@ -71,13 +72,44 @@ pub(super) fn register(
     flow: &Flow,
     message: &Message,
     access: &Access,
+    granted: Option<&Granted<'_>>,
 ) -> Answer {
-    match carry_out(table, policy, users, now, flow, message, access) {
+    match carry_out(table, policy, users, now, flow, message, access, granted) {
         Ok(aor) => ok(table, policy, now, salt, message, &aor),
         Err(answer) => answer,
     }
 }
 
+/// What a REGISTER asks for, for the core registrar that decides.
+///
+/// # Errors
+/// The answer to one that makes no sense.
+pub(super) fn judge(
+    policy: &RegistrarPolicy,
+    users: &Users,
+    flow: &Flow,
+    message: &Message,
+) -> Result<Judged, Answer> {
+    let aor = address_of_record(policy, users, message, &Access::Anyone)?;
+    let path: String = message.values(HeaderName::Path).collect::<Vec<_>>().join(",");
+    outbound_first_hop(message, &path)?;
+    let wish = wish(policy, flow, message, &path)?;
+    let all = matches!(wish, Wish::RemoveAll);
+    let contacts = match wish {
+        Wish::Nothing | Wish::RemoveAll => Vec::new(),
+        Wish::Contacts(asked) => asked
+            .into_iter()
+            .map(|Asked { said, seconds }| upstream::Asked {
+                contact: said.contact.into(),
+                key: device_key(said.contact, said.instance, said.reg_id),
+                seconds,
+            })
+            .collect(),
+    };
+    Ok(Judged { aor, contacts, all })
+}
+
+#[expect(clippy::too_many_arguments, reason = "a registrar's parts, borrowed one by one")]
 fn carry_out(
     table: &mut Bindings,
     policy: &RegistrarPolicy,
@@ -86,6 +118,7 @@ fn carry_out(
     flow: &Flow,
     message: &Message,
     access: &Access,
+    granted: Option<&Granted<'_>>,
 ) -> Result<String, Answer> {
     let aor = address_of_record(policy, users, message, access)?;
     let path: String = message.values(HeaderName::Path).collect::<Vec<_>>().join(",");
@@ -97,7 +130,7 @@ fn carry_out(
             in_order(table.of(&aor), message)?;
             Vec::new()
         }
-        Wish::Contacts(asked) => merge(table, policy, now, &aor, asked)?,
+        Wish::Contacts(asked) => merge(table, policy, now, &aor, asked, granted)?,
     };
     let full = |_| Answer::new(503, "Too Many Registrations").with(HeaderName::RetryAfter, 60);
     table.replace(now, &aor, new).map_err(full)?;
@@ -283,6 +316,7 @@ fn merge(
     now: Instant,
     aor: &str,
     asked: Vec<Asked<'_>>,
+    granted: Option<&Granted<'_>>,
 ) -> Result<Vec<Binding>, Answer> {
     let now_s = table.seconds(now);
     let mut kept: Vec<&Binding> = table.of(aor).iter().filter(|b| b.expires_s > now_s).collect();
@@ -290,12 +324,14 @@ fn merge(
     let mut fresh: Vec<Binding> = Vec::new();
     for Asked { said, seconds } in asked {
         let old = kept.iter().position(|b| is_same(b, &said));
-        let mut stored_s = 0;
+        let (mut stored_s, mut upstream) = (0, None);
+        let seconds = granted.map_or(seconds, |g| seconds.min(g.seconds_max));
         if let Some(old) = old.map(|at| kept.swap_remove(at)) {
             if old.call_id() == said.call_id && said.cseq <= old.cseq {
                 return Err(out_of_order());
             }
             stored_s = old.stored_s;
+            upstream = old.upstream.as_deref().cloned();
         }
         // The same contact twice in one request: the last word counts.
         fresh.retain(|b| !is_same(b, &said));
@@ -305,6 +341,7 @@ fn merge(
         let mut binding = Binding::new(&said, now_s, now_s.saturating_add(seconds))
             .ok_or(Answer::new(400, "Bad Request: Contact too long"))?;
         binding.stored_s = stored_s;
+        binding.upstream = granted.and_then(|g| g.of(aor, &binding, upstream)).map(Box::new);
         fresh.push(binding);
     }
     let max = policy.contacts_max.max(1);

@@ -15,6 +15,7 @@ use smallvec::SmallVec;
 use super::binding::{AorRecord, AorState, Binding, Gone, Held, Reached, contact_key};
 use super::gruu::Device;
 use super::policy::{Keepalive, KeepaliveKind};
+use super::upstream::Upstream;
 use crate::net::{ConnId, Flow};
 use crate::timer::{TimerKey, TimerWheel};
 
@@ -43,6 +44,12 @@ pub enum Due {
     /// Replicate this.
     Store(AorRecord),
     Ping(Ping),
+    /// A binding ended that a core registrar holds; so many of the user are left.
+    Withdraw {
+        aor: Box<str>,
+        upstream: Upstream,
+        left: usize,
+    },
     /// Tell whoever watches: where a user is has changed.
     Changed(Changed),
 }
@@ -231,7 +238,13 @@ impl Bindings {
             .filter(|o| o.stored_s > now_s && !stays(o))
             .map(|o| Gone { contact: o.key(), own_only: false })
             .collect();
+        let ended: Vec<Upstream> = old
+            .iter()
+            .filter(|o| o.own && !new.iter().any(|b| b.device_key() == o.device_key()))
+            .filter_map(|o| o.upstream.as_deref().cloned())
+            .collect();
         let Some(index) = self.swap(now_s, aor, new)? else { return Ok(()) };
+        self.withdraw(index, ended);
         self.tell(index, how);
         if !self.store(index, now_s, gone) {
             self.stats.coalesced += 1;
@@ -315,7 +328,7 @@ impl Bindings {
         let now_s = self.seconds(now);
         for index in self.by_conn.remove(&conn).unwrap_or_default() {
             let Some(entry) = self.aors.get_mut(index as usize) else { continue };
-            let mut lost = Vec::new();
+            let (mut lost, mut ended) = (Vec::new(), Vec::new());
             entry.bindings.retain_mut(|b| {
                 if b.conn != Some(conn) {
                     return true;
@@ -325,9 +338,11 @@ impl Bindings {
                 b.stored_s = b.stored_s.min(b.expires_s.saturating_sub(1));
                 if b.by_conn_alone() {
                     lost.push(b.gone());
+                    ended.extend(b.upstream.take().filter(|_| b.own).map(|u| *u));
                 }
                 !b.by_conn_alone()
             });
+            self.withdraw(index, ended);
             self.dropped(index, lost, now_s);
         }
     }
@@ -348,7 +363,7 @@ impl Bindings {
         let now_s = self.seconds(now);
         let Some(entry) = self.aors.get_mut(index as usize) else { return };
         let hasher = &self.hasher;
-        let mut lost = Vec::new();
+        let (mut lost, mut ended) = (Vec::new(), Vec::new());
         entry.bindings.retain_mut(|b| {
             if check_of(hasher, b.contact()) != check {
                 return true;
@@ -357,9 +372,11 @@ impl Bindings {
             let stays = misses == 0 || b.missed < misses;
             if !stays {
                 lost.push(b.gone());
+                ended.extend(b.upstream.take().filter(|_| b.own).map(|u| *u));
             }
             stays
         });
+        self.withdraw(index, ended);
         self.dropped(index, lost, now_s);
     }
 
@@ -378,6 +395,8 @@ impl Bindings {
                 .filter(|b| b.expires_s <= now_s)
                 .filter_map(|b| b.conn)
                 .collect();
+            let over = entry.bindings.iter_mut().filter(|b| b.expires_s <= now_s && b.own);
+            let ended: Vec<Upstream> = over.filter_map(|b| b.upstream.take()).map(|u| *u).collect();
             entry.bindings.retain(|b| b.expires_s > now_s);
             let lost = before - entry.bindings.len();
             self.stats.bindings -= lost;
@@ -386,6 +405,7 @@ impl Bindings {
                 conns.into_iter().for_each(|conn| self.unlink_conn(conn, index));
                 self.link_conns(index);
             }
+            self.withdraw(index, ended);
             self.tell(index, (lost > 0).then_some(Change::Expired));
             self.store(index, now_s, gone);
             self.ping(index, now_s);
@@ -411,6 +431,23 @@ impl Bindings {
             + self.aors.capacity() * size_of::<Aor>()
             + self.index.capacity() * 5
             + self.wheel.heap_bytes()
+    }
+
+    /// The core registrar has heard of these, or does not know them.
+    pub(super) fn forget_upstream(&mut self, aor: &str, which: impl Fn(&Binding) -> bool) {
+        let entry = self.find(aor).and_then(|index| self.aors.get_mut(index as usize));
+        let all = entry.into_iter().flat_map(|entry| &mut entry.bindings);
+        all.filter(|b| which(b)).for_each(|b| b.upstream = None);
+    }
+
+    fn withdraw(&mut self, index: u32, ended: Vec<Upstream>) {
+        let Some(entry) = self.aors.get(index as usize).filter(|_| !ended.is_empty()) else {
+            return;
+        };
+        let left = entry.bindings.len();
+        for upstream in ended {
+            self.due.push_back(Due::Withdraw { aor: entry.name.clone(), upstream, left });
+        }
     }
 
     /// Bindings were taken out of an entry.

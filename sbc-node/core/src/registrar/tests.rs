@@ -109,7 +109,7 @@ impl Bench {
             due.into_iter().partition(|d| matches!(d, Due::Changed(_)));
         self.seen.extend(seen.into_iter().filter_map(|d| match d {
             Due::Changed(c) => Some((c.how, c.contacts)),
-            Due::Store(_) | Due::Ping(_) => None,
+            Due::Store(_) | Due::Ping(_) | Due::Withdraw { .. } => None,
         }));
         due
     }
@@ -457,7 +457,7 @@ fn record(due: &[Due]) -> AorRecord {
         .iter()
         .filter_map(|due| match due {
             Due::Store(record) => Some(record),
-            Due::Ping(_) | Due::Changed(_) => None,
+            Due::Ping(_) | Due::Changed(_) | Due::Withdraw { .. } => None,
         })
         .collect();
     let [record] = &records[..] else { panic!("{due:?}") };
@@ -762,7 +762,7 @@ fn an_export_is_taken_in_beside_what_is_there() {
     there.register("Contact: <sip:alice@198.51.100.7:5060>, <sip:alice@203.0.113.9>\r\n");
     let stored = there.due().into_iter().find_map(|d| match d {
         Due::Store(record) => Some(record),
-        Due::Ping(_) | Due::Changed(_) => None,
+        Due::Ping(_) | Due::Changed(_) | Due::Withdraw { .. } => None,
     });
     let record = stored.unwrap();
     assert_eq!(here.registrar.import(here.now, &record), Ok(1));

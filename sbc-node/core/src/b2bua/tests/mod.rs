@@ -5,6 +5,7 @@
 mod adopt;
 mod attacks;
 mod basic;
+mod cache;
 mod early;
 mod early_adopt;
 mod features;

@@ -8,7 +8,9 @@ use super::basic::{SDP_A, SDP_B, invite_text, sdp};
 use super::world::*;
 use crate::core::{Input, Locate, RegistrarConfig};
 use crate::digest::{Account, Algorithm, Answerer, NonceKey};
-use crate::registrar::{AuthPolicy, Device, Reach, Reached, RegistrarPolicy, Replays, User, Users};
+use crate::registrar::{
+    AuthPolicy, Device, Flows, Reach, Reached, RegistrarPolicy, Replays, User, Users,
+};
 use crate::sip::{HeaderName, Message, Method};
 
 /// Trunk `one` are the phones; C is the voicemail that comes after them.
@@ -40,6 +42,7 @@ pub(super) fn settings(auth: bool) -> Settings {
         }),
         users: Arc::new(users),
         replays: Arc::new(Replays::new(64)),
+        flows: Arc::new(Flows::new(64)),
         trunk: "one".into(),
     });
     settings
