@@ -23,6 +23,7 @@ use slab::Slab;
 use super::{Destination, Output, ResolveError, ResolveId};
 use crate::b2bua::auth::{CHALLENGES_MAX, answer_for};
 use crate::b2bua::{Cx, Incoming};
+use crate::digest::Challenge;
 use crate::ids::ShardHint;
 use crate::net::{Flow, Target};
 use crate::registrar::{Answer, Judged, Upstream, UpstreamMode, UpstreamPolicy};
@@ -227,7 +228,7 @@ fn absorb(
     let answer = registrar.granted(now, salt, &incoming.flow, incoming.message, None, u32::MAX);
     if answer.status == 200 {
         cx.env.cache.stats.absorbed += 1;
-        known(cx, &incoming.flow);
+        known(cx, &incoming.flow, judged.longest_s());
     }
     respond(cx, incoming.server, &incoming.flow, incoming.message, &answer);
     true
@@ -515,8 +516,13 @@ fn accepted(cx: &mut Cx<'_>, index: usize, message: &Message) {
     let given = upstream.as_ref().map(|upstream| (upstream, pending.policy.mode, at.as_str()));
     let answer =
         registrar.granted(now, salt, &flow, &request, given, granted_s.unwrap_or(u32::MAX));
-    if answer.status == 200 && upstream.is_some() {
-        known(cx, &flow);
+    if pending.policy.mode == UpstreamMode::Aor {
+        registrar.share_upstream(&judged.aor);
+    }
+    let asks = judged.all || !judged.contacts.is_empty();
+    let seconds = judged.longest_s().min(granted_s.unwrap_or(0));
+    if answer.status == 200 && asks {
+        known(cx, &flow, seconds);
     }
     respond(cx, server, &flow, &request, &answer);
 }
@@ -525,6 +531,11 @@ fn accepted(cx: &mut Cx<'_>, index: usize, message: &Message) {
 fn refused(cx: &mut Cx<'_>, index: usize, message: &Message, status: u16) {
     let pending = cx.env.cache.pending.remove(index);
     let Why::Phone { server, flow, message: request, judged } = pending.why else { return };
+    if let Some(guard) = &cx.env.guard
+        && is_wrong_password(&request, message, status)
+    {
+        guard.auth_failed(cx.now, flow.remote.ip());
+    }
     if matches!(status, 403 | 404)
         && let Some(registrar) = &mut cx.env.registrar
     {
@@ -571,17 +582,31 @@ fn unavailable() -> Answer {
     answer
 }
 
-/// The phone behind a flow has been let in by the core: its other requests are taken too.
-fn known(cx: &mut Cx<'_>, flow: &Flow) {
-    let longest = cx.env.registrar.as_ref().map_or(0, |r| r.policy().expires_max);
-    let until: Instant = cx.now + Duration::from_secs(longest.into());
+/// The phone behind a flow has been let in by the core for a while: its other requests are taken too.
+/// With 0 it has left.
+fn known(cx: &mut Cx<'_>, flow: &Flow, seconds: u32) {
+    let until: Instant = cx.now + Duration::from_secs(seconds.into());
     if let Some(c) = &cx.env.config.registrar {
-        c.flows.insert(flow, until, cx.now);
+        match seconds {
+            0 => c.flows.remove(flow),
+            _ => c.flows.insert(flow, until, cx.now),
+        }
     }
-    if let Some(guard) = &cx.env.guard {
+    if let Some(guard) = cx.env.guard.as_ref().filter(|_| seconds > 0) {
         guard.auth_succeeded(flow.remote.ip());
         guard.registered(cx.now, flow, until);
     }
+}
+
+/// Whether the core says no to credentials, and not only to their age.
+fn is_wrong_password(request: &Message, answer: &Message, status: u16) -> bool {
+    let (said, challenges) = match status {
+        407 => (HeaderName::ProxyAuthorization, HeaderName::ProxyAuthenticate),
+        401 | 403 => (HeaderName::Authorization, HeaderName::WwwAuthenticate),
+        _ => return false,
+    };
+    let stale = |line: &str| Challenge::parse(line).is_ok_and(|c| c.stale);
+    request.has(said) && !answer.lines(challenges).any(stale)
 }
 
 fn respond(cx: &mut Cx<'_>, server: ServerId, flow: &Flow, request: &Message, answer: &Answer) {

@@ -51,7 +51,9 @@ impl Flows {
     }
 
     pub fn remove(&self, flow: &Flow) {
-        self.with(flow, |stripe, key| stripe.remove(&key));
+        self.with(flow, |stripe, key| {
+            stripe.remove(&key);
+        });
     }
 
     /// Whether a registered phone is behind it.

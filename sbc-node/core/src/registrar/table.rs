@@ -440,6 +440,13 @@ impl Bindings {
         all.filter(|b| which(b)).for_each(|b| b.upstream = None);
     }
 
+    /// The same is held of all of a user's bindings. Their records follow with their next write.
+    pub(super) fn set_upstream(&mut self, aor: &str, upstream: &Upstream) {
+        let entry = self.find(aor).and_then(|index| self.aors.get_mut(index as usize));
+        let all = entry.into_iter().flat_map(|entry| &mut entry.bindings);
+        all.for_each(|b| b.upstream = Some(Box::new(upstream.clone())));
+    }
+
     fn withdraw(&mut self, index: u32, ended: Vec<Upstream>) {
         let Some(entry) = self.aors.get(index as usize).filter(|_| !ended.is_empty()) else {
             return;

@@ -210,9 +210,15 @@ impl Registrar {
         });
     }
 
+    /// One registration stands for all of a user's contacts: all know what was said last.
+    pub fn share_upstream(&mut self, aor: &str) {
+        let all = self.bindings.of(aor).iter().filter_map(|b| b.upstream.as_deref());
+        let Some(last) = all.max_by_key(|u| u.cseq).cloned() else { return };
+        self.bindings.set_upstream(aor, &last);
+    }
+
     /// Carries out a REGISTER that the core let in, or that it need not hear of (`None`), no longer
     /// than `seconds_max`: the whole answer. `salt` is fresh random.
-    #[expect(clippy::too_many_arguments, reason = "what a REGISTER needs, and what was granted")]
     pub fn granted(
         &mut self,
         now: Instant,

@@ -292,6 +292,30 @@ fn one_registration_stands_for_all_contacts_of_a_user() {
 }
 
 #[test]
+fn a_user_of_whom_nothing_is_left_is_taken_out_of_the_core_once() {
+    let mut w = cached(UpstreamMode::Aor);
+    registered(&mut w);
+    w.ms(5_000);
+    register(&mut w, Who::C, 2, "Contact: <sip:bob@192.0.2.2:5060>\nExpires: 60\n");
+    resolve(&mut w);
+    let asked = w.expect(Who::A, "REGISTER");
+    grant(&mut w, &asked, 3600);
+    w.expect(Who::C, "200");
+    w.ms(57_000);
+    assert!(resolve(&mut w).is_empty(), "one contact is left");
+    w.ms(5_000);
+    resolve(&mut w);
+    let gone = w.expect(Who::A, "REGISTER");
+    assert_eq!(contact_of(&gone), "<sip:bob@10.0.0.9:5060;rd=example.com>;expires=0");
+    assert_eq!(gone.call_id().unwrap(), asked.call_id().unwrap());
+    assert!(gone.cseq().unwrap().number > asked.cseq().unwrap().number);
+    w.answer(Who::A, &gone, 401, "core", CHALLENGE);
+    w.nothing(Who::A);
+    let stats = w.core.cache_stats();
+    assert_eq!((stats.withdrawn, stats.withdraw_refused), (1, 1));
+}
+
+#[test]
 fn a_stranger_in_the_name_of_a_user_is_refused_and_the_phone_is_not() {
     let mut w = cached(UpstreamMode::Contact);
     let text = invite_text(&mut w, &sdp(SDP_A)).replace("pbx.inside.example", "example.com");
