@@ -54,13 +54,16 @@ pub(crate) fn source(cx: &mut Cx<'_>, incoming: &Incoming<'_>) -> Result<Arc<Tru
 }
 
 /// Whether a request in the name of a domain whose registrar stands behind us comes from a phone that
-/// this one has let in; `None` for other domains.
+/// this one has let in under that very name; `None` for other domains.
 fn behind_core(cx: &Cx<'_>, registrar: &Registrar, incoming: &Incoming<'_>) -> Option<bool> {
     let from = incoming.message.from().ok()?.uri().ok()?;
     let c = cx.env.config.registrar.as_ref()?;
-    let known = c.flows.holds(&incoming.flow, cx.now);
-    let anonymous = known && from.host().eq_ignore_ascii_case(crate::registrar::ANONYMOUS);
+    let holds = |aor: Option<&str>| c.flows.holds(&incoming.flow, aor, cx.now);
+    let nameless = from.host().eq_ignore_ascii_case(crate::registrar::ANONYMOUS);
+    let anonymous = nameless && holds(None);
     let theirs = registrar.policy().upstream_of(from.host()).is_some();
+    let aor = crate::registrar::aor_of(&from);
+    let known = anonymous || aor.is_some_and(|aor| holds(Some(&aor)));
     // OPTIONS asks whether we are there: it costs and tells nothing.
     let harmless = incoming.message.method() == Some(&Method::Options);
     (theirs || anonymous).then_some(known || harmless)

@@ -228,7 +228,7 @@ fn absorb(
     let answer = registrar.granted(now, salt, &incoming.flow, incoming.message, None, u32::MAX);
     if answer.status == 200 {
         cx.env.cache.stats.absorbed += 1;
-        known(cx, &incoming.flow, judged.longest_s());
+        known(cx, &incoming.flow, &judged.aor, judged.longest_s());
     }
     respond(cx, incoming.server, &incoming.flow, incoming.message, &answer);
     true
@@ -522,7 +522,7 @@ fn accepted(cx: &mut Cx<'_>, index: usize, message: &Message) {
     let asks = judged.all || !judged.contacts.is_empty();
     let seconds = judged.longest_s().min(granted_s.unwrap_or(0));
     if answer.status == 200 && asks {
-        known(cx, &flow, seconds);
+        known(cx, &flow, &judged.aor, seconds);
     }
     respond(cx, server, &flow, &request, &answer);
 }
@@ -541,7 +541,7 @@ fn refused(cx: &mut Cx<'_>, index: usize, message: &Message, status: u16) {
     {
         registrar.drop_refused(cx.now, &judged, status == 404);
         if let Some(c) = &cx.env.config.registrar {
-            c.flows.remove(&flow);
+            c.flows.remove(&flow, &judged.aor);
         }
     }
     let mut answer = Answer::new(if status < 400 { 480 } else { status }, "");
@@ -584,12 +584,12 @@ fn unavailable() -> Answer {
 
 /// The phone behind a flow has been let in by the core for a while: its other requests are taken too.
 /// With 0 it has left.
-fn known(cx: &mut Cx<'_>, flow: &Flow, seconds: u32) {
+fn known(cx: &mut Cx<'_>, flow: &Flow, aor: &str, seconds: u32) {
     let until: Instant = cx.now + Duration::from_secs(seconds.into());
     if let Some(c) = &cx.env.config.registrar {
         match seconds {
-            0 => c.flows.remove(flow),
-            _ => c.flows.insert(flow, until, cx.now),
+            0 => c.flows.remove(flow, aor),
+            _ => c.flows.insert(flow, aor, until, cx.now),
         }
     }
     if let Some(guard) = cx.env.guard.as_ref().filter(|_| seconds > 0) {

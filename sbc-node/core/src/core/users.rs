@@ -99,7 +99,7 @@ pub(super) fn adopt(cx: &mut Cx<'_>, state: &AorState) {
     let Some(c) = &cx.env.config.registrar else { return };
     for b in state.bindings.iter().map(|held| &held.record).filter(|b| b.upstream.is_some()) {
         let left_ms = b.good_until_ms.saturating_sub(cx.env.clock.unix_ms(cx.now));
-        c.flows.insert(&b.flow(), cx.now + Duration::from_millis(left_ms), cx.now);
+        c.flows.insert(&b.flow(), &state.aor, cx.now + Duration::from_millis(left_ms), cx.now);
     }
 }
 

@@ -322,10 +322,16 @@ fn a_stranger_in_the_name_of_a_user_is_refused_and_the_phone_is_not() {
     w.says(Who::B, &text);
     w.expect(Who::B, "403");
     registered(&mut w);
-    let text = invite_text(&mut w, &sdp(SDP_A))
-        .replace("pbx.inside.example", "example.com")
-        .replace("inside-call-1", "inside-call-2");
-    w.says(Who::B, &text);
+    for (from, call) in [("+4989555@example.com", "call-2"), ("bob@example.com", "call-3")] {
+        let text = invite_text(&mut w, &sdp(SDP_A))
+            .replace("+4989555@pbx.inside.example", from)
+            .replace("inside-call-1", call);
+        w.says(Who::B, &text);
+        if call == "call-2" {
+            // Registered, under another name.
+            w.expect(Who::B, "403");
+        }
+    }
     assert_eq!(resolve(&mut w).first().map(String::as_str), Some("core-1"));
     w.expect(Who::A, "INVITE");
 }
