@@ -225,7 +225,8 @@ fn a_phone_registers_with_the_core_through_us_and_is_called_from_there() {
         dial: None,
         quit_after_s: 60,
     };
-    let account = "<sip:bob@core.example>;auth_pass=secret;regint=10;outbound=\"sip:10.5.0.1:5060\"";
+    let account =
+        "<sip:bob@core.example>;auth_pass=secret;regint=10;outbound=\"sip:10.5.0.1:5060\"";
     let mut bob = Baresip::start_as(&core.net.ns("in"), core.dir.path(), &phone, account, "");
     bob.proc.wait_output("200 OK", SOON);
     assert!(core.knows("bob", 1), "{}", core.kamailio.output());
