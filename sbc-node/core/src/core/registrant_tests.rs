@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::core::Duty;
+use crate::core::{Destination, Duty};
 use crate::digest::{Algorithm, NonceKey, Presented, Server};
-use crate::ids::Ids;
+use crate::ids::{HintKey, Ids};
 use crate::net::{Flow, Host, InterfaceId, Listener, Transport};
 use crate::routing::{Credential, Peer, RoutingConfig, Secret, Table, TrunkConfig};
 use crate::sip::{self, Limits};
