@@ -173,25 +173,19 @@ impl Registrant {
     /// changed is registered anew.
     pub fn configure(&mut self, cx: &mut RegistrantCx<'_>) {
         let table = cx.routing.table().clone();
-        let mut kept = vec![false; self.entries.capacity()];
+        let mut gone = self.configured();
         for trunk in table.trunks() {
             for (config, shared) in trunk.registrations() {
                 match self.find(trunk.name(), &config.aor) {
                     Some(index) => {
-                        if let Some(kept) = kept.get_mut(index) {
-                            *kept = true;
-                        }
+                        gone.retain(|known| *known != index);
                         self.update(cx, index, trunk, config, shared);
                     }
                     None => self.add(cx, trunk, config, shared),
                 }
             }
         }
-        let gone = |(index, entry): (usize, &Entry)| {
-            let known = kept.get(index).copied();
-            (known == Some(false) && entry.leaving != Leaving::Gone).then_some(index)
-        };
-        for index in self.entries.iter().filter_map(gone).collect::<Vec<_>>() {
+        for index in gone {
             self.leave(cx, index, Leaving::Gone);
         }
     }

@@ -424,6 +424,25 @@ fn a_changed_contact_replaces_the_old_one_and_what_is_the_same_stays() {
     assert_eq!(b.asked.len(), 3);
 }
 
+#[test]
+fn a_reload_adds_accounts_beside_those_that_are_there() {
+    let mut b = Bench::new(config(), true, ok(3600));
+    b.run_for(MINUTE);
+    let mut more = config();
+    for user in ["4930124", "4930125"] {
+        more.register.push(RegisterConfig::new(&format!("{user}@carrier.example")));
+    }
+    b.reload(vec![more]);
+    b.run_for(MINUTE);
+    let asked: Vec<&str> = b.asked.iter().map(|(_, _, m)| m.to().unwrap().uri_str).collect();
+    let wanted = ["4930123", "4930124", "4930125"].map(|u| format!("sip:{u}@carrier.example"));
+    assert_eq!(asked.len(), 3, "{asked:?}");
+    assert!(wanted.iter().all(|w| asked.contains(&w.as_str())), "{asked:?}");
+    let trunk = b.routing.table().trunk_by_name("carrier").expect("known");
+    let registered = |r: &Arc<Registration>| r.status().state == RegistrationState::Registered;
+    assert_eq!(trunk.registrations().filter(|(_, r)| registered(r)).count(), 3);
+}
+
 fn duty(before: Option<HeldRegistration>) -> Duties {
     let (trunk, aor) = ("carrier".into(), "4930123@carrier.example".into());
     Duties { all: vec![Duty { trunk, aor, before }], withdraw: false }
