@@ -41,7 +41,7 @@ pub(crate) fn answer_record(
     if flow.transport != Transport::Udp || !offered {
         return None;
     }
-    let head = ok.windows(4).position(|w| w == b"\r\n\r\n")? + 4;
+    let head = memchr::memmem::find(ok, b"\r\n\r\n")? + 4;
     let head = Bytes::copy_from_slice(ok.get(..head)?);
     Some(AnswerRecord { head, source: flow.remote, seq })
 }

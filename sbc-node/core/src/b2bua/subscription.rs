@@ -82,8 +82,8 @@ pub(crate) struct Subscription {
     timer: Option<TimerKey>,
     /// Goes once nothing is under way.
     over: bool,
-    /// Unix time in milliseconds.
-    began_ms: u64,
+    /// When it was made or last renewed, by the listeners of then; Unix time in milliseconds.
+    renewed_ms: u64,
 }
 
 impl Subscription {
@@ -116,11 +116,12 @@ impl Subscriptions {
         self.slots.len()
     }
 
-    /// Whether one that began before `until_ms` (Unix milliseconds) has a dialog on an interface.
+    /// Whether one that was made, and not renewed since, by `until_ms` (Unix milliseconds) has a dialog
+    /// on an interface.
     pub(crate) fn uses(&self, interface: InterfaceId, until_ms: u64) -> bool {
         let on = |leg: &Leg| leg.hop.interface == interface;
         let used = |s: &Subscription| on(&s.a) || s.b.as_ref().is_some_and(on);
-        self.slots.iter().any(|(_, s)| s.began_ms <= until_ms && used(s))
+        self.slots.iter().any(|(_, s)| s.renewed_ms <= until_ms && used(s))
     }
 
     /// A SUBSCRIBE or REFER outside any dialog; its target is not known yet.
@@ -175,7 +176,7 @@ impl Subscriptions {
             next_exchange: 1,
             timer: None,
             over: false,
-            began_ms: cx.unix_ms(),
+            renewed_ms: cx.unix_ms(),
         };
         let index = self.slots.insert(Box::new(subscription));
         cx.env.stats.subscriptions = self.slots.len() as u64;
@@ -449,6 +450,9 @@ impl Subscriptions {
                 let asked = done.asked.request.number(HeaderName::Expires).ok().flatten();
                 let said = message.number(HeaderName::Expires).ok().flatten();
                 let seconds = said.or(asked).unwrap_or(SUBSCRIBE_S);
+                if let Some(subscription) = self.checked(key) {
+                    subscription.renewed_ms = cx.unix_ms();
+                }
                 self.lives(cx, key.index, seconds);
             }
             // What tells that the other side knows no such subscription (RFC 6665 §4.1.2.2, §4.2.2).

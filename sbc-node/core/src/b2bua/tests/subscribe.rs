@@ -415,9 +415,19 @@ fn a_subscription_at_a_retired_interface_ends_with_its_running_time() {
     let sub = subscribe(&mut w);
     w.answer(Who::B, &sub, 200, "bobtag", "Expires: 600\n");
     let ok = w.expect(Who::A, "200");
-    let (before, after) = (1_000_000, 1_000_000 - 1);
+    let before = 1_000_000;
     assert!(w.core.interface_used(OUTSIDE, before));
-    assert!(!w.core.interface_used(OUTSIDE, after), "it began after the interface retired");
+    assert!(!w.core.interface_used(OUTSIDE, before - 1), "it began after the interface retired");
+    // Renewed, it goes by the listeners of that time.
+    w.ms(400_000);
+    let again = a_request(&mut w, &ok, "SUBSCRIBE", 102, "Event: presence\nExpires: 600\n");
+    w.says(Who::A, &again);
+    let again = w.expect(Who::B, "SUBSCRIBE");
+    w.answer(Who::B, &again, 200, "", "Expires: 600\n");
+    w.expect(Who::A, "200");
+    assert!(!w.core.interface_used(OUTSIDE, before));
+    let before = before + 400_000;
+    assert!(w.core.interface_used(OUTSIDE, before));
     let mut config = Settings::new().config(w.now);
     for listener in &mut config.interfaces[usize::from(OUTSIDE.0)].listeners {
         listener.retired = true;
@@ -429,7 +439,7 @@ fn a_subscription_at_a_retired_interface_ends_with_its_running_time() {
     w.answer(Who::A, &told, 200, "", "");
     w.expect(Who::B, "200");
     // It is not renewed: the subscriber makes a new one, by the interface that is configured.
-    let again = a_request(&mut w, &ok, "SUBSCRIBE", 102, "Event: presence\nExpires: 600\n");
+    let again = a_request(&mut w, &ok, "SUBSCRIBE", 103, "Event: presence\nExpires: 600\n");
     w.says(Who::A, &again);
     w.expect(Who::A, "481");
     w.nothing(Who::B);
