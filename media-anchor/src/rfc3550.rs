@@ -1,11 +1,13 @@
 //! Loss and jitter of one RTP source as RFC 3550 §A.1, §A.3 and §A.8 compute them.
 //!
+//! While the kernel relays the packets they are what the far receiver reports of the same source.
+//!
 //! Pure arithmetic on header fields and arrival times. The clock rate of dynamic payload types is
 //! not signalled here: it is estimated over the first second.
 
 use std::time::{Duration, Instant};
 
-use crate::rtp::RtpHeader;
+use crate::rtp::{Report, RtpHeader};
 
 const MAX_DROPOUT: u16 = 3000;
 const MAX_MISORDER: u16 = 100;
@@ -23,6 +25,15 @@ const RATES_HZ: [u32; 6] = [8_000, 16_000, 24_000, 32_000, 48_000, 90_000];
 pub(crate) struct Reception {
     current: Option<Source>,
     lost_before: u64,
+    away: Option<Away>,
+}
+
+/// What is remembered of a source whose packets the kernel relays.
+#[derive(Clone, Copy, Debug)]
+struct Away {
+    ssrc: u32,
+    rate_hz: Option<u32>,
+    jitter_us: u32,
 }
 
 /// RFC 3550 §A.1 `source`.
@@ -74,13 +85,38 @@ impl Reception {
     /// Interarrival jitter of the current source in microseconds (§A.8); 0 while the clock rate is
     /// unknown.
     pub(crate) fn jitter_us(&self) -> u32 {
-        self.current.as_ref().map_or(0, Source::jitter_us)
+        let away = self.away.map_or(0, |away| away.jitter_us);
+        self.current.as_ref().map_or(away, Source::jitter_us)
     }
 
-    /// Forgets sequence and timing (the kernel relayed for a while) but keeps the losses.
+    /// Forgets sequence and timing (the kernel relays for a while) but keeps the losses.
     pub(crate) fn interrupt(&mut self) {
         self.lost_before = self.lost();
-        self.current = None;
+        if let Some(source) = self.current.take() {
+            let rate_hz = match source.clock {
+                Clock::Known(rate) => Some(rate),
+                Clock::Estimating(..) => None,
+            };
+            let jitter_us = source.jitter_us();
+            self.away = Some(Away { ssrc: source.ssrc, rate_hz, jitter_us });
+        }
+    }
+
+    /// Takes in what the receiver behind us reports of the source that was interrupted: its losses
+    /// are those before us and behind us. False for a report on anything else.
+    pub(crate) fn report(&mut self, report: &Report) -> bool {
+        let Some(away) = self.away.as_mut().filter(|away| away.ssrc == report.ssrc) else {
+            return false;
+        };
+        if self.current.is_some() {
+            return false;
+        }
+        self.lost_before = self.lost_before.max(u64::from(report.lost));
+        if let Some(rate) = away.rate_hz.filter(|rate| *rate > 0) {
+            let us = u64::from(report.jitter) * 1_000_000 / u64::from(rate);
+            away.jitter_us = u32::try_from(us).unwrap_or(u32::MAX);
+        }
+        true
     }
 }
 

@@ -20,6 +20,48 @@ pub(crate) enum Packet {
     Other,
 }
 
+/// What a receiver says of one source (RFC 3550 §6.4.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Report {
+    pub(crate) ssrc: u32,
+    /// Packets lost since it began to receive; 0 where duplicates made it negative.
+    pub(crate) lost: u32,
+    /// In timestamp units.
+    pub(crate) jitter: u32,
+}
+
+/// The report blocks of the sender and receiver reports of a compound RTCP packet. What encryption
+/// (RFC 3711) has made of them is for the caller to tell, by the source.
+pub(crate) fn reports(data: &[u8]) -> impl Iterator<Item = Report> {
+    const SENDER: u8 = 200;
+    const RECEIVER: u8 = 201;
+    let mut rest = data;
+    let parts = std::iter::from_fn(move || {
+        let fixed = rest.first_chunk::<4>()?;
+        let len = (usize::from(u16::from_be_bytes([fixed[2], fixed[3]])) + 1) * 4;
+        let (part, next) = rest.split_at_checked(len)?;
+        rest = next;
+        Some((fixed[0] & 0x1f, fixed[1], part))
+    });
+    parts.flat_map(|(count, kind, part)| {
+        let blocks = match kind {
+            SENDER => part.get(28..),
+            RECEIVER => part.get(8..),
+            _ => None,
+        };
+        let (blocks, _) = blocks.unwrap_or_default().as_chunks::<24>();
+        blocks.iter().take(usize::from(count)).map(|b| Report {
+            ssrc: u32::from_be_bytes([b[0], b[1], b[2], b[3]]),
+            // 24 bits with a sign.
+            lost: match b[5] {
+                0x80.. => 0,
+                high => u32::from_be_bytes([0, high, b[6], b[7]]),
+            },
+            jitter: u32::from_be_bytes([b[12], b[13], b[14], b[15]]),
+        })
+    })
+}
+
 /// Tells RTP, RTCP and the rest apart.
 pub(crate) fn classify(data: &[u8]) -> Packet {
     let Some(fixed) = data.first_chunk::<4>() else { return Packet::Other };
@@ -84,6 +126,30 @@ mod tests {
         assert!(matches!(classify(&rtp), Packet::Rtp(_)));
     }
 
+    /// Block of `ssrc` with a cumulative loss and a jitter.
+    fn block(ssrc: u32, lost: [u8; 3], jitter: u32) -> Vec<u8> {
+        let mut block = [&ssrc.to_be_bytes()[..], &[9], &lost, &[0; 4]].concat();
+        block.extend(jitter.to_be_bytes());
+        block.extend([0; 8]);
+        block
+    }
+
+    #[test]
+    fn report_blocks_of_a_compound_packet_are_read_rfc3550() {
+        let report = |ssrc, lost, jitter| Report { ssrc, lost, jitter };
+        let sender = [&[0x81, 200, 0, 12][..], &[0; 24], &block(5, [0, 1, 2], 40)].concat();
+        let description = [0x81, 202, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0];
+        let receiver =
+            [&[0x82, 201, 0, 13][..], &[0; 4], &block(6, [0xff; 3], 0), &block(7, [0, 0, 3], 1)];
+        let compound = [&sender[..], &description, &receiver.concat()].concat();
+        let found: Vec<Report> = reports(&compound).collect();
+        assert_eq!(found, [report(5, 258, 40), report(6, 0, 0), report(7, 3, 1)]);
+        // Fewer blocks than the count says, a part longer than the datagram, nothing.
+        assert_eq!(reports(&[0x9f, 201, 0, 1, 0, 0, 0, 1]).count(), 0);
+        assert_eq!(reports(&compound[..40]).count(), 0);
+        assert_eq!(reports(&[]).count(), 0);
+    }
+
     #[test]
     fn garbage_is_neither() {
         let cases: [&[u8]; 9] = [
@@ -111,6 +177,7 @@ mod tests {
         fn whatever_comes_is_judged_by_version_length_and_type(
             data in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..64)
         ) {
+            proptest::prop_assert!(reports(&data).count() <= data.len() / 24);
             match classify(&data) {
                 Packet::Rtp(header) => {
                     proptest::prop_assert!(data.len() >= 12 && data[0] >> 6 == 2);

@@ -191,8 +191,9 @@ impl DropReason {
 
 /// Counters of one side of one stream: what was *received from* that side.
 ///
-/// Userspace and kernel are joined in `packets`, `bytes` and `rtcp_packets`; `lost`, `jitter_us`
-/// and `ssrc` know only what userspace saw.
+/// Userspace and kernel are joined in `packets`, `bytes` and `rtcp_packets`; while the kernel relays,
+/// `lost` and `jitter_us` are what the other side's RTCP reports of the source that userspace saw
+/// last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SideStats {
     /// RTP (or raw) datagrams accepted from the side and relayed.

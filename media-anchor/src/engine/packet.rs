@@ -6,8 +6,8 @@ use std::time::Instant;
 use super::session::Stream;
 use super::{At, Engine, Output, Token};
 use crate::latch::{Ident, Judgement};
-use crate::rtp::{Packet, RtpHeader, classify};
-use crate::types::{Component, DropReason, Event};
+use crate::rtp::{Packet, RtpHeader, classify, reports};
+use crate::types::{Component, DropReason, Event, Side};
 
 /// The relay's answer to one datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl Engine {
             None => return refuse(stream, at, DropReason::Garbage),
         };
         let header = match content {
-            Content::Rtcp => return rtcp(stream, at, src),
+            Content::Rtcp => return rtcp(stream, at, src, data),
             Content::Media(header) => header,
         };
         let ident: Ident = header.map(|h| (h.ssrc, h.sequence));
@@ -146,7 +146,7 @@ fn media(
 }
 
 /// RTCP passes in both directions even on hold (RFC 3264 §5.1); it never latches a host.
-fn rtcp(stream: &mut Stream, at: At, src: SocketAddr) -> Verdict {
+fn rtcp(stream: &mut Stream, at: At, src: SocketAddr, data: &[u8]) -> Verdict {
     let from = stream.side_mut(at.side);
     let accepted = match at.component {
         Component::Rtp => from.latch.is_endpoint(src),
@@ -155,6 +155,7 @@ fn rtcp(stream: &mut Stream, at: At, src: SocketAddr) -> Verdict {
     if !accepted {
         return refuse(stream, at, DropReason::Source);
     }
+    heard(stream, at.side.other(), data);
     let to = stream.side(at.side.other());
     match (to.rtcp_destination(), to.exit(Component::Rtcp)) {
         (Some(addr), Some((by, _))) => {
@@ -162,5 +163,20 @@ fn rtcp(stream: &mut Stream, at: At, src: SocketAddr) -> Verdict {
             Verdict::Relay { by, to: addr, component: Component::Rtcp }
         }
         (None, _) | (_, None) => refuse(stream, at, DropReason::NoPeer),
+    }
+}
+
+/// Takes in what the far end says of the RTP of `side`, while the kernel relays that unseen.
+fn heard(stream: &mut Stream, side: Side, data: &[u8]) {
+    let from = stream.side_mut(side);
+    if !from.flow(Component::Rtp).is_installed() {
+        return;
+    }
+    for report in reports(data) {
+        if from.reception.report(&report) {
+            let (lost, jitter_us) = (from.reception.lost(), from.reception.jitter_us());
+            stream.cell.side(side).reception(lost, jitter_us, report.ssrc);
+            return;
+        }
     }
 }

@@ -315,6 +315,37 @@ fn rtcp_follows_into_the_kernel_where_policy_lets_it() {
     assert_eq!(bench.installs(), [flow_id(Side::A), flow_id(Side::B), rtcp]);
 }
 
+/// RTP of a in the kernel; b's receiver report comes by userspace.
+#[test]
+fn loss_and_jitter_are_those_of_the_far_end_while_the_kernel_relays() {
+    let mut bench = Bench::in_kernel();
+    let report = |ssrc: u32, lost: u8, jitter: u32| {
+        let mut data = vec![0x81, 201, 0, 7, 0, 0, 0, 9];
+        data.extend(ssrc.to_be_bytes());
+        data.extend([0, 0, 0, lost, 0, 0, 0, 0]);
+        data.extend(jitter.to_be_bytes());
+        data.extend([0; 8]);
+        data
+    };
+    let rtcp = SocketAddr::new(endpoint(Side::B).ip(), endpoint(Side::B).port() + 1);
+    // The source of these tests has SSRC 0 and payload type 0, of 8,000 Hz.
+    for (data, lost, jitter_us) in [
+        (report(0, 12, 80), 12, 10_000),
+        (report(1, 99, 1), 12, 10_000),
+        (report(0, 13, 8), 13, 1_000),
+    ] {
+        let verdict = bench.raw(Side::B, Component::Rtcp, rtcp, &data);
+        assert!(matches!(verdict, Verdict::Relay { .. }), "{verdict:?}");
+        let a = bench.cell.stats().a;
+        assert_eq!((a.lost, a.jitter_us), (lost, jitter_us));
+    }
+    assert_eq!(bench.paths()[0], Path::Kernel, "its RTP is where it was");
+    // A stranger's report is not believed.
+    let stranger = SocketAddr::from(([203, 0, 113, 77], 4_000));
+    bench.raw(Side::B, Component::Rtcp, stranger, &report(0, 200, 800));
+    assert_eq!(bench.cell.stats().a.lost, 13);
+}
+
 #[test]
 fn a_refused_flow_is_asked_for_again_after_a_while() {
     let mut bench = Bench::call(Latch::Auto);
