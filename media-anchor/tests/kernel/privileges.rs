@@ -67,10 +67,41 @@ fn an_ordinary_user_with_cap_net_admin_relays_by_nftables() {
     let (program, mut words) = as_nobody(&dir);
     let caps = ["--bounding-set", "--inh-caps", "--ambient-caps"];
     words.extend(caps.iter().flat_map(|c| [(*c).to_owned(), "-all,+net_admin".to_owned()]));
+    relays_by_nftables(&net, &call, &program, words);
+}
+
+/// File capabilities, as `setcap` or a package gives them: nobody, with nothing inherited.
+#[test]
+fn an_ordinary_user_relays_with_file_capabilities() {
+    let test = "an_ordinary_user_relays_with_file_capabilities";
+    if !available(test) || !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("directory");
+    let (program, words) = as_nobody(&dir);
+    let set = Command::new("setcap").args(["cap_net_admin+ep", &program]).output();
+    match set {
+        Ok(out) if out.status.success() => {}
+        Ok(out) => {
+            println!("SKIPPED {test}: {}", String::from_utf8_lossy(&out.stderr));
+            return;
+        }
+        Err(error) => {
+            println!("SKIPPED {test}: setcap: {error}");
+            return;
+        }
+    }
+    let net = Net::new();
+    let call = Call::v4(&net, SESSION);
+    relays_by_nftables(&net, &call, &program, words);
+}
+
+/// Runs `child` of the program by those words in the SBC's namespace, and a call through it.
+fn relays_by_nftables(net: &Net, call: &Call, program: &str, words: Vec<String>) {
     let mut child = Command::new("nsenter")
         .arg(format!("--net={}", net.sbc.path()))
         .args(words)
-        .args([&program, "--exact", "privileges::child", "--nocapture"])
+        .args([program, "--exact", "privileges::child", "--nocapture"])
         .env(CHILD, "1")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
