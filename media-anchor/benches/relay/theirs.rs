@@ -9,7 +9,8 @@ use crate::rtpengine::Rtpengine;
 
 /// Starts it on loopback; `None` where it is not installed.
 pub(crate) fn start() -> Option<Rtpengine> {
-    Rtpengine::start([IpAddr::from([127, 0, 0, 32]); 2])
+    let sides = [IpAddr::from([127, 0, 0, 32]); 2];
+    Some(Rtpengine::new(Rtpengine::spawn(sides, None)?, sides))
 }
 
 impl Relay for Rtpengine {

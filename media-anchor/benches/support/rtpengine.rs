@@ -15,11 +15,20 @@ pub(crate) struct Rtpengine {
 }
 
 impl Rtpengine {
-    /// Starts it in the calling thread's network namespace, with these addresses towards the two
-    /// sides; `None` where it is not installed.
-    pub(crate) fn start(sides: [IpAddr; 2]) -> Option<Rtpengine> {
+    /// Starts the program with these addresses towards the two sides, in the network namespace of
+    /// that path if there is one; `None` where it is not installed.
+    pub(crate) fn spawn(sides: [IpAddr; 2], namespace: Option<&str>) -> Option<Child> {
         let ng = SocketAddr::new(sides[0], 22_222);
-        let child = Command::new("rtpengine")
+        Command::new("rtpengine").arg("--version").output().ok()?;
+        let mut command = match namespace {
+            Some(path) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net={path}")).arg("rtpengine");
+                command
+            }
+            None => Command::new("rtpengine"),
+        };
+        command
             .args(["--config-file=none", "--table=-1", "--foreground", "--log-stderr"])
             .arg(format!("--interface=a/{}", sides[0]))
             .arg(format!("--interface=b/{}", sides[1]))
@@ -28,7 +37,12 @@ impl Rtpengine {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .ok()?;
+            .ok()
+    }
+
+    /// Waits until it answers, from a thread in its network namespace.
+    pub(crate) fn new(child: Child, sides: [IpAddr; 2]) -> Rtpengine {
+        let ng = SocketAddr::new(sides[0], 22_222);
         let control = UdpSocket::bind((sides[0], 0)).expect("binds");
         control.set_read_timeout(Some(Duration::from_millis(200))).expect("takes it");
         let mut relay = Rtpengine { child, control, ng, sides, cookie: 0 };
@@ -36,7 +50,7 @@ impl Rtpengine {
         while relay.ask("7:command4:ping").is_none() {
             assert!(Instant::now() < deadline, "rtpengine does not answer");
         }
-        Some(relay)
+        relay
     }
 
     /// Process id.
