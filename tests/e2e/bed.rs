@@ -11,6 +11,7 @@
 use sbc_tests::net::{Net, ip, nft, wait_listening};
 use sbc_tests::node::Node;
 use sbc_tests::sipp::Sipp;
+use std::path::Path;
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -69,6 +70,16 @@ impl Bed {
 
     /// As [`Bed::new`], with `transport` towards the trunks.
     pub(crate) fn over(plan: Plan, transport: &str, extra: &str) -> Bed {
+        Bed::prepared(plan, transport, |_, config| config + extra)
+    }
+
+    /// As [`Bed::over`]; `prepare` may lay files into the node's folder (`@DIR@`) and change its
+    /// configuration.
+    pub(crate) fn prepared(
+        plan: Plan,
+        transport: &str,
+        prepare: impl FnOnce(&Path, String) -> String,
+    ) -> Bed {
         let net = Net::new(&["out", "sbc", "in"]);
         let bits = if plan.v6 { 64 } else { 24 };
         net.link(
@@ -110,7 +121,7 @@ impl Bed {
             ),
         );
         let dir = tempfile::tempdir().expect("temporary directory");
-        let config = config(&plan, transport, extra);
+        let config = prepare(dir.path(), config(&plan, transport));
         let node = Node::start(&net.ns("sbc"), dir.path(), "sbc", &config);
         Bed { net, dir, plan, node: Some(node) }
     }
@@ -185,7 +196,7 @@ impl Bed {
     }
 }
 
-fn config(plan: &Plan, transport: &str, extra: &str) -> String {
+fn config(plan: &Plan, transport: &str) -> String {
     let (sbc_out, sbc_in) = (plan.host(plan.sbc_out), plan.host(plan.sbc_in));
     let (out, inside, inside2) =
         (plan.host(plan.out), plan.host(plan.inside), plan.host(plan.inside2));
@@ -242,7 +253,7 @@ target = "both"
 [[route]]
 source = ["inside", "inside2"]
 target = "outside"
-{extra}
+
 "#,
         advertised = plan.host(plan.advertised),
         advertised_ip = plan.advertised,

@@ -3,6 +3,7 @@
 mod bad_input;
 mod basic;
 mod bed;
+mod border;
 mod cluster;
 mod edge;
 mod features;

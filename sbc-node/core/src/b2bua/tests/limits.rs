@@ -9,7 +9,7 @@ use super::session::hang_up;
 use super::world::*;
 use crate::guard::{
     Access, AccessList, AccessRule, Algorithm, CountryRule, FraudProfile, Guard, GuardConfig,
-    OverLimit, Overload, OverloadConfig, RateKey, RateLimit, Threshold, Zone,
+    OverLimit, Overload, OverloadConfig, PikeConfig, RateKey, RateLimit, Threshold, Zone,
 };
 use crate::routing::{CallLimits, CallerLimit, CallsBy, OverCalls};
 use crate::sip::{HeaderName, Message};
@@ -272,4 +272,25 @@ fn overload_sheds_new_calls_says_when_to_come_back_and_keeps_dialogs() {
         overload.observe(Duration::ZERO, 0.0);
     }
     assert_eq!(status(call(&mut w, 5, "+4930", "")), 0, "who comes back is served");
+}
+
+#[test]
+fn a_registered_phone_has_an_allowance_and_a_stranger_at_its_address_has_none() {
+    let mut settings = super::users::settings(false);
+    let pike = PikeConfig { density: 20, ..PikeConfig::default() };
+    let watched = GuardConfig { pike, user_allowance: 40, ban_for: None, ..GuardConfig::default() };
+    settings.guard = guard(watched);
+    let mut w = settings.begin();
+    let passed = |w: &World, flow| (0..1_000).filter(|_| w.core.lets_in(w.now, &flow)).count();
+    super::users::register(&mut w, Who::B, 1, "Contact: <sip:bob@192.0.2.1:5060>\n");
+    w.expect(Who::B, "200");
+    let mut stranger = Who::B.flow();
+    stranger.remote.set_port(7777);
+    let known = passed(&w, Who::B.flow());
+    // Five seconds of its allowance, and then what pike lets anybody have.
+    assert!((200 + 20..=200 + 60).contains(&known), "{known}");
+    assert_eq!(passed(&w, stranger), 0, "the address is blocked by now");
+    w.ms(10_000);
+    assert!((19..=60).contains(&passed(&w, stranger)));
+    assert_eq!(passed(&w, Who::B.flow()), 200, "what is its own it has still");
 }
