@@ -223,12 +223,7 @@ impl Handle {
         let entry = self.sessions.get(&id).ok_or(MediaError::Unknown)?;
         entry.side(index, side).ok_or(MediaError::Unknown)?;
         let stream = u8::try_from(index).map_err(|_| MediaError::Unknown)?;
-        let rtcp = remote.rtcp.filter(|_| !remote.rtcp_mux);
-        for addr in [remote.rtp, rtcp].into_iter().flatten() {
-            if !self.shared.addresses.usable(addr) {
-                return Err(MediaError::Forbidden(addr));
-            }
-        }
+        self.check(remote)?;
         let signalled = remote.rtp;
         let remote = *remote;
         self.try_post(id, Letter::Command(Command::Remote { id, stream, side, remote, relearn }))?;
@@ -236,6 +231,19 @@ impl Handle {
             entry.signalled = signalled;
         }
         Ok(())
+    }
+
+    /// Whether media may be sent to what SDP says; asked by itself before a side is bound.
+    ///
+    /// # Errors
+    /// `Forbidden` with the first address that it may not be sent to.
+    pub fn check(&self, remote: &Remote) -> Result<(), MediaError> {
+        let rtcp = remote.rtcp.filter(|_| !remote.rtcp_mux);
+        let mut named = [remote.rtp, rtcp].into_iter().flatten();
+        match named.find(|addr| !self.shared.addresses.usable(*addr)) {
+            Some(addr) => Err(MediaError::Forbidden(addr)),
+            None => Ok(()),
+        }
     }
 
     /// Takes over the source that another node had latched, for a call carried on here: to be said

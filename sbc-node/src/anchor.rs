@@ -118,6 +118,8 @@ impl Anchor for ShardAnchor {
         let remote = remote_of(remote);
         match self.handle.remote(session(id), index, side_of(side), &remote, relearn) {
             Err(relay::MediaError::Unknown) => {
+                // A caller whose media may go nowhere hears so before anybody rings.
+                self.handle.check(&remote).map_err(error)?;
                 self.take_early(id, index, side);
                 let early = Early { index, side, remote, relearn };
                 self.early.entry(id).or_default().push(early);

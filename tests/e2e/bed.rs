@@ -121,7 +121,9 @@ impl Bed {
             ),
         );
         let dir = tempfile::tempdir().expect("temporary directory");
-        let config = prepare(dir.path(), config(&plan, transport));
+        let folder = dir.path().join("sbc");
+        std::fs::create_dir_all(&folder).expect("node directory");
+        let config = prepare(&folder, config(&plan, transport));
         let node = Node::start(&net.ns("sbc"), dir.path(), "sbc", &config);
         Bed { net, dir, plan, node: Some(node) }
     }

@@ -53,10 +53,11 @@ fn countries_and_lists_of_bans_decide_before_parsing_and_follow_a_reload() {
     assert_eq!(bans["bans"][0]["by"], "bans.txt", "{bans}");
 
     // The file is read again by a reload; a bad one changes nothing.
-    country_file(bed.dir.path(), "DE");
+    let folder = bed.dir.path().join("sbc");
+    country_file(&folder, "DE");
     bed.node().order("config reload");
     assert!(answered(&bed, "10.1.0.61", 2));
-    std::fs::write(bed.dir.path().join("countries.mmdb"), "not a database").expect("write");
+    std::fs::write(folder.join("countries.mmdb"), "not a database").expect("write");
     assert!(bed.node().try_ctl("config reload").is_none(), "a bad file is refused");
     assert!(answered(&bed, "10.1.0.61", 3) && answered(&bed, "10.1.0.62", 3));
     bed.finish();
@@ -68,24 +69,24 @@ fn descriptions_that_name_forbidden_addresses_are_488() {
         return;
     }
     let bed = Bed::new(V4, "");
-    let silent = bed.callee("uas-answer.xml", "-m 1");
     let to = format!("{}:5060", bed.plan.advertised);
     let status = |n: usize, address: &str| {
         let family = if address.contains(':') { 6 } else { 4 };
+        let port = 5100 + n;
         let sdp = format!(
             "v=0\r\no=- 1 1 IN IP4 10.1.0.10\r\ns=-\r\nc=IN IP{family} {address}\r\nt=0 0\r\n\
              m=audio 4000 RTP/AVP 8\r\n"
         );
         let invite = format!(
             "INVITE sip:1234@203.0.113.5 SIP/2.0\r\n\
-             Via: SIP/2.0/UDP 10.1.0.10:5099;branch=z9hG4bKsdp{n}\r\n\
+             Via: SIP/2.0/UDP 10.1.0.10:{port};branch=z9hG4bKsdp{n}\r\n\
              From: <sip:a@example.net>;tag={n}\r\nTo: <sip:1234@example.net>\r\n\
              Max-Forwards: 70\r\nCall-ID: sdp{n}\r\nCSeq: 1 INVITE\r\n\
-             Contact: <sip:a@10.1.0.10:5099>\r\nContent-Type: application/sdp\r\n\
+             Contact: <sip:a@10.1.0.10:{port}>\r\nContent-Type: application/sdp\r\n\
              Content-Length: {}\r\n\r\n{sdp}",
             sdp.len()
         );
-        let from = format!("10.1.0.10:{}", 5100 + n);
+        let from = format!("10.1.0.10:{port}");
         let answer = exchange(&bed.net.ns("out"), &from, &to, invite.as_bytes());
         String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().to_owned()
     };
@@ -105,6 +106,5 @@ fn descriptions_that_name_forbidden_addresses_are_488() {
         let status = status(n, address);
         assert!(status.starts_with("SIP/2.0 488"), "{address}: {status:?}");
     }
-    drop(silent);
     bed.finish();
 }

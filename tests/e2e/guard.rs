@@ -253,7 +253,9 @@ fn sipvicious_finds_nothing() {
     assert!(!told.contains("10.1.0.1:5060 |"), "{told}");
     wait_banned(&bed, "10.1.0.67", "scanner");
     // The scanner for users: not one is found, and it is silent from its first request on.
-    let war = python("svwar", "-b 10.1.0.68 -m REGISTER -e 100-120 10.1.0.1", Some(&out));
+    // It binds to no address, whatever it is told: the way there says which is its own.
+    ip(&format!("-n {out} route add 10.1.0.1/32 dev to-sbc src 10.1.0.68"));
+    let war = python("svwar", "-m REGISTER -e 100-120 10.1.0.1", Some(&out));
     let told =
         String::from_utf8_lossy(&war.stdout).into_owned() + &String::from_utf8_lossy(&war.stderr);
     assert!(!told.contains("| reqauth") && !told.contains("| noauth"), "{told}");
