@@ -118,7 +118,7 @@ impl Bench {
             let fixed = ["-nostdin", "-skip_rlimit", "-buff_size", "4194304"];
             pinned(1, "ip", &[&words[..], &fixed[..], more].concat(), dir)
         };
-        let mut uas = sipp("uas-load.xml", "7070", &[]);
+        let mut uas = sipp("uas-answer.xml", "7070", &[]);
         wait_for("the callee to listen", Duration::from_secs(10), || {
             self.in_sut("cat", &["/proc/net/udp"]).contains(":1B9E ").then_some(())
         });
