@@ -202,10 +202,10 @@ impl Phones {
     fn evenly(&mut self, users: usize, period: Duration, until: Instant) -> u64 {
         self.socket.set_nonblocking(true).expect("socket");
         let begin = Instant::now();
-        let step = period.as_secs_f64() / users as f64;
         let (mut sent, mut answered) = (0usize, 0);
         while Instant::now() < until {
-            let due = (begin.elapsed().as_secs_f64() / step) as usize;
+            let due = users as u128 * begin.elapsed().as_millis() / period.as_millis();
+            let due = usize::try_from(due).unwrap_or(usize::MAX);
             while sent < due {
                 self.register(sent % users, 60, "");
                 sent += 1;

@@ -82,12 +82,12 @@ impl Source {
                 row.name, row.realm
             ));
         }
-        let aors = match row.addresses.is_empty() {
+        let aors: Vec<Box<str>> = match row.addresses.is_empty() {
             true => self.domains.iter().map(|d| format!("{}@{d}", row.name).into()).collect(),
             false => self.addresses(&row.addresses)?,
         };
         for alias in self.addresses(&row.aliases)? {
-            let first = aors.first().map_or("", |a: &Box<str>| a);
+            let first = aors.first().map_or("", AsRef::as_ref);
             if !users.alias(&alias, first) {
                 return Err(format!("the alias \"{alias}\" is taken"));
             }

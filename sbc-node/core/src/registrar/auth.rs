@@ -42,8 +42,11 @@ impl Users {
         if self.by_name.contains_key(name) {
             return false;
         }
-        let other = |aor: &&Box<str>| user_part(aor) != name;
-        self.others.extend(user.aors.iter().filter(other).cloned());
+        for aor in &user.aors {
+            if user_part(aor) != name {
+                self.others.insert(aor.clone());
+            }
+        }
         self.by_name.insert(name.into(), user);
         true
     }
