@@ -52,9 +52,10 @@ sim: build-deps ## many seeds of the cluster simulation (SEED=n replays one)
 e2e: deps ## only the end-to-end tests
 	@tests/scripts/test.sh e2e
 
-soak: deps ## 100,000 calls with losses, abandoned calls and malformed requests
+soak: deps ## 100,000 calls with losses, abandoned calls and malformed requests; 90 s floods of each method
 	cargo build --release -p sbc-node --bins
 	SBC_BIN=$(CURDIR)/target/release SOAK_CALLS=100000 SOAK_RATE=170 cargo test -p sbc-tests --test e2e soak -- --nocapture
+	SBC_BIN=$(CURDIR)/target/release FLOOD_SECONDS=90 cargo test -p sbc-tests --test e2e floods -- --nocapture --test-threads=1
 
 faults: deps ## the fault matrix of the cluster as a table (FAULTS_CALLS, FAULTS_SIZES, FAULTS)
 	cargo build --release -p sbc-node --bins

@@ -56,14 +56,19 @@ source = "phones"
 target = "phones"
 "#;
 
-struct Edge {
-    net: Net,
+pub(crate) struct Edge {
+    pub(crate) net: Net,
     dir: TempDir,
-    node: Node,
+    pub(crate) node: Node,
 }
 
 impl Edge {
     fn new(masquerade: &str) -> Edge {
+        Edge::with(masquerade, "")
+    }
+
+    /// With more at the end of the configuration.
+    pub(crate) fn with(masquerade: &str, more: &str) -> Edge {
         let net = Net::new(&["home", "nat", "out", "sbc"]);
         net.bridge("sbc", &[("nat", "10.1.0.2/24"), ("out", "10.1.0.10/24")]);
         net.address("sbc", "br0", "10.1.0.1/24");
@@ -80,7 +85,7 @@ impl Edge {
         );
         let dir = tempfile::tempdir().expect("temporary directory");
         certificate(&dir);
-        let node = Node::start(&net.ns("sbc"), dir.path(), "sbc", CONFIG);
+        let node = Node::start(&net.ns("sbc"), dir.path(), "sbc", &format!("{CONFIG}{more}"));
         Edge { net, dir, node }
     }
 

@@ -7,6 +7,7 @@ mod border;
 mod cluster;
 mod edge;
 mod features;
+mod floods;
 mod guard;
 mod kernel;
 mod phones;

@@ -186,6 +186,7 @@ fn file_config(cx: &mut Context<'_>, file: &raw::File, document: toml::Table) ->
         transactions: transactions(cx, &file.sip),
         registrar,
         users,
+        sql: registrar::sql(cx, file),
         transport: transport(cx, &file.transport, &sip_limits),
         sip_limits,
         media,

@@ -12,7 +12,7 @@ use toml::{Table, Value};
 use super::Config;
 
 /// Keys whose values are never shown.
-const SECRET_KEYS: [&str; 4] = ["password", "token", "ha1-md5", "ha1-sha256"];
+const SECRET_KEYS: [&str; 5] = ["password", "database", "token", "ha1-md5", "ha1-sha256"];
 
 /// Places that only a restart changes; everything below them counts.
 const NEEDS_RESTART: [&str; 27] = [
@@ -93,6 +93,10 @@ fn files(old: &Config, new: &Config) -> Vec<Change> {
         && new.users.as_ref().is_some_and(|u| u.file.is_some())
     {
         changes.push(change("users".to_owned()));
+    }
+    if old.sql != new.sql {
+        let (place, what) = ("registrar sql".to_owned(), "another database or query".to_owned());
+        changes.push(Change { place, what, restart: true });
     }
     for trunk in &new.routing.trunks {
         let before = old.routing.trunks.iter().find(|t| t.name == trunk.name);

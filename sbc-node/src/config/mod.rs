@@ -59,6 +59,8 @@ pub struct Config {
     pub registrar: Option<sbc_core::core::RegistrarConfig>,
     /// Where its users come from.
     pub users: Option<crate::users::Source>,
+    /// A database of more users.
+    pub sql: Option<crate::users::sql::SqlConfig>,
     /// Limits of the SIP parser.
     pub sip_limits: sbc_core::sip::Limits,
     pub media: media_anchor::config::Config,

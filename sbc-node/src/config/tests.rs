@@ -499,6 +499,9 @@ fn every_key_is_documented_and_every_documented_key_exists() {
         ("[[trunk.register]]", "[[trunk]]\n[[trunk.register]]\n~"),
         ("[trunk.failover]", "[[trunk]]\n[trunk.failover]\n~"),
         ("[trunk.session-timer]", "[[trunk]]\n[trunk.session-timer]\n~"),
+        ("[registrar]", "[registrar]\n~"),
+        ("[registrar.sql]", "[registrar.sql]\n~"),
+        ("[[user]]", "[[user]]\n~"),
         ("[[group]]", "[[group]]\n~"),
         ("[[route]]", "[[route]]\n~"),
         (

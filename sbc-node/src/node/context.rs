@@ -29,6 +29,7 @@ use crate::telemetry::tap::TapStats;
 use crate::telemetry::time::unix_ms;
 use crate::telemetry::trace::TraceHub;
 use crate::transport::door::Doors;
+use crate::users::sql::LookupStats;
 
 /// How long a shard may take to answer a query.
 const ANSWER_TIME: Duration = Duration::from_secs(2);
@@ -65,6 +66,7 @@ pub(super) struct Made {
     pub(super) traces: TraceHub,
     pub(super) events: EventHub,
     pub(super) tap: Option<Arc<TapStats>>,
+    pub(super) looked_up: Option<Arc<LookupStats>>,
     pub(super) cdrs: CdrSink,
     pub(super) log: LogControl,
     pub(super) doors: Arc<Doors>,
@@ -83,6 +85,7 @@ pub struct Context {
     pub traces: TraceHub,
     pub events: EventHub,
     tap: Option<Arc<TapStats>>,
+    looked_up: Option<Arc<LookupStats>>,
     pub cdrs: CdrSink,
     pub log: LogControl,
     pub running: ArcSwap<Running>,
@@ -122,6 +125,7 @@ impl Context {
             traces: made.traces,
             events: made.events,
             tap: made.tap,
+            looked_up: made.looked_up,
             cdrs: made.cdrs,
             log: made.log,
             doors: made.doors,
@@ -282,6 +286,9 @@ impl Context {
             core_samples(shard, &calls, &txn, &mut samples);
             cache_samples(shard, &cache, &mut samples);
             user_samples(shard, &users.unwrap_or_default(), &mut samples);
+        }
+        if let Some(lookups) = &self.looked_up {
+            lookup_samples(lookups, &mut samples);
         }
         samples.push(Sample {
             name: "sbc_trace_watchers",
@@ -474,6 +481,12 @@ fn core_samples(
     push("sbc_call_media_timeouts", "Calls ended by silence", c, calls.media_timeouts);
     push("sbc_call_session_timeouts", "Calls ended by session timer", c, calls.session_timeouts);
     push("sbc_call_missing_acks", "Calls whose 2xx was never ACKed", c, calls.no_ack);
+    push(
+        "sbc_registrar_unasked",
+        "Requests of phones whose users nobody told of",
+        c,
+        calls.unasked,
+    );
     push("sbc_call_stray_answers", "2xx of calls that were gone", c, calls.stray_answers);
     push("sbc_subscriptions", "Subscriptions outside calls", g, calls.subscriptions);
     push("sbc_relayed_requests", "Requests outside dialogs routed on", c, calls.relayed);
@@ -526,6 +539,22 @@ fn cache_samples(shard: usize, cache: &sbc_core::core::CacheStats, out: &mut Vec
     push("sbc_upstream_bridged", "Refreshes granted while the core was away", cache.bridged);
     push("sbc_upstream_withdrawn", "Ended contacts taken out of the core", cache.withdrawn);
     push("sbc_upstream_withdraw_refused", "Of these, refused by the core", cache.withdraw_refused);
+}
+
+fn lookup_samples(lookups: &LookupStats, out: &mut Vec<Sample>) {
+    for (result, value) in [
+        ("found", &lookups.found),
+        ("nobody", &lookups.nobody),
+        ("unavailable", &lookups.unavailable),
+    ] {
+        out.push(Sample {
+            name: "sbc_registrar_lookups",
+            help: "Users looked up in the database",
+            kind: Kind::Counter,
+            labels: vec![("result", result.to_owned())],
+            value: number(value.load(Ordering::Relaxed)),
+        });
+    }
 }
 
 fn user_samples(shard: usize, users: &sbc_core::registrar::Stats, out: &mut Vec<Sample>) {

@@ -14,9 +14,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sbc_core::b2bua::CallRecord;
-use sbc_core::core::{AdoptMode, Destination, Event, Input, Output, Record, StoreId, Wanted};
+use sbc_core::core::{
+    AdoptMode, Destination, Event, Input, Output, Record, ResolveId, StoreId, Wanted,
+};
 use sbc_core::media::Anchor;
 use sbc_core::net::{Flow, Interface};
+use sbc_core::registrar::{AskUser, Found};
 
 use super::command::Command;
 use super::listen::{StreamDoor, watch_udp};
@@ -52,6 +55,11 @@ pub trait Outside: Send {
     fn store(&mut self, id: StoreId, wait: Option<Duration>, record: Record) -> bool;
     /// Starts a lookup; false when it could not be queued.
     fn resolve(&mut self, request: Request) -> bool;
+    /// Asks who a user is; false when it could not be queued, or nobody knows.
+    fn find_user(&mut self, id: ResolveId, ask: Box<AskUser>) -> bool {
+        let _ = (id, ask);
+        false
+    }
     /// Finds the node that a message belongs to and passes it on, or says what to do with it here.
     fn elsewhere(&mut self, wanted: &Wanted, flow: &Flow, data: &Bytes) -> Elsewhere {
         let _ = (wanted, flow, data);
@@ -440,6 +448,12 @@ impl<M: Machine> Shard<M> {
                             self.machine.handle(now, input, &mut *self.anchor);
                         }
                         self.machine.handle(now, Input::Here { flow, data }, &mut *self.anchor);
+                    }
+                }
+                Output::FindUser { id, ask } => {
+                    if !self.outside.find_user(id, ask) {
+                        let input = Input::UserFound { id, found: Found::Unavailable };
+                        self.machine.handle(now, input, &mut *self.anchor);
                     }
                 }
                 Output::Shard { shard, input } => self.hand_over(shard, *input, now),

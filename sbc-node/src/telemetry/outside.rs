@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hashbrown::HashMap;
 use sbc_core::b2bua::{CallId, Cdr};
-use sbc_core::core::{Event, Input, Record, StoreId, Wanted};
+use sbc_core::core::{Event, Input, Record, ResolveId, StoreId, Wanted};
 use sbc_core::media::StreamStats;
 use sbc_core::net::Flow;
+use sbc_core::registrar::AskUser;
 use sbc_core::routing::RegistrationState;
 use tokio::sync::mpsc;
 
@@ -27,6 +28,7 @@ use crate::anchor::{MediaEvent, MediaEvents};
 use crate::resolve::Request;
 use crate::shard::commit::Store;
 use crate::shard::run::{Elsewhere, Outside};
+use crate::users::sql::Question;
 
 /// How long a CDR waits for the kernel's last counters.
 const FINAL_WAIT: Duration = Duration::from_secs(1);
@@ -40,6 +42,8 @@ pub struct ShardOutside {
     pub traces: TraceHub,
     pub calls: Arc<CallMetrics>,
     pub resolver: mpsc::Sender<Request>,
+    /// `None` where all users are known.
+    pub users: Option<mpsc::Sender<Question>>,
     pub store: Arc<dyn Store>,
     pub media: MediaEvents,
     pub held: Held,
@@ -113,6 +117,11 @@ impl Outside for ShardOutside {
 
     fn resolve(&mut self, request: Request) -> bool {
         self.resolver.try_send(request).is_ok()
+    }
+
+    fn find_user(&mut self, id: ResolveId, ask: Box<AskUser>) -> bool {
+        let question = Question { shard: self.shard, id, ask };
+        self.users.as_ref().is_some_and(|users| users.try_send(question).is_ok())
     }
 
     fn elsewhere(&mut self, wanted: &Wanted, flow: &Flow, data: &Bytes) -> Elsewhere {

@@ -1,4 +1,5 @@
-//! Where the registrar's users come from: the configuration itself and a file of users.
+//! Where the registrar's users come from: the configuration itself, a file of users, a
+//! database (`sql.rs`).
 //!
 //! ```text
 //! [[user]] ──────────────▶ Source ── load ──▶ Loaded ──▶ the shards' registrars
@@ -7,6 +8,7 @@
 //! ```
 
 pub mod file;
+pub mod sql;
 
 use std::fmt;
 use std::path::PathBuf;

@@ -2,6 +2,8 @@
 
 #![expect(dead_code, reason = "each test binary uses a part of this")]
 
+pub(crate) mod register;
+
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -89,7 +91,7 @@ impl Node {
     }
 
     /// The same once more, with its configuration as it is now.
-    fn restarted(mut self) -> Node {
+    pub(crate) fn restarted(mut self) -> Node {
         self.signal(Signal::SIGTERM);
         assert_eq!(self.wait(), Some(0));
         let file = self.path("sbc.toml");

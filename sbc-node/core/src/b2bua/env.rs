@@ -165,6 +165,8 @@ pub(crate) struct Env {
     /// Calls whose INVITE came by a connection.
     pub(crate) conns: HashMap<ConnId, SmallVec<[CallKey; 1]>>,
     pub(crate) resolves: HashMap<ResolveId, ResolveFor>,
+    /// Requests whose users another system is asked for.
+    pub(crate) waiting: crate::core::Waiting,
     pub(crate) stores: HashMap<StoreId, CallKey>,
     pub(crate) clock: WallClock,
     pub(crate) draining: bool,

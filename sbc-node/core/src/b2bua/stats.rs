@@ -40,6 +40,8 @@ pub struct Stats {
     /// Messages that could not be read, answered (400 and the like) or dropped, in the order of
     /// [`Defect::ALL`].
     pub malformed: [u64; Defect::ALL.len()],
+    /// Requests of phones refused because who knows their users did not answer.
+    pub unasked: u64,
     /// Messages dropped unanswered.
     pub dropped: u64,
     /// Responses of ours for transactions that were gone.

@@ -42,7 +42,7 @@ pub(crate) fn source(cx: &mut Cx<'_>, incoming: &Incoming<'_>) -> Result<Arc<Tru
             false => Err(Refuse::new(403, "Register First")),
         };
     }
-    match registrar.admit(&incoming.flow, incoming.message, now_s, salt) {
+    match registrar.admit(&incoming.flow, incoming.message, cx.now, now_s, salt) {
         Ok(_) => Ok(trunk),
         Err(answer) => {
             if let Some(guard) = cx.env.guard.as_ref().filter(|_| answer.wrong_password) {

@@ -16,7 +16,7 @@ use super::Config;
 use crate::b2bua::{CallId, CallRecord, Cdr};
 use crate::media::{MediaId, Side};
 use crate::net::{Flow, InterfaceId, Target, Transport};
-use crate::registrar::{AorRecord, AorState, Device, Reached};
+use crate::registrar::{AorRecord, AorState, AskUser, Device, Found, Reached};
 use crate::sip::Method;
 
 /// Ties a transmission to the failure that may come back for it.
@@ -89,6 +89,8 @@ pub enum Input {
     ///
     /// [`Core::probe_trunks`]: super::Core::probe_trunks
     Duties(Duties),
+    /// The answer to [`Output::FindUser`].
+    UserFound { id: ResolveId, found: Found },
     /// An operator's wish.
     Command(Command),
     /// A new configuration; calls that are up keep what they were set up with.
@@ -196,6 +198,11 @@ pub enum Output {
     Shard {
         shard: u32,
         input: Box<Input>,
+    },
+    /// Ask who a user is; answered by [`Input::UserFound`] within a bounded time, whatever happens.
+    FindUser {
+        id: ResolveId,
+        ask: Box<AskUser>,
     },
     /// Facts for the outside: CDRs, ladders, counters, alarms.
     Event(Event),

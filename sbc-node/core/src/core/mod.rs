@@ -3,6 +3,7 @@
 //! The contract between the core and the edge lives in `io.rs`. What a shard does with it
 //! (matching, dispatch to call, registrar or probe) belongs to `shard.rs` beside it.
 
+mod ask;
 mod cache;
 mod config;
 mod guarded;
@@ -12,6 +13,7 @@ mod registrant;
 mod shard;
 mod users;
 
+pub(crate) use ask::Waiting;
 pub(crate) use cache::Cache;
 pub use cache::CacheStats;
 pub use config::*;

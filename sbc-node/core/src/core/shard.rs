@@ -58,6 +58,7 @@ impl Core {
             tags: HashMap::new(),
             conns: HashMap::new(),
             resolves: HashMap::new(),
+            waiting: Default::default(),
             stores: HashMap::new(),
             clock,
             draining: false,
@@ -171,6 +172,15 @@ impl Core {
                 }
                 self.calls.command(&mut cx, &command);
             }
+            Input::UserFound { id, found } => {
+                if let Some(asked) = super::ask::found(&mut cx, id, &found) {
+                    let super::ask::Asked { server, flow, message, merged, .. } = asked;
+                    request(&mut cx, &mut self.calls, server, flow, message, merged);
+                    if let Some(registrar) = &mut cx.env.registrar {
+                        registrar.judged();
+                    }
+                }
+            }
             Input::Configure(config) => {
                 configure(&mut cx, config);
                 if let Some(prober) = &mut self.prober {
@@ -234,6 +244,7 @@ impl Core {
             && self.env.tags.is_empty()
             && self.env.conns.is_empty()
             && self.env.stores.is_empty()
+            && self.env.waiting.len() == 0
             && self.env.out.is_empty()
             && self.env.cache.is_idle()
     }
@@ -439,6 +450,8 @@ fn dispatch(cx: &mut Cx<'_>, calls: &mut Calls, event: transaction::Event) {
         E::Cancelled { id, owner, message } => {
             if let Some(Purpose::Invite { call, .. }) = owner.map(Purpose::open) {
                 calls.cancelled(cx, call, id, &message);
+            } else if owner.is_none() {
+                super::ask::cancelled(cx, id);
             }
         }
         E::Response { owner, message, .. } => match Purpose::open(owner) {
@@ -478,6 +491,7 @@ fn request(
     if message.to_tag().is_some() {
         return calls.request(cx, server, flow, message);
     }
+    let Some(message) = super::ask::wait(cx, server, flow, message, merged) else { return };
     match message.method() {
         Some(Method::Register) if super::users::registers(cx, &flow) => {
             super::users::register(cx, &Incoming { server, flow, message: &message, merged });

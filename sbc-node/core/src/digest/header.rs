@@ -163,6 +163,11 @@ impl<'a> Credentials<'a> {
         })
     }
 
+    /// The response itself, for who judges it elsewhere. Never to be logged.
+    pub fn response(&self) -> &'a str {
+        self.response
+    }
+
     /// The nonce count as a number; 0 without `qop`.
     pub fn count(&self) -> u32 {
         u32::from_str_radix(self.nc, 16).unwrap_or(0)

@@ -94,6 +94,22 @@ impl Server {
         text + &mac
     }
 
+    /// Credentials that are worth a question to who knows the user: for this realm and request, with
+    /// a fresh nonce of ours.
+    pub fn plausible<'a>(&self, request: &Presented<'a>, now_s: u64) -> Option<Credentials<'a>> {
+        let c = Credentials::parse(request.authorization).ok()?;
+        let ours = c.realm == self.realm
+            && self.algorithms.contains(&c.algorithm)
+            && same_uri(c.uri, request.request_uri);
+        let minted_s = self.minted(c.nonce, request.source).filter(|_| ours)?;
+        (now_s.abs_diff(minted_s) <= self.nonce_ttl_s).then_some(c)
+    }
+
+    /// The use of a nonce by credentials that were found right elsewhere.
+    pub fn judged<'a>(c: &Credentials<'a>) -> Verified<'a> {
+        Verified { username: c.username, nonce: c.nonce, count: c.count() }
+    }
+
     /// Checks credentials. `ha1` gives the user's HA1 for an algorithm (see [`Algorithm::ha1`]);
     /// an unknown user must take as long as a wrong password, so the computation is done anyway.
     ///

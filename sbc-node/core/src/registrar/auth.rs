@@ -7,12 +7,14 @@
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use hashbrown::{DefaultHashBuilder, HashMap, HashSet};
 
 use super::policy::AuthPolicy;
 use super::register::Answer;
-use crate::digest::{Algorithm, Denied, HeaderFault, Presented, Server};
+use super::remote::{AskUser, Known, Remote};
+use crate::digest::{Algorithm, Denied, HeaderFault, Presented, Server, Verified};
 use crate::net::Flow;
 use crate::sip::{HeaderName, Message, Method};
 
@@ -133,12 +135,56 @@ impl Replays {
 }
 
 /// Who sends a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Access {
     /// Authentication is off.
     Anyone,
     /// Proved to be this user.
     User(Box<str>),
+    /// Proved to be a user of another system.
+    Remote(Arc<User>),
+}
+
+impl std::fmt::Debug for Access {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Access::Anyone => f.write_str("Anyone"),
+            Access::User(name) => f.debug_tuple("User").field(name).finish(),
+            Access::Remote(user) => f.debug_tuple("Remote").field(&user.aors).finish(),
+        }
+    }
+}
+
+impl Access {
+    /// Whether the sender may act for an address of record.
+    pub fn owns(&self, users: &Users, aor: &str) -> bool {
+        match self {
+            Access::Anyone => true,
+            Access::User(name) => users.owns(name, aor),
+            Access::Remote(user) => user.aors.iter().any(|own| **own == *aor),
+        }
+    }
+}
+
+impl User {
+    fn ha1(&self, algorithm: Algorithm) -> Option<&str> {
+        let ha1 = match algorithm {
+            Algorithm::Md5 | Algorithm::Md5Sess => &self.md5,
+            Algorithm::Sha256 | Algorithm::Sha256Sess => &self.sha256,
+            Algorithm::Sha512Trunc256 | Algorithm::Sha512Trunc256Sess => &self.sha512_256,
+        };
+        ha1.as_deref()
+    }
+}
+
+/// A moment, as the check needs it.
+#[derive(Clone, Copy)]
+pub(super) struct Moment {
+    pub(super) now: Instant,
+    /// Unix time, which the nodes share.
+    pub(super) now_s: u64,
+    /// Fresh random.
+    pub(super) salt: u64,
 }
 
 /// The check of one shard.
@@ -160,30 +206,57 @@ impl Guard {
         Guard { server, open: policy.open.clone(), users, replays }
     }
 
-    /// Checks a request outside dialogs, of whatever method. `now_s` is Unix time, which the nodes
-    /// share; `salt` fresh random. REGISTER is challenged as by a server (401), all others as by a
-    /// proxy (407), RFC 3261 §22.1 and §22.3.
-    ///
-    /// # Errors
-    /// The answer to send: a challenge, or 400 for credentials that make no sense.
-    pub fn check(
+    fn is_open(&self, message: &Message) -> bool {
+        message.method().is_some_and(|method| self.open.contains(method))
+    }
+
+    /// Where a request has its credentials: REGISTER is challenged as by a server (401), all others
+    /// as by a proxy (407), RFC 3261 §22.1 and §22.3.
+    fn given(message: &Message) -> HeaderName {
+        match message.method() {
+            Some(Method::Register) => HeaderName::Authorization,
+            _ => HeaderName::ProxyAuthorization,
+        }
+    }
+
+    /// Whom to ask another system for before a request can be checked.
+    pub(super) fn lacks(
         &self,
         message: &Message,
         flow: &Flow,
-        now_s: u64,
-        salt: u64,
+        remote: &Remote,
+        at: Moment,
+    ) -> Option<AskUser> {
+        if self.is_open(message) {
+            return None;
+        }
+        let plausible = |value| self.server.plausible(&presented(value, message, flow), at.now_s);
+        let c = message.values(Self::given(message)).find_map(plausible)?;
+        let known = self.users.get(c.username).is_some()
+            || remote.known(at.now, c.username, c.response()).is_some();
+        (!known).then(|| AskUser::of(&c, message))
+    }
+
+    /// Checks a request outside dialogs, of whatever method.
+    ///
+    /// # Errors
+    /// The answer to send: a challenge, or 400 for credentials that make no sense.
+    pub(super) fn check(
+        &self,
+        message: &Message,
+        flow: &Flow,
+        remote: Option<&Remote>,
+        at: Moment,
     ) -> Result<Access, Answer> {
-        if message.method().is_some_and(|method| self.open.contains(method)) {
+        if self.is_open(message) {
             return Ok(Access::Anyone);
         }
-        let register = message.method() == Some(&Method::Register);
-        let given =
-            if register { HeaderName::Authorization } else { HeaderName::ProxyAuthorization };
+        let given = Self::given(message);
         let mut stale = false;
         let mut any = false;
         for value in message.values(given) {
-            match self.verify(value, message, flow, now_s) {
-                Ok(name) => return Ok(Access::User(name)),
+            match self.verify(&presented(value, message, flow), remote, at) {
+                Ok(access) => return Ok(access),
                 // What is for somebody else, or of a scheme that we do not know, is as good as nothing.
                 Err(Denied::WrongRealm | Denied::Malformed(HeaderFault::NotDigest)) => continue,
                 Err(Denied::Malformed(_) | Denied::WrongUri) => {
@@ -195,11 +268,10 @@ impl Guard {
             }
         }
         let source = Some(flow.remote.ip());
-        let challenges = self.server.challenge(now_s, salt, source, stale && !any);
-        let (status, name) = if register {
-            (401, HeaderName::WwwAuthenticate)
-        } else {
-            (407, HeaderName::ProxyAuthenticate)
+        let challenges = self.server.challenge(at.now_s, at.salt, source, stale && !any);
+        let (status, name) = match given {
+            HeaderName::Authorization => (401, HeaderName::WwwAuthenticate),
+            _ => (407, HeaderName::ProxyAuthenticate),
         };
         let mut answer = Answer::new(status, "");
         answer.wrong_password = any;
@@ -209,30 +281,47 @@ impl Guard {
 
     fn verify(
         &self,
-        authorization: &str,
-        message: &Message,
-        flow: &Flow,
-        now_s: u64,
-    ) -> Result<Box<str>, Denied> {
-        let presented = Presented {
-            authorization,
-            method: message.method().map_or("", |m| m.as_str()),
-            request_uri: message.request_uri_str(),
-            body: message.body(),
-            source: Some(flow.remote.ip()),
-        };
-        let verified = self.server.verify(&presented, now_s, |name, algorithm| {
-            let user = self.users.get(name)?;
-            let ha1 = match algorithm {
-                Algorithm::Md5 | Algorithm::Md5Sess => &user.md5,
-                Algorithm::Sha256 | Algorithm::Sha256Sess => &user.sha256,
-                Algorithm::Sha512Trunc256 | Algorithm::Sha512Trunc256Sess => &user.sha512_256,
-            };
-            ha1.as_deref().map(str::to_owned)
-        })?;
-        if !self.replays.take(verified.nonce, verified.count) {
-            return Err(Denied::Stale);
+        presented: &Presented<'_>,
+        remote: Option<&Remote>,
+        at: Moment,
+    ) -> Result<Access, Denied> {
+        let mut from = None;
+        let known = |name: &str, response: &str| remote?.known(at.now, name, response);
+        if let Some(c) = self.server.plausible(presented, at.now_s).filter(|_| remote.is_some())
+            && let Some(Known::Judged(user)) = known(c.username, c.response())
+        {
+            let user = user.ok_or(Denied::WrongPassword)?;
+            self.used(&Server::judged(&c))?;
+            return Ok(Access::Remote(user.clone()));
         }
-        Ok(verified.username.into())
+        let verified = self.server.verify(presented, at.now_s, |name, algorithm| {
+            if let Some(user) = self.users.get(name) {
+                return user.ha1(algorithm).map(str::to_owned);
+            }
+            match known(name, "") {
+                Some(Known::Ha1(user)) => {
+                    from = Some(user.clone());
+                    user.ha1(algorithm).map(str::to_owned)
+                }
+                Some(Known::Nobody | Known::Judged(_)) | None => None,
+            }
+        })?;
+        self.used(&verified)?;
+        Ok(from.map_or_else(|| Access::User(verified.username.into()), Access::Remote))
+    }
+
+    fn used(&self, verified: &Verified<'_>) -> Result<(), Denied> {
+        let new = self.replays.take(verified.nonce, verified.count);
+        if new { Ok(()) } else { Err(Denied::Stale) }
+    }
+}
+
+fn presented<'a>(authorization: &'a str, message: &'a Message, flow: &Flow) -> Presented<'a> {
+    Presented {
+        authorization,
+        method: message.method().map_or("", |m| m.as_str()),
+        request_uri: message.request_uri_str(),
+        body: message.body(),
+        source: Some(flow.remote.ip()),
     }
 }

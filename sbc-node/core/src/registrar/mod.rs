@@ -13,6 +13,7 @@ mod gruu;
 mod nat;
 mod policy;
 mod register;
+mod remote;
 mod table;
 mod upstream;
 mod view;
@@ -25,6 +26,7 @@ pub use gruu::{Device, GruuKey, Invalid};
 pub use nat::is_natted;
 pub use policy::{AuthPolicy, Keepalive, KeepaliveKind, Overflow, RegistrarPolicy};
 pub use register::Answer;
+pub use remote::{AskUser, Found, RemotePolicy};
 pub use table::{Bindings, Change, Changed, Due, Full, Ping, Stats};
 pub use upstream::{Asked, Judged, Upstream, UpstreamMode, UpstreamPolicy};
 pub use view::{Contact, Registration};
@@ -32,6 +34,8 @@ pub use view::{Contact, Registration};
 use std::sync::Arc;
 use std::time::Instant;
 
+use auth::Moment;
+use remote::Remote;
 use smallvec::SmallVec;
 
 use crate::net::{ConnId, Flow};
@@ -42,6 +46,8 @@ pub struct Registrar {
     policy: Arc<RegistrarPolicy>,
     users: Arc<Users>,
     guard: Option<Guard>,
+    /// What another system told of users; `None` where there is none.
+    remote: Option<Remote>,
     replays: Arc<Replays>,
     bindings: Bindings,
 }
@@ -56,7 +62,7 @@ impl Registrar {
         unix_ms: u64,
     ) -> Self {
         let bindings = Bindings::new(now, unix_ms);
-        let mut new = Registrar { policy, users, guard: None, replays, bindings };
+        let mut new = Registrar { policy, users, guard: None, remote: None, replays, bindings };
         new.take_policy();
         new
     }
@@ -73,6 +79,11 @@ impl Registrar {
         let replays = &self.replays;
         let guard = |auth| Guard::new(auth, users.clone(), replays.clone());
         self.guard = self.policy.auth.as_ref().map(guard);
+        // What was told stays, unless the way of asking is another.
+        let remote = self.policy.auth.as_ref().and_then(|auth| auth.remote);
+        if self.remote.as_ref().map(|r| r.policy) != remote {
+            self.remote = remote.map(Remote::new);
+        }
         self.bindings.max = self.policy.bindings_max;
         self.bindings.keepalive = self.policy.keepalive;
         self.bindings.store_ahead = self.policy.store_ahead;
@@ -96,7 +107,7 @@ impl Registrar {
         flow: &Flow,
         message: &Message,
     ) -> Answer {
-        let access = match self.access(flow, message, now_s, salt) {
+        let access = match self.access(flow, message, Moment { now, now_s, salt }) {
             Ok(access) => access,
             Err(answer) => return answer,
         };
@@ -109,7 +120,9 @@ impl Registrar {
         let to = message.to().ok()?.uri().ok()?;
         let aor = aor_of(&to)?;
         let user = to.user()?;
-        (!self.users.is_empty() && !self.users.knows(&aor)).then_some(user)
+        // Of users elsewhere nobody knows here whether there are such.
+        let all = self.remote.is_none() && !self.users.is_empty();
+        (all && !self.users.knows(&aor)).then_some(user)
     }
 
     /// Who sends a request outside dialogs, of any method but REGISTER. A user must call by a name
@@ -121,30 +134,67 @@ impl Registrar {
         &self,
         flow: &Flow,
         message: &Message,
+        now: Instant,
         now_s: u64,
         salt: u64,
     ) -> Result<Access, Answer> {
-        let access = self.access(flow, message, now_s, salt)?;
-        if let Access::User(name) = &access {
+        let access = self.access(flow, message, Moment { now, now_s, salt })?;
+        if access != Access::Anyone {
             let from = message.from().ok().and_then(|f| f.uri().ok());
             let aor = from.as_ref().and_then(aor_of).unwrap_or_default();
             let anonymous = from.is_some_and(|f| f.host().eq_ignore_ascii_case(ANONYMOUS));
-            if !anonymous && !self.users.owns(name, self.users.resolve(&aor)) {
+            if !anonymous && !access.owns(&self.users, self.users.resolve(&aor)) {
                 return Err(Answer::new(403, "From Is Not Yours"));
             }
         }
         Ok(access)
     }
 
-    fn access(
+    /// Whom another system must be asked for before a request can be judged.
+    pub fn lacks(
         &self,
         flow: &Flow,
         message: &Message,
+        now: Instant,
         now_s: u64,
-        salt: u64,
-    ) -> Result<Access, Answer> {
+    ) -> Option<AskUser> {
+        let (guard, remote) = (self.guard.as_ref()?, self.remote.as_ref()?);
+        guard.lacks(message, flow, remote, Moment { now, now_s, salt: 0 })
+    }
+
+    /// How another system is asked, where there is one.
+    pub fn remote(&self) -> Option<RemotePolicy> {
+        self.remote.as_ref().map(|r| r.policy)
+    }
+
+    /// What the other system said. Judge the request now, and then [`Registrar::judged`].
+    pub fn learned(&mut self, now: Instant, ask: &AskUser, found: &Found) {
+        let Some(remote) = &mut self.remote else { return };
+        let (Found::User(user) | Found::Right(user)) = found else {
+            return remote.learned(now, ask, found);
+        };
+        let mut user = (**user).clone();
+        if user.aors.is_empty() {
+            let domains = self.policy.domains.iter();
+            user.aors = domains.map(|d| format!("{}@{d}", ask.name).into()).collect();
+        }
+        let found = match found {
+            Found::User(_) => Found::User(Arc::new(user)),
+            _ => Found::Right(Arc::new(user)),
+        };
+        remote.learned(now, ask, &found);
+    }
+
+    /// The request that was asked for is done with.
+    pub fn judged(&mut self) {
+        if let Some(remote) = &mut self.remote {
+            remote.forget_verdict();
+        }
+    }
+
+    fn access(&self, flow: &Flow, message: &Message, at: Moment) -> Result<Access, Answer> {
         match &self.guard {
-            Some(guard) => guard.check(message, flow, now_s, salt),
+            Some(guard) => guard.check(message, flow, self.remote.as_ref(), at),
             None => Ok(Access::Anyone),
         }
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::gruu::GruuKey;
+use super::remote::RemotePolicy;
 use super::upstream::UpstreamPolicy;
 use crate::digest::{Algorithm, NonceKey};
 use crate::sip::Method;
@@ -51,6 +52,8 @@ pub struct AuthPolicy {
     pub nonce_ttl: Duration,
     /// Methods that are let in without; all others are challenged, unknown ones too.
     pub open: Vec<Method>,
+    /// Users whom another system knows, beside ours.
+    pub remote: Option<RemotePolicy>,
     /// Shared by all nodes that shall accept each other's nonces.
     pub key: NonceKey,
 }

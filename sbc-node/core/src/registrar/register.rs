@@ -174,9 +174,12 @@ fn address_of_record(
         return Err(Answer::new(404, ""));
     }
     match access {
-        Access::Anyone => Ok(aor),
-        Access::User(name) if users.owns(name, &aor) => Ok(aor),
-        Access::User(_) => Err(Answer::new(if users.has(&aor) { 403 } else { 404 }, "")),
+        _ if access.owns(users, &aor) => Ok(aor),
+        // Whose it is, another system knows.
+        Access::Remote(_) => Err(Answer::new(403, "")),
+        Access::Anyone | Access::User(_) => {
+            Err(Answer::new(if users.has(&aor) { 403 } else { 404 }, ""))
+        }
     }
 }
 

@@ -579,6 +579,7 @@ fn rfc5626_a_closed_connection_takes_its_bindings_along() {
 fn guarded() -> RegistrarPolicy {
     let auth = AuthPolicy {
         open: Vec::new(),
+        remote: None,
         realm: "example.com".into(),
         algorithms: vec![Algorithm::Sha256, Algorithm::Md5],
         nonce_ttl: Duration::from_secs(300),
@@ -671,7 +672,7 @@ fn rfc3261_22_3_every_other_method_is_challenged_as_by_a_proxy() {
             sip::parse(Bytes::from(text), &Limits::default()).unwrap()
         };
         let plain = make("sip:alice@example.com", "");
-        let challenge = b.registrar.admit(&b.flow, &plain, UNIX_S, salt).unwrap_err();
+        let challenge = b.registrar.admit(&b.flow, &plain, b.now, UNIX_S, salt).unwrap_err();
         assert_eq!(challenge.status, 407, "{method}");
         let values = header(&challenge, HeaderName::ProxyAuthenticate);
         let account = Account {
@@ -689,7 +690,7 @@ fn rfc3261_22_3_every_other_method_is_challenged_as_by_a_proxy() {
         ] {
             let value = answerer.authorize(method, "sip:bob@example.com", b"", "cn");
             let message = make(from, &format!("Proxy-Authorization: {value}\r\n"));
-            let result = b.registrar.admit(&b.flow, &message, UNIX_S, salt);
+            let result = b.registrar.admit(&b.flow, &message, b.now, UNIX_S, salt);
             assert_eq!(result.err().map(|a| a.status), expected, "{method} {from}");
         }
     }

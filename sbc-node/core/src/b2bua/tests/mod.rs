@@ -8,6 +8,7 @@ mod basic;
 mod cache;
 mod early;
 mod early_adopt;
+mod elsewhere;
 mod features;
 mod forking;
 mod limits;

@@ -29,6 +29,7 @@ pub(super) fn settings(auth: bool) -> Settings {
     assert!(users.alias("+4930123@example.com", "bob@example.com"));
     let auth = auth.then(|| AuthPolicy {
         open: vec![Method::Options],
+        remote: None,
         realm: "example.com".into(),
         algorithms: vec![Algorithm::Md5],
         nonce_ttl: Duration::from_secs(300),
@@ -152,11 +153,11 @@ fn a_phone_behind_nat_is_called_by_its_flow_and_kept_alive() {
     assert_eq!(w.aors.last().map(|a| a.bindings.len()), Some(0));
 }
 
-fn challenged(answer: &Message, name: HeaderName) -> Answerer {
+pub(super) fn challenged(answer: &Message, name: HeaderName, password: &str) -> Answerer {
     let account = Account {
         username: "bob".into(),
         realm: Some("example.com".into()),
-        password: "secret".into(),
+        password: password.into(),
     };
     Answerer::choose(answer.values(name), &account).unwrap_or_else(|e| panic!("{e}"))
 }
@@ -166,7 +167,7 @@ fn registrations_and_requests_of_phones_are_challenged() {
     let mut w = settings(true).begin();
     register(&mut w, Who::B, 1, CONTACT);
     let answer = w.expect(Who::B, "401");
-    let mut answerer = challenged(&answer, HeaderName::WwwAuthenticate);
+    let mut answerer = challenged(&answer, HeaderName::WwwAuthenticate, "secret");
     let value = answerer.authorize("REGISTER", "sip:example.com", b"", "cn");
     register(&mut w, Who::B, 2, &format!("Authorization: {value}\n{CONTACT}"));
     w.expect(Who::B, "200");
@@ -191,7 +192,7 @@ Contact: <sip:bob@192.0.2.1>
             let ack = request(&branch, 1, "").replace("INVITE", "ACK");
             w.says(Who::B, &ack);
         }
-        let mut answerer = challenged(&answer, HeaderName::ProxyAuthenticate);
+        let mut answerer = challenged(&answer, HeaderName::ProxyAuthenticate, "secret");
         let value = answerer.authorize(method, "sip:+4989555@example.com", b"", "cn");
         let branch = w.branch();
         w.says(Who::B, &request(&branch, 2, &format!("Proxy-Authorization: {value}\n")));

@@ -197,6 +197,8 @@ pub(super) struct World {
     pub(super) ended: usize,
     pub(super) aors: Vec<crate::registrar::AorRecord>,
     /// Handed to other shards.
+    /// Users that another system is asked for.
+    pub(super) asked: Vec<(crate::core::ResolveId, crate::registrar::AskUser)>,
     pub(super) shards: Vec<(u32, Input)>,
     /// Messages that may be another node's.
     pub(super) elsewhere: Vec<(crate::core::Wanted, crate::net::Flow, Bytes)>,
@@ -325,6 +327,7 @@ impl Settings {
             ended: 0,
             aors: Vec::new(),
             shards: Vec::new(),
+            asked: Vec::new(),
             elsewhere: Vec::new(),
             traces: Vec::new(),
             drained: false,
@@ -382,6 +385,7 @@ impl World {
                     Event::Registration(_) | Event::Peer { .. } | Event::TrunkRegistration { .. },
                 ) => {}
                 Output::Shard { shard, input } => self.shards.push((shard, *input)),
+                Output::FindUser { id, ask } => self.asked.push((id, *ask)),
                 Output::Elsewhere { wanted, flow, data } => {
                     self.elsewhere.push((wanted, flow, data));
                 }
