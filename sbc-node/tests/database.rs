@@ -116,7 +116,7 @@ fn users_of_a_database_that_goes_down_gets_slow_and_comes_back() {
             postgres.at().display()
         ),
     );
-    let (code, out) = node.ctl("config reload");
+    let (code, out) = tell(&node, "config reload", "");
     assert!(code == 1 && out.contains("registrar sql") && out.contains("restart"), "{out}");
     let node = node.restarted();
     assert!(!node.ctl("config show").1.contains("dbname"), "it may hold a password");
