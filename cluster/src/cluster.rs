@@ -52,7 +52,7 @@ fn start(config: &Config) -> Result<Handle, StartError> {
         .enable_all()
         .build()?;
     let mut seeds = Seeds::new();
-    let opened = match store::open(&config.dir)? {
+    let opened = match store::open(&config.dir, config.format)? {
         Some(opened) => opened,
         None => {
             match &config.origin {
@@ -73,7 +73,7 @@ fn start(config: &Config) -> Result<Handle, StartError> {
                 }
             }
             let gone = || StartError::Core("the directory vanished".to_owned());
-            store::open(&config.dir)?.ok_or_else(gone)?
+            store::open(&config.dir, config.format)?.ok_or_else(gone)?
         }
     };
     run(config, opened, runtime, &seeds)
@@ -90,6 +90,7 @@ fn begin(config: &Config) -> Result<(), StartError> {
         epoch: 1,
         voter: true,
         software: config.software.clone(),
+        format: config.format,
     };
     let mut tables = Tables::genesis(&cluster_id, &[(identity.node, node)]);
     let certify = || -> Result<Ca, PkiError> {
@@ -121,6 +122,7 @@ fn core_config(config: &Config, id: NodeId, boot: u64) -> CoreConfig {
     CoreConfig {
         id,
         boot,
+        format: config.format,
         tick,
         heartbeat_ticks: ticks(config.timing.heartbeat),
         election_ticks: ticks(config.timing.election),
@@ -164,6 +166,7 @@ fn run(
                 dir: config.dir.clone(),
                 address: config.address(),
                 software: config.software.clone(),
+                format: config.format,
                 listen,
                 key: config.key.clone(),
                 tables: Arc::clone(&tables),

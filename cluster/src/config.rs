@@ -29,6 +29,10 @@ pub struct Config {
     /// How long a joiner keeps asking: its former self must first be declared down.
     pub join_within: Duration,
     pub limits: Limits,
+    /// The highest format version of commands and snapshots that the node reads. Only tests of
+    /// updates set another one than the build's.
+    #[doc(hidden)]
+    pub format: u32,
 }
 
 /// Where a node's first state comes from.
@@ -117,6 +121,7 @@ impl Config {
             timing: Timing::default(),
             join_within: Duration::from_secs(60),
             limits: Limits::default(),
+            format: crate::state::FORMAT_VERSION,
         }
     }
 

@@ -67,9 +67,18 @@ pub enum Rejection {
     /// The table has reached its limit.
     #[error("the table is full")]
     Full,
-    /// A key of the wrong size, a value or a list beyond its limit, an unknown operation.
+    /// A key of the wrong size, a value or a list beyond its limit.
     #[error("the command is malformed")]
     Malformed,
+    /// An operation that no release up to the version the entry names has: it was written wrongly.
+    #[error("the operation is not known to this release")]
+    Unknown,
+    /// The node reads less than the cluster writes by now.
+    #[error("the cluster writes a later format than this release reads")]
+    Format,
+    /// The last voter cannot leave.
+    #[error("it is the last voter: nobody would be left to hold the log")]
+    Last,
     /// The node, address or group named is not there.
     #[error("no such record")]
     NotFound,

@@ -149,12 +149,16 @@ async fn send(
         address: config.address(),
         csr: Bytes::copy_from_slice(&request.csr),
         learner: false,
+        format: config.format,
     };
     let mut client = MembershipClient::new(channel);
     match tokio::time::timeout(Duration::from_secs(15), client.join(join)).await {
         Ok(Ok(answer)) => Ok(answer.into_inner()),
         Ok(Err(status)) if status.code() == Code::PermissionDenied => {
             Err(Refusal::Final("the token is unknown, used or expired".to_owned()))
+        }
+        Ok(Err(status)) if status.code() == Code::Unimplemented => {
+            Err(Refusal::Final(status.message().to_owned()))
         }
         Ok(Err(status)) => Err(Refusal::Later(status.to_string())),
         Err(_) => Err(Refusal::Later("timeout".to_owned())),

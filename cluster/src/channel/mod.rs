@@ -35,7 +35,7 @@ use tokio::sync::broadcast;
 use crate::core::Input;
 use crate::driver::Orders;
 use crate::event::Event;
-use crate::state::{FORMAT_VERSION, Tables};
+use crate::state::Tables;
 use crate::store::Snapshots;
 use crate::types::NodeId;
 
@@ -89,6 +89,7 @@ pub(crate) struct Setup {
     pub(crate) dir: PathBuf,
     pub(crate) address: String,
     pub(crate) software: String,
+    pub(crate) format: u32,
     pub(crate) listen: std::net::SocketAddr,
     pub(crate) key: Option<key::JoinKey>,
     pub(crate) tables: Arc<RwLock<Tables>>,
@@ -104,6 +105,7 @@ struct Local {
     id: NodeId,
     address: String,
     software: String,
+    format: u32,
     files: Files,
     current: Arc<Current>,
     key: Option<Arc<key::Proof>>,
@@ -151,6 +153,7 @@ impl Channel {
             id: setup.id,
             address: setup.address,
             software: setup.software,
+            format: setup.format,
             files,
             current,
             key,
@@ -277,7 +280,7 @@ impl Local {
     fn hello(&self) -> pb::Hello {
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
         pb::Hello {
-            version: FORMAT_VERSION,
+            version: self.format,
             cluster_id: Bytes::copy_from_slice(tables.cluster_id()),
             node: self.id.0,
             address: self.address.clone(),

@@ -26,7 +26,6 @@ use super::pki::{self, Ca};
 use super::tls::{Accepted, Caller};
 use super::{FRAME_BYTES_MAX, Local, RELAY_BYTES_MAX, snapshot};
 use crate::core::Input;
-use crate::state::FORMAT_VERSION;
 use crate::types::{NodeId, Outcome, Rejection};
 
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
@@ -148,7 +147,7 @@ impl Service {
         if hello.node != from.0 || hello.cluster_id != ours.cluster_id {
             return Err(Status::permission_denied("another cluster or another node"));
         }
-        if hello.version > FORMAT_VERSION {
+        if hello.version > self.local.format {
             tracing::info!(peer = %from, version = hello.version, "peer of a later release");
         }
         self.local.learn(from, hello.address);
@@ -298,11 +297,15 @@ impl Membership for Service {
             address: join.address,
             voter: !join.learner,
             token: bytes::Bytes::copy_from_slice(&token),
+            format: join.format,
         };
         let id = match self.commit(Op::AddNode(add)).await? {
             Outcome::Node(id) => id,
             Outcome::Rejected(Rejection::Token) => {
                 return Err(Status::permission_denied("token"));
+            }
+            Outcome::Rejected(why @ Rejection::Format) => {
+                return Err(Status::unimplemented(why.to_string()));
             }
             Outcome::Rejected(why) => return Err(Status::failed_precondition(why.to_string())),
             Outcome::Done { .. } => return Err(Status::internal("no id was given")),

@@ -85,6 +85,26 @@ impl Core {
         self.config.wall_ms_at_zero.saturating_add(elapsed)
     }
 
+    /// In which version this node writes: what every member reads.
+    pub(super) fn format(&self) -> u32 {
+        let tables = self.tables.read().unwrap_or_else(|e| e.into_inner());
+        tables.format().min(self.config.format)
+    }
+
+    /// Tells the cluster what this build reads, after an update or the way back from one.
+    pub(super) fn announce_format(&mut self) {
+        let told = {
+            let tables = self.tables.read().unwrap_or_else(|e| e.into_inner());
+            tables.node(self.config.id).is_none_or(|row| row.format == self.config.format)
+        };
+        if told || self.leader.is_none() || self.now < self.announce_at {
+            return;
+        }
+        self.announce_at = self.now + VERDICT_AGAIN;
+        let (id, format) = (self.config.id.0, self.config.format);
+        self.propose_system(Op::SetFormat(pb::SetFormat { id, format }));
+    }
+
     pub(super) fn heard(&mut self, node: NodeId) {
         self.govern.heard.insert(node, self.now);
     }

@@ -217,6 +217,12 @@ impl Core {
         }
     }
 
+    /// Whether the lease runs at this moment.
+    #[cfg(test)]
+    pub(crate) fn leased(&self, now: Time) -> bool {
+        now < self.lease.until
+    }
+
     /// Whether the core believes, at this moment, that it holds the address.
     #[cfg(test)]
     pub(crate) fn holds(&self, now: Time, address: &str) -> bool {

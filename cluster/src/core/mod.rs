@@ -48,6 +48,8 @@ pub(crate) struct CoreConfig {
     pub(crate) id: NodeId,
     /// Raised at every start; sessions of earlier starts end.
     pub(crate) boot: u64,
+    /// The highest format version that this build reads.
+    pub(crate) format: u32,
     pub(crate) tick: Duration,
     pub(crate) heartbeat_ticks: usize,
     pub(crate) election_ticks: usize,
@@ -206,6 +208,8 @@ pub(crate) struct Core {
     vouched: Vouched,
     govern: Govern,
     clock: Clock,
+    /// When the nodes table is next told which formats this build reads.
+    announce_at: Time,
     counters: Counters,
 }
 
@@ -258,6 +262,8 @@ impl Core {
         hard_state.term = hard_state.term.max(recovered.snapshot.term);
         let log = MirrorLog::new(recovered.snapshot, hard_state, recovered.entries);
         let snapshot_base_bytes = 0;
+        let mut tables = recovered.tables;
+        tables.read_up_to(config.format);
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let raft = RawNode::new(&raft_config, log, &logger)?;
         let mut core = Core {
@@ -266,10 +272,11 @@ impl Core {
             vouched: Vouched::new(now),
             govern: Govern::default(),
             clock: Clock::default(),
+            announce_at: Time::ZERO,
             next_tick: now + config.tick,
             term: raft.raft.term,
             raft,
-            tables: Arc::new(RwLock::new(recovered.tables)),
+            tables: Arc::new(RwLock::new(tables)),
             conf,
             applied,
             now,
@@ -357,11 +364,16 @@ impl Core {
             if ticks > 2 * self.config.election_ticks {
                 self.next_tick = self.now + self.config.tick;
             }
-            self.raft.tick();
+            // Raft looks through what it has not applied before it stands for election, and that is
+            // gone until the installed snapshot counts as applied.
+            if self.installing.is_none() {
+                self.raft.tick();
+            }
             self.fix_election_timeout();
         }
         if ticks > 0 {
             self.renew_lease();
+            self.announce_format();
             self.expire_proposals();
             self.govern();
             self.consider_snapshot();
@@ -386,6 +398,11 @@ impl Core {
         }
         if kind == MessageType::MsgSnapshot && self.incoming.is_none() {
             self.counters.malformed += 1;
+            return;
+        }
+        if kind == MessageType::MsgTimeoutNow && self.installing.is_some() {
+            // Not able to stand for election yet: whoever leads goes on leading.
+            self.counters.refused += 1;
             return;
         }
         self.note_vote(&message);
@@ -417,6 +434,12 @@ impl Core {
 
     fn event(&mut self, event: Event) {
         self.outputs.push_back(Output::Event(event));
+    }
+
+    /// The term that this node leads in.
+    #[cfg(test)]
+    pub(crate) fn reigns_in(&self) -> Option<u64> {
+        self.is_leader().then_some(self.raft.raft.term)
     }
 
     #[cfg(test)]

@@ -56,13 +56,14 @@ impl Core {
         if metadata.index == 0 {
             return;
         }
-        let Some((position, tables)) = self.incoming.take() else {
+        let Some((position, mut tables)) = self.incoming.take() else {
             return;
         };
         self.raft.mut_store().install(position.clone());
         self.installing = Some(ready.number());
         self.conf = position.conf;
         self.applied = position.index;
+        tables.read_up_to(self.config.format);
         {
             let mut shared = self.tables.write().unwrap_or_else(|e| e.into_inner());
             *shared = *tables;

@@ -10,7 +10,7 @@ use raft::eraftpb::{Entry, Message, MessageType};
 use sbc_proto::cluster::v1 as pb;
 
 use super::{Committed, Core, Output, ProposeError, Time};
-use crate::state::{FORMAT_VERSION, Origin};
+use crate::state::Origin;
 use crate::types::{Outcome, Rejection};
 
 /// Ties a proposal to its answer.
@@ -105,6 +105,7 @@ impl Core {
             .range(..=self.session.sent)
             .next_back()
             .map_or(self.session.done, |(seq, _)| *seq);
+        let version = self.format();
         let mut entries: Vec<Entry> = Vec::new();
         let mut bytes = 0;
         let mut last = self.session.sent;
@@ -114,7 +115,7 @@ impl Core {
             }
             bytes += pending.bytes;
             let proposal = pb::Proposal {
-                version: FORMAT_VERSION,
+                version,
                 node: self.config.id.0,
                 boot: self.config.boot,
                 seq,
@@ -170,7 +171,7 @@ impl Core {
     /// Writes of the cluster itself: no session, idempotent by what they say.
     pub(super) fn propose_system(&mut self, op: pb::command::Op) -> bool {
         let proposal = pb::Proposal {
-            version: FORMAT_VERSION,
+            version: self.format(),
             command: Some(pb::Command { op: Some(op) }),
             ..pb::Proposal::default()
         };

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::world::{ADDRESSES, World};
 use crate::core::{Committed, Core, ProposeError, ReplyId};
-use crate::event::Event;
 use crate::types::{DialogKey, NodeId, Outcome};
 
 #[derive(Default)]
@@ -20,8 +19,7 @@ pub(super) struct Checks {
     count: u64,
     digests: BTreeMap<u64, u128>,
     declared: usize,
-    /// What each node's edge was told to hold.
-    edges: BTreeMap<NodeId, BTreeSet<String>>,
+    leaders: BTreeMap<u64, NodeId>,
 }
 
 impl Checks {
@@ -51,32 +49,44 @@ impl Checks {
         }
     }
 
-    pub(super) fn answered(&mut self, reply: ReplyId, result: Result<Committed, ProposeError>) {
+    pub(super) fn answered(
+        &mut self,
+        reply: ReplyId,
+        result: Result<Committed, ProposeError>,
+    ) -> Result<(), String> {
         let Some((key, version, delete)) = self.asked.remove(&reply) else {
-            return;
+            return Ok(());
         };
-        if let Ok(Committed { outcome: Outcome::Done { .. }, .. }) = result {
-            self.count += 1;
-            if delete {
-                self.acked_deletes.insert(key);
-            } else {
-                let highest = self.acked.entry(key).or_default();
-                *highest = version.max(*highest);
-            }
+        let Ok(Committed { outcome: Outcome::Done { changed }, .. }) = result else {
+            return Ok(());
+        };
+        self.count += 1;
+        if !delete {
+            let highest = self.acked.entry(key).or_default();
+            *highest = version.max(*highest);
+        } else if changed && !self.acked_deletes.insert(key) {
+            return Err(format!("{key:?} ended twice: two CDRs"));
         }
+        Ok(())
     }
 
-    pub(super) fn told(&mut self, node: NodeId, event: Event) {
-        if let Event::OwnedAddresses { add, remove } = event {
-            let edge = self.edges.entry(node).or_default();
-            for address in remove {
-                edge.remove(&address);
-            }
-            edge.extend(add);
+    /// A term has one leader.
+    pub(super) fn one_leader(world: &mut World, id: NodeId) -> Result<(), String> {
+        let Some(core) = &world.host(id).core else {
+            return Ok(());
+        };
+        let Some(term) = core.reigns_in() else {
+            return Ok(());
+        };
+        let first = *world.checks.leaders.entry(term).or_insert(id);
+        if first != id {
+            return Err(format!("term {term} has two leaders: {first} and {id}"));
         }
+        Ok(())
     }
 
-    /// At every instant, by what each living node believes at that instant.
+    /// At every instant: on whose devices an address is, of those who may answer (whose process runs
+    /// and whose lease holds).
     pub(super) fn one_holder(world: &World) -> Result<(), String> {
         for (address, _) in ADDRESSES {
             let mut holder = None;
@@ -84,7 +94,8 @@ impl Checks {
                 let Some(core) = &host.core else {
                     continue;
                 };
-                if host.paused_until > world.now || !core.holds(host.local(world.now), address) {
+                let answers = core.leased(host.local(world.now)) && host.edge.holds(address);
+                if host.paused_until > world.now || !answers {
                     continue;
                 }
                 if let Some(other) = holder.replace(*id) {
@@ -116,6 +127,10 @@ impl Checks {
             return Ok(());
         };
         let (log_bytes, pending, waiting) = core.sizes();
+        let rows = core.tables().read().expect("not poisoned").nodes().count();
+        if rows > 9 {
+            return Err(format!("node {id} knows {rows} members"));
+        }
         if log_bytes > 512 * 1024 || pending > 4_096 || waiting > 2_000 {
             return Err(format!("node {id} grows: {log_bytes}, {pending}, {waiting}"));
         }
@@ -136,6 +151,14 @@ impl Checks {
             if here.0.abs_diff(there.0) > 50 || (here.0 == there.0 && here.1 != there.1) {
                 return Err(format!("node {id} is at {}, another at {}", here.0, there.0));
             }
+            let rows: BTreeSet<NodeId> = tables.nodes().map(|(id, _)| id).collect();
+            let hosts: BTreeSet<NodeId> = world.hosts.keys().copied().collect();
+            if rows != hosts || status.voters != hosts || !status.learners.is_empty() {
+                return Err(format!("{id} has rows {rows:?}, {status:?}; there are {hosts:?}"));
+            }
+            if tables.format() != world.lowest_format() {
+                return Err(format!("{id} writes format {}", tables.format()));
+            }
             for (other, node) in tables.nodes() {
                 if !node.state.is_eligible() {
                     let status = world.hosts.get(&other).and_then(|host| host.core.as_ref());
@@ -146,7 +169,7 @@ impl Checks {
             }
             for (address, _) in ADDRESSES {
                 let by_core = core.holds(host.local(world.now), address);
-                let told = world.checks.edges.get(id).is_some_and(|edge| edge.contains(address));
+                let told = host.edge.holds(address);
                 if by_core {
                     held.entry(address).or_default().push(*id);
                     if !told {

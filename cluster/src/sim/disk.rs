@@ -9,6 +9,9 @@ use crate::core::{Persist, Recovered};
 use crate::state::{Position, Tables};
 use crate::store::{LogStore, StoreError};
 
+/// The cluster's id.
+pub(super) const CLUSTER: &[u8] = b"simulation";
+
 #[derive(Default)]
 pub(super) struct Disk {
     durable: Durable,
@@ -87,6 +90,16 @@ impl Disk {
         synced
     }
 
+    /// The disk of a node that joins.
+    pub(super) fn empty() -> Self {
+        Disk::default()
+    }
+
+    /// What was voted and in which term is gone, as if it had not been written.
+    pub(super) fn forget_vote(&mut self) {
+        self.durable.hard_state.vote = 0;
+    }
+
     /// Power goes: of what was not synced, the first few writes may have made it.
     pub(super) fn crash(&mut self, chance: &mut Chance) {
         let kept = chance.below(self.cached.len() as u64 + 1);
@@ -98,11 +111,19 @@ impl Disk {
         self.cached.clear();
     }
 
-    pub(super) fn recover(&mut self) -> Recovered {
+    pub(super) fn recover(&mut self, format: u32) -> Recovered {
         self.boot += 1;
+        if self.durable.snapshot == 0 {
+            return Recovered {
+                tables: Tables::new(CLUSTER),
+                snapshot: Position::default(),
+                hard_state: self.durable.hard_state.clone(),
+                entries: self.durable.entries.values().cloned().collect(),
+            };
+        }
         let bytes = self.snapshots.get(&self.durable.snapshot);
         let bytes = bytes.expect("the log never names a snapshot that is not there");
-        let (tables, snapshot) = Tables::restore(&mut bytes.as_slice()).expect("whole");
+        let (tables, snapshot) = Tables::restore(&mut bytes.as_slice(), format).expect("whole");
         Recovered {
             tables,
             snapshot,

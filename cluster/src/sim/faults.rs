@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use super::world::{Host, World};
+use super::world::{Host, SLOW_MS, SYNC_MS, World};
 use crate::core::Input;
 use crate::types::NodeId;
+
+/// A disk that does not answer for seconds.
+const STUCK_MS: u64 = 4_000;
 
 #[derive(Default)]
 pub(super) struct Faults {
@@ -32,8 +35,14 @@ impl Faults {
             7 => world.side = [victim].into(),
             8 => world.side.clear(),
             9 => {
-                let slow = world.host(victim).slow_disk;
-                world.host(victim).slow_disk = !slow;
+                // Slow for long, or stuck for seconds.
+                let stuck = world.chance.percent(30);
+                let host = world.host(victim);
+                host.sync_ms_max = match host.sync_ms_max {
+                    SYNC_MS if stuck => STUCK_MS,
+                    SYNC_MS => SLOW_MS,
+                    _ => SYNC_MS,
+                };
             }
             10 => {
                 if let Some(leader) = Self::leader(world) {
@@ -55,7 +64,7 @@ impl Faults {
         world.side.clear();
         world.loss_percent = 0;
         for id in world.ids() {
-            world.host(id).slow_disk = false;
+            world.host(id).sync_ms_max = SYNC_MS;
             if world.host(id).core.is_none() {
                 world.start_after(id, 10);
             }

@@ -4,21 +4,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
-use sbc_proto::cluster::v1 as pb;
 
 use super::checks::Checks;
-use super::disk::Disk;
+use super::disk::{CLUSTER, Disk};
+use super::edge::Edge;
 use super::faults::Faults;
+use super::operator::Operator;
 use super::{Chance, Plant};
-use crate::command::Command;
-use crate::core::{Core, CoreConfig, Input, LeaseCell, Output, ReplyId};
-use crate::state::{Node, NodeState, Position, Tables};
-use crate::types::{DialogKey, NodeId};
+use crate::core::{Core, CoreConfig, Input, LeaseCell, Output};
+use crate::state::{FORMAT_VERSION, Node, NodeState, Position, Tables};
+use crate::types::NodeId;
 
 pub(super) const ADDRESSES: [(&str, u32); 2] = [("192.0.2.1", 1), ("192.0.2.2", 2)];
 
-const FAULTS_UNTIL: Duration = Duration::from_secs(20);
-const ENDS: Duration = Duration::from_secs(40);
+/// What the next release reads and writes.
+pub(super) const LATER: u32 = FORMAT_VERSION + 1;
+const WALL_MS: u64 = 1_700_000_000_000;
+const DAY_MS: u64 = 86_400_000;
+
+pub(super) const FAULTS_UNTIL: Duration = Duration::from_secs(20);
+pub(super) const ENDS: Duration = Duration::from_secs(45);
 
 pub(super) struct Host {
     pub(super) core: Option<Core>,
@@ -28,15 +33,20 @@ pub(super) struct Host {
     drift: i64,
     wall_ms: u64,
     pub(super) paused_until: Duration,
-    pub(super) slow_disk: bool,
+    /// The longest that a sync takes.
+    pub(super) sync_ms_max: u64,
     syncing: bool,
     waiting: Vec<Input>,
     wake_at: Duration,
+    /// Up to which format its build reads.
+    pub(super) format: u32,
+    pub(super) name: String,
+    pub(super) edge: Edge,
     /// Counts lives, so that what belongs to an earlier one is dropped.
-    life: u64,
+    pub(super) life: u64,
 }
 
-enum Happening {
+pub(super) enum Happening {
     Deliver(NodeId, Input),
     Wake(NodeId),
     /// The end of a pause.
@@ -44,9 +54,18 @@ enum Happening {
     Synced(NodeId, u64),
     SnapshotWritten(NodeId, u64, Box<(crate::state::Frozen, Position)>),
     Start(NodeId),
+    /// The edge has dropped these addresses from its devices.
+    Dropped(NodeId, u64, Vec<String>),
+    /// The edge looks at what it has to say to the cluster.
+    Edge(NodeId, u64),
     Client,
+    Operator,
     Fault,
 }
+
+/// A sync of a disk in order, and of one that is slow.
+pub(super) const SYNC_MS: u64 = 8;
+pub(super) const SLOW_MS: u64 = 400;
 
 pub(super) struct World {
     pub(super) now: Duration,
@@ -54,14 +73,15 @@ pub(super) struct World {
     pub(super) hosts: BTreeMap<NodeId, Host>,
     queue: BTreeMap<(Duration, u64), Happening>,
     next: u64,
-    plant: Plant,
+    pub(super) plant: Plant,
     /// Nothing goes wrong by itself.
-    calm: bool,
+    pub(super) calm: bool,
     pub(super) side: BTreeSet<NodeId>,
     pub(super) loss_percent: u64,
     pub(super) checks: Checks,
     faults: Faults,
-    next_reply: u64,
+    pub(super) operator: Operator,
+    pub(super) next_reply: u64,
     fingerprint: u64,
 }
 
@@ -69,8 +89,13 @@ impl World {
     pub(super) fn new(seed: u64, nodes: u64, plant: Plant) -> Self {
         let mut chance = Chance(seed ^ 0x5bc5_bc5b);
         let ids: Vec<NodeId> = (1..=nodes).map(NodeId).collect();
-        let members: Vec<(NodeId, Node)> = ids.iter().map(|id| (*id, member(*id))).collect();
-        let tables = Tables::genesis(b"simulation", &members);
+        // In every fourth run the cluster is of a former release and updated meanwhile.
+        let old = seed % 4 == 1 || plant == Plant::AssumesUpdated;
+        let format = if old { FORMAT_VERSION } else { LATER };
+        let written = if plant == Plant::AssumesUpdated { LATER } else { format };
+        let members: Vec<(NodeId, Node)> =
+            ids.iter().map(|id| (*id, member(*id, written))).collect();
+        let tables = Tables::genesis(CLUSTER, &members);
         let position = Position::genesis(&ids);
         let mut world = World {
             now: Duration::ZERO,
@@ -83,30 +108,45 @@ impl World {
             loss_percent: chance.below(6),
             checks: Checks::default(),
             faults: Faults::default(),
+            operator: Operator::new(old),
             next_reply: 1,
             fingerprint: 0,
             chance,
         };
         for id in ids {
-            let host = Host {
-                core: None,
-                disk: Disk::first(&tables, &position),
-                offset: Duration::from_millis(world.chance.below(1_000_000)),
-                drift: i64::try_from(world.chance.below(11)).expect("small") - 5,
-                wall_ms: 1_700_000_000_000,
-                paused_until: Duration::ZERO,
-                slow_disk: false,
-                syncing: false,
-                waiting: Vec::new(),
-                wake_at: Duration::MAX,
-                life: 0,
-            };
-            world.hosts.insert(id, host);
-            world.at(Duration::ZERO, Happening::Start(id));
+            world.add_host(id, format!("n{id}"), format, Disk::first(&tables, &position));
         }
         world.after_ms(500, Happening::Client);
         world.after_ms(2_000, Happening::Fault);
+        world.after_ms(3_000, Happening::Operator);
         world
+    }
+
+    /// A machine with a node on it, which starts at once.
+    pub(super) fn add_host(&mut self, id: NodeId, name: String, format: u32, disk: Disk) {
+        let host = Host {
+            core: None,
+            disk,
+            offset: Duration::from_millis(self.chance.below(1_000_000)),
+            drift: i64::try_from(self.chance.below(11)).expect("small") - 5,
+            wall_ms: WALL_MS,
+            paused_until: Duration::ZERO,
+            sync_ms_max: SYNC_MS,
+            syncing: false,
+            waiting: Vec::new(),
+            wake_at: Duration::MAX,
+            format,
+            name,
+            edge: Edge::default(),
+            life: 0,
+        };
+        self.hosts.insert(id, host);
+        self.at(self.now, Happening::Start(id));
+    }
+
+    /// The machine is gone with its disk.
+    pub(super) fn remove_host(&mut self, id: NodeId) {
+        self.hosts.remove(&id);
     }
 
     /// A run in which nothing goes wrong but what the test does.
@@ -191,16 +231,19 @@ impl World {
         Checks::converged(self)
     }
 
-    fn at(&mut self, at: Duration, happening: Happening) {
+    pub(super) fn at(&mut self, at: Duration, happening: Happening) {
         self.next += 1;
         self.queue.insert((at, self.next), happening);
     }
 
-    fn after_ms(&mut self, ms: u64, happening: Happening) {
+    pub(super) fn after_ms(&mut self, ms: u64, happening: Happening) {
         self.at(self.now + Duration::from_millis(ms), happening);
     }
 
     fn happen(&mut self, happening: Happening) -> Result<(), String> {
+        if happening.of().is_some_and(|id| !self.hosts.contains_key(&id)) {
+            return Ok(());
+        }
         match happening {
             Happening::Deliver(to, input) => self.give(to, input),
             Happening::Wake(id) => {
@@ -218,12 +261,18 @@ impl World {
                 if self.host(id).life != life {
                     return Ok(());
                 }
+                if !self.calm && self.chance.percent(5) {
+                    return self.give(id, Input::SnapshotFailed);
+                }
                 let (rows, position) = *snapshot;
                 self.host(id).disk.save(&rows, &position);
                 self.give(id, Input::SnapshotTaken(position))
             }
             Happening::Start(id) => self.start(id),
+            Happening::Dropped(id, life, addresses) => self.dropped(id, life, &addresses),
+            Happening::Edge(id, life) => self.edge_looks(id, life),
             Happening::Client => self.client(),
+            Happening::Operator => Operator::work(self),
             Happening::Fault => {
                 if self.calm {
                 } else if self.now < FAULTS_UNTIL {
@@ -257,15 +306,23 @@ impl World {
     fn start(&mut self, id: NodeId) -> Result<(), String> {
         let now = self.now;
         let early = self.plant == Plant::EarlyHandover;
-        let host = self.host(id);
+        let forgetful = self.plant == Plant::ForgetsVote;
+        let Some(host) = self.hosts.get_mut(&id) else {
+            return Ok(());
+        };
         if host.core.is_some() {
             return Ok(());
         }
-        let recovered = host.disk.recover();
+        if forgetful {
+            host.disk.forget_vote();
+        }
+        let recovered = host.disk.recover(host.format);
+        host.edge = Edge::default();
         let local = host.local(now);
         let config = CoreConfig {
             id,
             boot: host.disk.boot,
+            format: host.format,
             tick: Duration::from_millis(25),
             heartbeat_ticks: 4,
             election_ticks: 16,
@@ -279,6 +336,8 @@ impl World {
         let core = Core::new(config, recovered, LeaseCell::default(), local);
         host.core = Some(core.map_err(|e| e.to_string())?);
         host.wake_at = Duration::MAX;
+        let life = host.life;
+        self.after_ms(200, Happening::Edge(id, life));
         self.give(id, Input::Tick)
     }
 
@@ -292,14 +351,16 @@ impl World {
         host.paused_until = Duration::ZERO;
         host.disk.crash(&mut chance);
         // A clock that was set while the node was down.
-        host.wall_ms = 1_700_000_000_000 + chance.below(86_400_000 * 2);
+        host.wall_ms = WALL_MS - DAY_MS + chance.below(DAY_MS * 3);
         self.chance = chance;
     }
 
     /// Gives a node an input, unless it is down, or asleep: then later.
     pub(super) fn give(&mut self, id: NodeId, input: Input) -> Result<(), String> {
         let now = self.now;
-        let host = self.host(id);
+        let Some(host) = self.hosts.get_mut(&id) else {
+            return Ok(());
+        };
         let Some(core) = &mut host.core else {
             return Ok(());
         };
@@ -319,6 +380,7 @@ impl World {
         self.drain(id)?;
         Checks::digests(self, id)?;
         Checks::bounded(self, id)?;
+        Checks::one_leader(self, id)?;
         self.schedule_wake(id);
         Ok(())
     }
@@ -346,7 +408,7 @@ impl World {
             match output {
                 Output::Send { to, bytes } => self.transmit(id, to, bytes),
                 Output::SendSnapshot { to, message, index } => {
-                    self.transmit_snapshot(id, to, message, index);
+                    self.transmit_snapshot(id, to, message, index)?;
                 }
                 Output::Persist(persist) => {
                     let number = persist.number;
@@ -368,14 +430,17 @@ impl World {
                         self.at(self.now, Happening::Deliver(id, input));
                     }
                 }
-                Output::Reply { id: reply, result } => self.checks.answered(reply, result),
-                Output::Event(event) => self.checks.told(id, event),
+                Output::Reply { id: reply, result } => {
+                    self.operator.answered(reply, &result);
+                    self.checks.answered(reply, result)?;
+                }
+                Output::Event(event) => self.edge_told(id, event),
             }
         }
     }
 
     fn begin_sync(&mut self, id: NodeId) {
-        let ms_max = if self.host(id).slow_disk { 400 } else { 8 };
+        let ms_max = self.host(id).sync_ms_max;
         let us = self.chance.range(200, ms_max * 1_000);
         let host = self.host(id);
         if !host.syncing {
@@ -419,14 +484,21 @@ impl World {
         }
     }
 
-    fn transmit_snapshot(&mut self, from: NodeId, to: NodeId, message: Bytes, index: u64) {
+    fn transmit_snapshot(
+        &mut self,
+        from: NodeId,
+        to: NodeId,
+        message: Bytes,
+        index: u64,
+    ) -> Result<(), String> {
         let ms = self.chance.range(20, 400);
         let file = self.host(from).disk.snapshots.get(&index).cloned();
         let lost = self.cut(from, to) || self.chance.percent(20);
         let ok = match file {
-            Some(file) if !lost && self.host(to).core.is_some() => {
-                let (tables, position) =
-                    Tables::restore(&mut file.as_slice()).expect("a whole snapshot");
+            Some(file) if !lost && self.hosts.get(&to).is_some_and(|h| h.core.is_some()) => {
+                let reads = self.host(to).format;
+                let restored = Tables::restore(&mut file.as_slice(), reads);
+                let (tables, position) = restored.map_err(|e| e.to_string())?;
                 self.host(to).disk.snapshots.insert(position.index, file);
                 let input = Input::Snapshot { from, message, tables: Box::new(tables), position };
                 self.after_ms(ms, Happening::Deliver(to, input));
@@ -435,65 +507,9 @@ impl World {
             Some(_) | None => false,
         };
         self.after_ms(ms, Happening::Deliver(from, Input::SnapshotSent { to, ok }));
+        Ok(())
     }
 
-    /// A client writes to some node: a new dialog, a change of one that the node owns, its end.
-    fn client(&mut self) -> Result<(), String> {
-        let pause = self.chance.range(5, 40);
-        if self.now < ENDS - Duration::from_secs(8) {
-            self.after_ms(pause, Happening::Client);
-        }
-        let ids = self.ids();
-        let id = self.chance.pick(&ids);
-        let now = self.now;
-        let host = self.host(id);
-        if host.core.is_none() || host.paused_until > now {
-            return Ok(());
-        }
-        if let Some((address, group)) = self.checks.undeclared_address() {
-            return self.propose(id, Command::put_address(address, group, None), None);
-        }
-        let core_tables = self.host(id).core.as_ref().map(Core::tables).expect("runs");
-        let owned: Vec<DialogKey> = {
-            let tables = core_tables.read().expect("not poisoned");
-            tables
-                .dialogs_of(id)
-                .map(|(key, _)| *key)
-                .filter(|key| self.checks.lives(key))
-                .collect()
-        };
-        let version = self.checks.next_version();
-        let fresh = owned.is_empty() || (owned.len() < 60 && self.chance.percent(40));
-        let key = if fresh {
-            DialogKey((u128::from(version) << 64 | u128::from(id.0)).to_be_bytes())
-        } else {
-            self.chance.pick(&owned)
-        };
-        if !fresh && (owned.len() > 100 || self.chance.percent(10)) {
-            let command = Command::delete_dialog(key);
-            return self.propose(id, command, Some((key, version, true)));
-        }
-        let group = u32::try_from(self.chance.below(3)).expect("small");
-        let value = Bytes::copy_from_slice(&version.to_be_bytes());
-        let command = Command::put_dialog(key, group, &[version], value);
-        self.propose(id, command, Some((key, version, false)))
-    }
-
-    fn propose(
-        &mut self,
-        id: NodeId,
-        command: Command,
-        write: Option<(DialogKey, u64, bool)>,
-    ) -> Result<(), String> {
-        let reply = ReplyId(self.next_reply);
-        self.next_reply += 1;
-        if let Some((key, version, delete)) = write {
-            self.checks.asked(reply, key, version, delete);
-        }
-        let command: pb::Command = command.0;
-        let timeout = Duration::from_millis(500);
-        self.give(id, Input::Propose { id: reply, command, timeout })
-    }
 }
 
 impl Host {
@@ -509,7 +525,7 @@ fn local(offset: Duration, drift: i64, now: Duration) -> Duration {
     offset + Duration::from_nanos(u64::try_from(nanos).expect("drift is small"))
 }
 
-fn member(id: NodeId) -> Node {
+fn member(id: NodeId, format: u32) -> Node {
     Node {
         name: format!("n{id}"),
         address: format!("n{id}:1"),
@@ -517,5 +533,23 @@ fn member(id: NodeId) -> Node {
         epoch: 1,
         voter: true,
         software: String::new(),
+        format,
+    }
+}
+
+impl Happening {
+    /// Whose it is.
+    fn of(&self) -> Option<NodeId> {
+        match self {
+            Happening::Deliver(id, _)
+            | Happening::Wake(id)
+            | Happening::Resume(id)
+            | Happening::Synced(id, _)
+            | Happening::SnapshotWritten(id, _, _)
+            | Happening::Start(id)
+            | Happening::Dropped(id, _, _)
+            | Happening::Edge(id, _) => Some(*id),
+            Happening::Client | Happening::Operator | Happening::Fault => None,
+        }
     }
 }

@@ -83,6 +83,7 @@ impl Tables {
             Op::UpdateNode(op) => self.exec_update_node(op, effects),
             Op::Drain(op) => self.exec_drain(&op, effects),
             Op::HandOver(op) => self.exec_hand_over(&op, effects),
+            Op::SetFormat(op) => self.exec_set_format(&op, effects),
         }
     }
 
@@ -296,6 +297,10 @@ impl Tables {
 
     fn exec_put_token(&mut self, op: &pb::PutToken) -> Result {
         let hash: [u8; 32] = (&*op.hash).try_into().map_err(|_| Rejection::Malformed)?;
+        if self.has_token(&hash) {
+            // Said again: who has used it meanwhile stays known, so that it lets nobody else in.
+            return Ok(done(false));
+        }
         if self.len(Table::Tokens) >= Table::Tokens.rows_max() {
             return Err(Rejection::Full);
         }

@@ -24,6 +24,7 @@ use sbc_proto::cluster::v1 as pb;
 pub use changes::DialogPlace;
 #[cfg(test)]
 pub(crate) use digest::spread;
+pub(crate) use digest::Hasher;
 pub(crate) use record::node_id;
 pub use record::{Address, Ban, BanKey, Binding, BindingKey, Dialog, Next, Node, NodeState};
 pub use snapshot::SnapshotError;
@@ -32,7 +33,8 @@ pub use tables::{BindingRows, Tables};
 
 use crate::types::{BindingChange, DialogKey, NodeId, Outcome, Rejection, Table};
 
-/// The version of commands and snapshots that this build writes, and the highest that it reads.
+/// The highest version of commands and snapshots that this build reads. It writes what every member
+/// reads ([`Tables::format`]).
 pub const FORMAT_VERSION: u32 = 1;
 
 /// What a command changed that somebody outside may have to act upon.
@@ -82,10 +84,11 @@ pub(crate) struct Origin {
 
 /// The log holds what this build cannot read: going on would diverge from the others.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("log entry {index} has format version {version}, this build reads up to {FORMAT_VERSION}")]
+#[error("log entry {index} has format version {version}, this build reads up to {reads}")]
 pub(crate) struct UnsupportedVersion {
     pub(crate) index: u64,
     pub(crate) version: u32,
+    pub(crate) reads: u32,
 }
 
 impl Tables {
@@ -100,8 +103,9 @@ impl Tables {
         let Ok(proposal) = pb::Proposal::decode(data) else {
             return Ok(applied);
         };
-        if proposal.version > FORMAT_VERSION {
-            return Err(UnsupportedVersion { index, version: proposal.version });
+        let reads = self.reads;
+        if proposal.version > reads {
+            return Err(UnsupportedVersion { index, version: proposal.version, reads });
         }
         if proposal.node != 0 {
             applied.origin = Some(Origin {
@@ -123,7 +127,7 @@ impl Tables {
         let op = proposal.command.and_then(|command| command.op);
         let result = match op {
             Some(op) => self.execute(writer, op, &mut applied.effects),
-            None => Err(Rejection::Malformed),
+            None => Err(Rejection::Unknown),
         };
         applied.outcome = Some(result.unwrap_or_else(Outcome::Rejected));
         Ok(applied)

@@ -35,6 +35,9 @@ impl Tables {
     pub(super) fn exec_add_node(&mut self, op: pb::AddNode, effects: &mut Vec<Effect>) -> Result {
         name(&op.name)?;
         name(&op.address)?;
+        if op.format.max(1) < self.format() {
+            return Err(Rejection::Format);
+        }
         let token: [u8; 32] = (&*op.token).try_into().map_err(|_| Rejection::Malformed)?;
         if let Some(id) = self.check_token(&token, &op.name)? {
             return Ok(Outcome::Node(id));
@@ -64,6 +67,7 @@ impl Tables {
             epoch: 1,
             voter: op.voter,
             software: String::new(),
+            format: op.format.max(1),
         };
         self.put_node(id, node);
         if let Some(token) = Arc::make_mut(&mut self.rows.tokens).get_mut(&token) {
@@ -102,6 +106,10 @@ impl Tables {
             NodeState::Up | NodeState::Draining => return Err(Rejection::Conflict),
             NodeState::Joining | NodeState::Drained | NodeState::Down => {}
         }
+        // Somebody must be left who keeps the log and can let others in.
+        if !self.nodes().any(|(other, node)| other != id && node.voter && node.state.is_live()) {
+            return Err(Rejection::Last);
+        }
         self.forget_node(id, effects);
         Ok(CHANGED)
     }
@@ -129,6 +137,26 @@ impl Tables {
         }
         node.address = op.address;
         node.software = op.software;
+        self.put_node(id, node);
+        effects.push(Effect::Nodes);
+        Ok(CHANGED)
+    }
+
+    /// A build announces what it reads when it starts; writers follow the lowest of all.
+    pub(super) fn exec_set_format(
+        &mut self,
+        op: &pb::SetFormat,
+        effects: &mut Vec<Effect>,
+    ) -> Result {
+        let id = NodeId(op.id);
+        let mut node = self.node(id).ok_or(Rejection::NotFound)?.clone();
+        if op.format == 0 {
+            return Err(Rejection::Malformed);
+        }
+        if node.format == op.format {
+            return Ok(UNCHANGED);
+        }
+        node.format = op.format;
         self.put_node(id, node);
         effects.push(Effect::Nodes);
         Ok(CHANGED)

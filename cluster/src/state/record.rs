@@ -81,6 +81,8 @@ pub struct Node {
     /// Whether it is to vote once it has caught up.
     pub voter: bool,
     pub software: String,
+    /// Up to which format version of commands and snapshots it reads.
+    pub format: u32,
 }
 
 /// A floating address.
@@ -235,6 +237,7 @@ impl Node {
             epoch: self.epoch,
             voter: self.voter,
             software: self.software.clone(),
+            format: self.format,
         }
     }
 
@@ -247,6 +250,7 @@ impl Node {
             epoch: record.epoch,
             voter: record.voter,
             software: record.software,
+            format: record.format.max(1),
         };
         (record.id != 0).then_some((NodeId(record.id), node))
     }

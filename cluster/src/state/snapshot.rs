@@ -1,5 +1,5 @@
 //! The file form of the tables: a magic word, then length-prefixed protobuf: one header, the rows
-//! in a fixed order, an empty frame, and the digest of it all. The same tables give the same bytes.
+//! in a fixed order, an empty frame, the digest of the rows and a fingerprint of all bytes. The same tables give the same bytes.
 //! Does not open files: it writes to and reads from what it is given.
 
 use std::io::{self, Read, Write};
@@ -10,7 +10,7 @@ use prost::Message as _;
 use sbc_proto::cluster::v1 as pb;
 use sbc_proto::cluster::v1::snapshot_record::Record;
 
-use super::FORMAT_VERSION;
+use super::digest::Hasher;
 use super::record::{Address, Ban, Binding, BindingKey, Count, Dialog, Node, Token, node_id};
 use super::tables::{Rows, Tables};
 use crate::types::{AorKey, DialogKey, NodeId};
@@ -43,8 +43,8 @@ pub enum SnapshotError {
     Io(#[from] io::Error),
     #[error("not a snapshot, or damaged: {0}")]
     Damaged(&'static str),
-    #[error("snapshot of format version {0}, this build reads up to {FORMAT_VERSION}")]
-    Unsupported(u32),
+    #[error("snapshot of format version {version}, this build reads up to {reads}")]
+    Unsupported { version: u32, reads: u32 },
 }
 
 /// The rows as they were at one index; what is written out while the tables go on.
@@ -56,31 +56,43 @@ impl Tables {
         Frozen(self.rows.clone())
     }
 
-    pub(crate) fn restore(input: &mut impl Read) -> Result<(Self, Position), SnapshotError> {
+    /// Reads a snapshot of a version up to `reads`. Fields that are not known are passed over; a row
+    /// that is not known is damage: its writer should have raised the version.
+    pub(crate) fn restore(
+        input: &mut impl Read,
+        reads: u32,
+    ) -> Result<(Self, Position), SnapshotError> {
         let mut magic = [0u8; MAGIC.len()];
         input.read_exact(&mut magic)?;
         if magic != *MAGIC {
             return Err(SnapshotError::Damaged("wrong magic"));
         }
         let header = read_frame(input)?.ok_or(SnapshotError::Damaged("no header"))?;
+        let mut print = Hasher::new(10).bytes(&header);
         let header = pb::SnapshotHeader::decode(header)
             .map_err(|_| SnapshotError::Damaged("header does not decode"))?;
-        if header.version > FORMAT_VERSION {
-            return Err(SnapshotError::Unsupported(header.version));
+        if header.version > reads {
+            return Err(SnapshotError::Unsupported { version: header.version, reads });
         }
         let mut tables = Tables::new(&header.cluster_id);
+        tables.reads = reads;
         tables.rows.clock_ms = header.clock_ms;
         tables.rows.next_node = header.next_node;
         tables.rows.sweep = header.sweep;
         while let Some(frame) = read_frame(input)? {
+            print = print.bytes(&frame);
             let record = pb::SnapshotRecord::decode(frame)
                 .map_err(|_| SnapshotError::Damaged("row does not decode"))?;
             // A row of a later version that we do not know would be missed by the digest.
             let record = record.record.ok_or(SnapshotError::Damaged("unknown row"))?;
             tables.load(record).ok_or(SnapshotError::Damaged("row is malformed"))?;
         }
-        let mut digest = [0u8; 16];
+        let (mut digest, mut whole) = ([0u8; 16], [0u8; 16]);
         input.read_exact(&mut digest)?;
+        input.read_exact(&mut whole)?;
+        if u128::from_be_bytes(whole) != print.finish() {
+            return Err(SnapshotError::Damaged("fingerprint differs"));
+        }
         if u128::from_be_bytes(digest) != tables.digest() {
             return Err(SnapshotError::Damaged("digest differs"));
         }
@@ -152,7 +164,7 @@ impl Frozen {
     /// Writes the whole snapshot; returns its size in bytes.
     pub(crate) fn write(&self, at: &Position, out: &mut impl Write) -> io::Result<u64> {
         let rows = &self.0;
-        let mut out = Frames { out, scratch: Vec::new(), bytes: 0 };
+        let mut out = Frames { out, scratch: Vec::new(), bytes: 0, print: Hasher::new(10) };
         out.raw(MAGIC)?;
         out.frame(&header(rows, at))?;
         for (id, node) in &*rows.nodes {
@@ -212,6 +224,8 @@ impl Frozen {
         }
         out.raw(&0u32.to_be_bytes())?;
         out.raw(&rows.digest().to_be_bytes())?;
+        let print = out.print.finish();
+        out.raw(&print.to_be_bytes())?;
         out.out.flush()?;
         Ok(out.bytes)
     }
@@ -221,6 +235,8 @@ struct Frames<'a, W> {
     out: &'a mut W,
     scratch: Vec<u8>,
     bytes: u64,
+    /// Of all frames so far.
+    print: Hasher,
 }
 
 impl<W: Write> Frames<'_, W> {
@@ -236,6 +252,7 @@ impl<W: Write> Frames<'_, W> {
         let len = u32::try_from(scratch.len()).map_err(io::Error::other)?;
         self.raw(&len.to_be_bytes())?;
         self.raw(&scratch)?;
+        self.print = self.print.bytes(&scratch);
         self.scratch = scratch;
         Ok(())
     }
@@ -262,7 +279,7 @@ fn read_frame(input: &mut impl Read) -> Result<Option<Bytes>, SnapshotError> {
 
 fn header(rows: &Rows, at: &Position) -> pb::SnapshotHeader {
     pb::SnapshotHeader {
-        version: FORMAT_VERSION,
+        version: rows.format(),
         index: at.index,
         term: at.term,
         voters: at.conf.voters.clone(),

@@ -17,6 +17,8 @@ pub struct Tables {
     pub(super) rows: Rows,
     by_lookup: HashMap<u64, DialogKey>,
     changes: Changes,
+    /// The highest format version that this node reads. Not replicated.
+    pub(super) reads: u32,
 }
 
 /// The bindings of one moment.
@@ -70,6 +72,7 @@ impl Tables {
             },
             by_lookup: HashMap::new(),
             changes: Changes::new(),
+            reads: super::FORMAT_VERSION,
         }
     }
 
@@ -136,6 +139,17 @@ impl Tables {
 
     pub fn bans(&self) -> impl Iterator<Item = (&BanKey, &Ban)> {
         self.rows.bans.iter().filter(|(_, ban)| ban.expires_ms > self.rows.clock_ms)
+    }
+
+    /// The version in which entries and snapshots are to be written: what every member reads, be it
+    /// up or down.
+    pub fn format(&self) -> u32 {
+        self.rows.format()
+    }
+
+    /// Lets this node read up to another version than its build's; for tests of later releases.
+    pub(crate) fn read_up_to(&mut self, format: u32) {
+        self.reads = format;
     }
 
     pub fn node(&self, id: NodeId) -> Option<&Node> {
@@ -312,6 +326,10 @@ impl Tables {
 }
 
 impl Rows {
+    pub(super) fn format(&self) -> u32 {
+        self.nodes.values().map(|node| node.format).min().unwrap_or(1)
+    }
+
     pub(super) fn digest(&self) -> u128 {
         let mut hasher = Hasher::new(9)
             .u64(self.clock_ms)
@@ -326,7 +344,8 @@ impl Rows {
                 .bytes(node.state.to_pb().as_str_name().as_bytes())
                 .u64(node.epoch)
                 .u64(u64::from(node.voter))
-                .bytes(node.software.as_bytes());
+                .bytes(node.software.as_bytes())
+                .u64(u64::from(node.format));
         }
         for (name, row) in &*self.addresses {
             let record = row.to_pb(name);

@@ -67,13 +67,17 @@ pub(crate) fn write_whole<T>(
 
 /// The directory of snapshots.
 #[derive(Clone, Debug)]
-pub(crate) struct Snapshots(PathBuf);
+pub(crate) struct Snapshots {
+    dir: PathBuf,
+    /// Up to which format version they are read.
+    reads: u32,
+}
 
 impl Snapshots {
-    pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
+    pub(super) fn open(dir: &Path, reads: u32) -> Result<Self, StoreError> {
         let path = dir.join("snapshots");
         fs::create_dir_all(&path).map_err(|e| StoreError::io(&path, e))?;
-        Ok(Snapshots(path))
+        Ok(Snapshots { dir: path, reads })
     }
 
     fn name(index: u64) -> String {
@@ -81,23 +85,23 @@ impl Snapshots {
     }
 
     pub(crate) fn path(&self, index: u64) -> PathBuf {
-        self.0.join(Snapshots::name(index))
+        self.dir.join(Snapshots::name(index))
     }
 
     /// Where an arriving snapshot is gathered before its name is known to be deserved.
     pub(crate) fn incoming(&self, from: NodeId) -> PathBuf {
-        self.0.join(format!("from-{from}.tmp"))
+        self.dir.join(format!("from-{from}.tmp"))
     }
 
     pub(crate) fn save(&self, rows: &Frozen, at: &Position) -> Result<u64, StoreError> {
-        write_whole(&self.0, &Snapshots::name(at.index), |file| rows.write(at, file))
+        write_whole(&self.dir, &Snapshots::name(at.index), |file| rows.write(at, file))
     }
 
     pub(crate) fn load(&self, index: u64) -> Result<(Tables, Position), StoreError> {
         let fail = |source| StoreError::Snapshot { index, source };
         let file = File::open(self.path(index)).map_err(|e| fail(e.into()))?;
         let mut file = BufReader::with_capacity(256 * 1024, file);
-        let (tables, position) = Tables::restore(&mut file).map_err(fail)?;
+        let (tables, position) = Tables::restore(&mut file, self.reads).map_err(fail)?;
         if position.index != index {
             return Err(fail(SnapshotError::Damaged("it is of another index")));
         }
@@ -110,11 +114,11 @@ impl Snapshots {
         let file = File::open(gathered).map_err(|e| fail(e.into()))?;
         file.sync_all().map_err(|e| StoreError::io(gathered, e))?;
         let mut reader = BufReader::with_capacity(256 * 1024, file);
-        let (tables, position) = Tables::restore(&mut reader).map_err(fail)?;
+        let (tables, position) = Tables::restore(&mut reader, self.reads).map_err(fail)?;
         let path = self.path(position.index);
         let put = || {
             fs::rename(gathered, &path)?;
-            File::open(&self.0)?.sync_all()
+            File::open(&self.dir)?.sync_all()
         };
         put().map_err(|e| StoreError::io(&path, e))?;
         Ok((tables, position))
@@ -123,7 +127,7 @@ impl Snapshots {
     /// Deletes snapshots older than `keep` and what was left half written. What cannot be deleted
     /// is tried again next time.
     pub(crate) fn clean(&self, keep: u64) {
-        let Ok(entries) = fs::read_dir(&self.0) else {
+        let Ok(entries) = fs::read_dir(&self.dir) else {
             return;
         };
         for entry in entries.flatten() {

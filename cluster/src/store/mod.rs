@@ -23,7 +23,7 @@ use std::path::Path;
 use raft::eraftpb::{Entry, HardState};
 
 use crate::core::{Persist, Recovered};
-use crate::state::{Position, SnapshotError, Tables};
+use crate::state::{FORMAT_VERSION, Position, SnapshotError, Tables};
 use crate::types::NodeId;
 
 pub(crate) use files::{Identity, Snapshots, write_whole};
@@ -48,6 +48,10 @@ pub enum StoreError {
     /// The snapshot that the log continues from is not there or not whole.
     #[error("snapshot {index} cannot be used: {source}")]
     Snapshot { index: u64, source: SnapshotError },
+    /// Identity and tables speak of different clusters: files were mixed. Restore the right ones, or
+    /// empty the directory and join anew.
+    #[error("the directory holds files of two clusters: empty it and join the cluster again")]
+    OtherCluster,
     #[error("another process uses this directory")]
     InUse,
     #[error("the identity file is damaged")]
@@ -90,7 +94,8 @@ pub(crate) struct Opened {
 }
 
 /// Opens what an earlier run left; `None` when the directory holds no node yet.
-pub(crate) fn open(dir: &Path) -> Result<Option<Opened>, StoreError> {
+/// `reads`: the highest format version this build reads.
+pub(crate) fn open(dir: &Path, reads: u32) -> Result<Option<Opened>, StoreError> {
     let Some(identity) = Identity::read(dir)? else {
         return Ok(None);
     };
@@ -99,11 +104,14 @@ pub(crate) fn open(dir: &Path) -> Result<Option<Opened>, StoreError> {
         return Err(StoreError::LogMissing(identity.node));
     }
     let (log, content) = RedbLog::open(&path)?;
-    let snapshots = Snapshots::open(dir)?;
+    let snapshots = Snapshots::open(dir, reads)?;
     let (tables, snapshot) = match content.snapshot {
         0 => (Tables::new(&identity.cluster_id), Position::default()),
         index => snapshots.load(index)?,
     };
+    if tables.cluster_id() != identity.cluster_id {
+        return Err(StoreError::OtherCluster);
+    }
     snapshots.clean(content.snapshot);
     let last = content.entries.last().map_or(snapshot.index, |entry| entry.index);
     if last < content.hard_state.commit || last < snapshot.index {
@@ -130,7 +138,7 @@ pub(crate) fn create(
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(StoreError::io(&path, e)),
     }
-    let snapshots = Snapshots::open(dir)?;
+    let snapshots = Snapshots::open(dir, FORMAT_VERSION)?;
     let (mut log, _) = RedbLog::open(&path)?;
     if let Some((tables, position)) = first {
         snapshots.save(&tables.freeze(), position)?;

@@ -1,5 +1,6 @@
 //! The log in redb: one table of entries by index, one of facts. A commit is atomic, so that a torn
-//! write is as if it had not been begun; redb finds that out by itself when it opens the file.
+//! write is as if it had not been begun; redb finds that out by itself when it opens the file. What
+//! rots afterwards it does not see when it reads: each row carries a fingerprint of its own.
 
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinitio
 
 use super::{LogContent, LogStore, StoreError};
 use crate::core::Persist;
-use crate::state::Position;
+use crate::state::{Hasher, Position};
 
 const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
 const FACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("facts");
@@ -38,12 +39,46 @@ fn storage(error: impl Into<redb::Error>) -> StoreError {
     }
 }
 
+const SEAL_BYTES: usize = 16;
+
+/// Facts are told apart by numbers that no entry's index ever reaches.
+fn row_of(fact: &str) -> u64 {
+    u64::MAX - fact.len() as u64
+}
+
+fn sealed_number(fact: &str, number: u64) -> Vec<u8> {
+    seal(row_of(fact), number.to_be_bytes().to_vec())
+}
+
+fn fingerprint(row: u64, bytes: &[u8]) -> [u8; SEAL_BYTES] {
+    Hasher::new(11).u64(row).bytes(bytes).finish().to_be_bytes()
+}
+
+/// The bytes of a row, followed by their fingerprint, which also says which row they are of.
+fn seal(row: u64, mut bytes: Vec<u8>) -> Vec<u8> {
+    let print = fingerprint(row, &bytes);
+    bytes.extend_from_slice(&print);
+    bytes
+}
+
+fn sealed(row: u64, bytes: &[u8]) -> Result<&[u8], StoreError> {
+    match bytes.split_last_chunk() {
+        Some((bytes, print)) if *print == fingerprint(row, bytes) => Ok(bytes),
+        Some(_) | None if row >= row_of(HARD_STATE) => Err(damaged("a fact has rotted")),
+        Some(_) | None => Err(damaged(format!("entry {row} has rotted"))),
+    }
+}
+
 impl RedbLog {
-    /// Opens or creates the file, reads all of it, and raises the boot counter.
+    /// Opens or creates the file, reads all of it, and raises the boot counter. redb panics on some
+    /// pages that it takes for impossible: that is damage too.
     pub(super) fn open(path: &Path) -> Result<(Self, LogContent), StoreError> {
-        let mut builder = Database::builder();
-        builder.set_cache_size(CACHE_BYTES);
-        RedbLog::load(builder.create(path).map_err(storage)?)
+        std::panic::catch_unwind(|| {
+            let mut builder = Database::builder();
+            builder.set_cache_size(CACHE_BYTES);
+            RedbLog::load(builder.create(path).map_err(storage)?)
+        })
+        .unwrap_or_else(|_| Err(damaged("its pages contradict each other")))
     }
 
     pub(super) fn load(db: Database) -> Result<(Self, LogContent), StoreError> {
@@ -52,7 +87,7 @@ impl RedbLog {
             txn.open_table(ENTRIES).map_err(storage)?;
             let mut facts = txn.open_table(FACTS).map_err(storage)?;
             let boot = number(&facts, BOOT)? + 1;
-            facts.insert(BOOT, boot.to_be_bytes().as_slice()).map_err(storage)?;
+            facts.insert(BOOT, sealed_number(BOOT, boot).as_slice()).map_err(storage)?;
             boot
         };
         txn.commit().map_err(storage)?;
@@ -62,13 +97,14 @@ impl RedbLog {
         let snapshot = number(&facts, SNAPSHOT)?;
         let mut hard_state = HardState::default();
         if let Some(bytes) = facts.get(HARD_STATE).map_err(storage)? {
-            hard_state.merge_from_bytes(bytes.value()).map_err(damaged)?;
+            let bytes = sealed(row_of(HARD_STATE), bytes.value())?;
+            hard_state.merge_from_bytes(bytes).map_err(damaged)?;
         }
         let mut entries: Vec<Entry> = Vec::new();
         for row in txn.open_table(ENTRIES).map_err(storage)?.iter().map_err(storage)? {
             let (index, bytes) = row.map_err(storage)?;
             let mut entry = Entry::default();
-            entry.merge_from_bytes(bytes.value()).map_err(damaged)?;
+            entry.merge_from_bytes(sealed(index.value(), bytes.value())?).map_err(damaged)?;
             let expected = entries.last().map_or(index.value(), |last| last.index + 1);
             if entry.index != index.value() || entry.index != expected {
                 return Err(damaged(format!("entry {expected} is missing")));
@@ -103,7 +139,8 @@ fn number(
     match facts.get(key).map_err(storage)? {
         None => Ok(0),
         Some(bytes) => {
-            let bytes: [u8; 8] = bytes.value().try_into().map_err(damaged)?;
+            let bytes = sealed(row_of(key), bytes.value())?;
+            let bytes: [u8; 8] = bytes.try_into().map_err(damaged)?;
             Ok(u64::from_be_bytes(bytes))
         }
     }
@@ -123,7 +160,7 @@ impl LogStore for RedbLog {
             for persist in batch {
                 if let Some(snapshot) = &persist.snapshot {
                     table.retain(|_, _| false).map_err(storage)?;
-                    let index = snapshot.index.to_be_bytes();
+                    let index = sealed_number(SNAPSHOT, snapshot.index);
                     facts.insert(SNAPSHOT, index.as_slice()).map_err(storage)?;
                     last = snapshot.index;
                 }
@@ -133,12 +170,13 @@ impl LogStore for RedbLog {
                     table.retain_in(first.index.., |_, _| false).map_err(storage)?;
                 }
                 for entry in &persist.entries {
-                    let bytes = entry.write_to_bytes().map_err(damaged)?;
+                    let bytes = seal(entry.index, entry.write_to_bytes().map_err(damaged)?);
                     table.insert(entry.index, bytes.as_slice()).map_err(storage)?;
                     last = entry.index;
                 }
             }
             let bytes = newest.hard_state.write_to_bytes().map_err(damaged)?;
+            let bytes = seal(row_of(HARD_STATE), bytes);
             facts.insert(HARD_STATE, bytes.as_slice()).map_err(storage)?;
         }
         txn.commit().map_err(storage)?;
@@ -153,7 +191,7 @@ impl LogStore for RedbLog {
             let mut facts = txn.open_table(FACTS).map_err(storage)?;
             // A leader's snapshot may have come in between.
             if snapshot > number(&facts, SNAPSHOT)? {
-                let index = snapshot.to_be_bytes();
+                let index = sealed_number(SNAPSHOT, snapshot);
                 facts.insert(SNAPSHOT, index.as_slice()).map_err(storage)?;
                 table.retain_in(..=compact, |_, _| false).map_err(storage)?;
             }
