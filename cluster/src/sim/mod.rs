@@ -104,7 +104,7 @@ fn number(name: &str) -> Option<u64> {
 fn invariants_hold_under_faults() {
     let seeds = match number("SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("SEEDS").unwrap_or(24),
+        None => 0..number("SEEDS").unwrap_or(16),
     };
     let total = seeds.end - seeds.start;
     let mut failed = Vec::new();
@@ -126,7 +126,7 @@ fn invariants_hold_under_faults() {
     assert_eq!(failed, Vec::<u64>::new(), "seeds that failed");
     // The run means something only when much was written and much went wrong.
     assert!(acked > total * 100 && faults > total * 3, "{acked} writes, {faults} faults");
-    assert!(total < 20 || orders.each_happened(), "{orders:?}");
+    assert!(total < 16 || orders.each_happened(), "{orders:?}");
 }
 
 #[test]
@@ -139,18 +139,19 @@ fn a_seed_repeats_itself() {
 /// Each bug that was put in is found within so many seeds, by what it breaks.
 #[test]
 fn finds_the_bugs_that_were_put_in() {
-    let plants: [(Plant, &[&str]); 6] = [
-        (Plant::AckBeforePersist, &["lost", "differs at", "panic", "to_commit", "raft"]),
-        (Plant::EarlyHandover, &["held by two"]),
-        (Plant::SaysDroppedTooEarly, &["held by two"]),
-        (Plant::SameIdAfterLoss, &["lost", "differs at", "to_commit", "panic"]),
-        (Plant::ForgetsVote, &["two leaders", "lost", "differs at", "panic"]),
-        (Plant::AssumesUpdated, &["format version"]),
+    // With each, the seed to begin with: one that found it when this was written.
+    let plants: [(Plant, u64, &[&str]); 6] = [
+        (Plant::AckBeforePersist, 0, &["lost", "differs at", "to_commit", "out of range"]),
+        (Plant::EarlyHandover, 0, &["held by two"]),
+        (Plant::SaysDroppedTooEarly, 0, &["held by two"]),
+        (Plant::SameIdAfterLoss, 0, &["lost", "differs at", "to_commit"]),
+        (Plant::ForgetsVote, 0, &["two leaders", "lost", "differs at"]),
+        (Plant::AssumesUpdated, 0, &["version 2"]),
     ];
     let mut missed = Vec::new();
-    for (plant, marks) in plants {
-        let found = (0..SEEDS_TO_FIND)
-            .find_map(|seed| run(seed, plant).err().map(|reason| (seed + 1, reason)));
+    for (plant, first, marks) in plants {
+        let found = (first..first + SEEDS_TO_FIND)
+            .find_map(|seed| run(seed, plant).err().map(|reason| (seed, reason)));
         println!("{plant:?}: {found:?}");
         let right = |reason: &str| marks.iter().any(|mark| reason.contains(mark));
         if !found.is_some_and(|(_, reason)| right(&reason)) {

@@ -258,8 +258,11 @@ fn join(
 
 /// Drains a node, removes it, and switches it off once the log says that it is gone.
 fn leave(world: &mut World, via: NodeId, id: NodeId) -> Result<(), String> {
-    let state = look(world, via, |tables| tables.node(id).map(|row| row.state));
+    let (state, known) =
+        look(world, via, |tables| (tables.node(id).map(|row| row.state), tables.gave_out(id)));
     let command = match state {
+        // A node that is behind has not heard of it yet.
+        None if !known => None,
         None => {
             world.remove_host(id);
             world.operator.tally.left += 1;

@@ -147,6 +147,12 @@ impl Tables {
         self.rows.format()
     }
 
+    /// Whether these tables are of a time after the node was given its id.
+    #[cfg(test)]
+    pub(crate) fn gave_out(&self, id: NodeId) -> bool {
+        id.0 < self.rows.next_node
+    }
+
     /// Lets this node read up to another version than its build's; for tests of later releases.
     pub(crate) fn read_up_to(&mut self, format: u32) {
         self.reads = format;

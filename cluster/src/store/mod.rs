@@ -84,6 +84,9 @@ pub(crate) struct LogContent {
     pub(crate) boot: u64,
 }
 
+/// The boot counter of a log that was made and never opened since. A node's own has been opened.
+const MADE: u64 = 1;
+
 /// A node's directory, opened.
 pub(crate) struct Opened {
     pub(crate) identity: Identity,
@@ -104,6 +107,9 @@ pub(crate) fn open(dir: &Path, reads: u32) -> Result<Option<Opened>, StoreError>
         return Err(StoreError::LogMissing(identity.node));
     }
     let (log, content) = RedbLog::open(&path)?;
+    if content.boot <= MADE {
+        return Err(StoreError::LogMissing(identity.node));
+    }
     let snapshots = Snapshots::open(dir, reads)?;
     let (tables, snapshot) = match content.snapshot {
         0 => (Tables::new(&identity.cluster_id), Position::default()),
@@ -139,7 +145,7 @@ pub(crate) fn create(
         Err(e) => return Err(StoreError::io(&path, e)),
     }
     let snapshots = Snapshots::open(dir, FORMAT_VERSION)?;
-    let (mut log, _) = RedbLog::open(&path)?;
+    let mut log = RedbLog::create(&path)?;
     if let Some((tables, position)) = first {
         snapshots.save(&tables.freeze(), position)?;
         log.begin(position)?;

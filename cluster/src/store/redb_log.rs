@@ -39,6 +39,12 @@ fn storage(error: impl Into<redb::Error>) -> StoreError {
     }
 }
 
+fn builder() -> redb::Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
+}
+
 const SEAL_BYTES: usize = 16;
 
 /// Facts are told apart by numbers that no entry's index ever reaches.
@@ -70,15 +76,17 @@ fn sealed(row: u64, bytes: &[u8]) -> Result<&[u8], StoreError> {
 }
 
 impl RedbLog {
-    /// Opens or creates the file, reads all of it, and raises the boot counter. redb panics on some
+    /// Opens the file that a node has (an empty one is none), reads all of it, and raises the boot
+    /// counter. redb panics on some
     /// pages that it takes for impossible: that is damage too.
     pub(super) fn open(path: &Path) -> Result<(Self, LogContent), StoreError> {
-        std::panic::catch_unwind(|| {
-            let mut builder = Database::builder();
-            builder.set_cache_size(CACHE_BYTES);
-            RedbLog::load(builder.create(path).map_err(storage)?)
-        })
-        .unwrap_or_else(|_| Err(damaged("its pages contradict each other")))
+        std::panic::catch_unwind(|| RedbLog::load(builder().open(path).map_err(storage)?))
+            .unwrap_or_else(|_| Err(damaged("its pages contradict each other")))
+    }
+
+    /// The file of a node that is being made.
+    pub(super) fn create(path: &Path) -> Result<Self, StoreError> {
+        RedbLog::load(builder().create(path).map_err(storage)?).map(|(log, _)| log)
     }
 
     pub(super) fn load(db: Database) -> Result<(Self, LogContent), StoreError> {

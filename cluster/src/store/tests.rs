@@ -101,3 +101,86 @@ fn one_process_per_directory() {
     let _first = made(dir.path());
     assert!(matches!(open(dir.path(), FORMAT_VERSION), Err(StoreError::InUse)));
 }
+
+#[test]
+fn a_missing_snapshot_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(made(dir.path()));
+    std::fs::remove_file(dir.path().join("snapshots").join(format!("{:020}", 1))).unwrap();
+    let Err(error) = open(dir.path(), FORMAT_VERSION) else { panic!("it opened") };
+    assert!(matches!(error, StoreError::Snapshot { index: 1, .. }), "{error}");
+    assert!(error.to_string().starts_with("snapshot 1 cannot be used: "), "{error}");
+}
+
+#[test]
+fn files_of_two_clusters_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(made(dir.path()));
+    let other = Identity { cluster_id: b"other".to_vec(), node: NodeId(3) };
+    other.write(dir.path()).unwrap();
+    assert!(matches!(open(dir.path(), FORMAT_VERSION), Err(StoreError::OtherCluster)));
+}
+
+#[test]
+fn a_snapshot_of_a_later_release_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let identity = Identity { cluster_id: b"test".to_vec(), node: NodeId(3) };
+    let position = Position::genesis(&[NodeId(3)]);
+    let row = crate::state::Node {
+        name: "n3".to_owned(),
+        address: "n3:1".to_owned(),
+        state: crate::state::NodeState::Up,
+        epoch: 1,
+        voter: true,
+        software: String::new(),
+        format: FORMAT_VERSION + 1,
+    };
+    let tables = Tables::genesis(b"test", &[(NodeId(3), row)]);
+    create(dir.path(), &identity, Some((&tables, &position))).unwrap();
+    let Err(error) = open(dir.path(), FORMAT_VERSION) else { panic!("it opened") };
+    let text = "snapshot 1 cannot be used: snapshot of format version 2, this build reads up to 1";
+    assert_eq!(error.to_string(), text);
+    assert!(open(dir.path(), FORMAT_VERSION + 1).unwrap().is_some(), "the later release reads it");
+}
+
+/// A byte of the log that changes under us, or a file that lost its end: what is read is what was
+/// written, or the log is damaged. Never a panic, never something else.
+#[test]
+fn rot_and_a_torn_tail_are_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut opened = made(dir.path());
+    opened.log.write(&[entries(2..=40, 1)]).unwrap();
+    drop(opened);
+    let path = dir.path().join("log.redb");
+    let whole = std::fs::read(&path).unwrap();
+    let before = terms(&open(dir.path(), FORMAT_VERSION).unwrap().unwrap());
+    assert_eq!(before.len(), 39);
+    let (mut found, mut harmless) = (0, 0);
+    let mut look = |bytes: &[u8], what: &str| {
+        std::fs::write(&path, bytes).unwrap();
+        match open(dir.path(), FORMAT_VERSION) {
+            Ok(Some(opened)) => {
+                assert_eq!(terms(&opened), before, "{what}");
+                assert!(opened.recovered.entries.iter().all(|e| *e.data == [7; 100]), "{what}");
+                harmless += 1;
+            }
+            Ok(None) => panic!("{what}: no node"),
+            Err(StoreError::LogDamaged(_) | StoreError::Io { .. }) => found += 1,
+            Err(other) => panic!("{what}: {other}"),
+        }
+    };
+    // Where the entries lie, closely; elsewhere, here and there.
+    let in_use: Vec<usize> = (0..whole.len()).filter(|at| whole[*at] == 7).step_by(97).collect();
+    assert!(in_use.len() > 20, "{}", in_use.len());
+    for at in in_use.into_iter().chain((0..whole.len()).step_by(whole.len() / 150)) {
+        let mut rotten = whole.clone();
+        rotten[at] ^= 0x20;
+        look(&rotten, &format!("byte {at}"));
+    }
+    for part in 1..20 {
+        look(&whole[..whole.len() * part / 20], &format!("{part} twentieths"));
+    }
+    look(&[], "an empty file");
+    println!("{found} found, {harmless} harmless");
+    assert!(found > 30, "{found} found, {harmless} harmless");
+}
