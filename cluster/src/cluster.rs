@@ -43,6 +43,54 @@ impl Cluster {
             Err(_) => Err(StartError::Core("starting panicked".to_owned())),
         }
     }
+
+    /// Makes the node's directory as [`Config::origin`] says, without running the node: a new cluster
+    /// with its CA, or a place in one that is joined. Blocks as [`Cluster::start`] does.
+    ///
+    /// # Errors
+    /// A directory that holds a node already; what [`Cluster::start`] refuses.
+    pub fn make(config: Config) -> Result<NodeId, StartError> {
+        config.check()?;
+        if let Some(opened) = store::open(&config.dir, config.format)? {
+            let node = opened.identity.node;
+            return Err(StartError::Config(format!("the directory holds node {node} already")));
+        }
+        let maker = std::thread::Builder::new().name("sbc-make".to_owned()).spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            settle(&config, &runtime)?;
+            let made = Identity::read(&config.dir)?;
+            made.map(|made| made.node).ok_or_else(vanished)
+        })?;
+        match maker.join() {
+            Ok(result) => result,
+            Err(_) => Err(StartError::Core("making the node panicked".to_owned())),
+        }
+    }
+}
+
+fn vanished() -> StartError {
+    StartError::Core("the directory vanished".to_owned())
+}
+
+/// Makes the directory of a node that has none. Returns whom to expect.
+fn settle(config: &Config, runtime: &Runtime) -> Result<Seeds, StartError> {
+    match &config.origin {
+        Origin::New => begin(config).map(|()| Seeds::new()),
+        Origin::Join { token, seeds } => {
+            if config.listen.is_none() {
+                return Err(StartError::Config("a joining node must listen".to_owned()));
+            }
+            runtime.block_on(join::join(config, token, seeds))
+        }
+        Origin::Meet { begin: count, seeds } => {
+            let missing = || StartError::Config("no join key".to_owned());
+            let key = config.key.as_ref().ok_or_else(missing)?;
+            match runtime.block_on(meet::meet(config, key, *count, seeds))? {
+                Met::Begin => begin(config).map(|()| Seeds::new()),
+                Met::Joined(found) => Ok(found),
+            }
+        }
+    }
 }
 
 fn start(config: &Config) -> Result<Handle, StartError> {
@@ -51,29 +99,18 @@ fn start(config: &Config) -> Result<Handle, StartError> {
         .thread_name("sbc-channel")
         .enable_all()
         .build()?;
+    if let Some(Discovery::Etcd { endpoints, prefix }) = &config.register {
+        // Before it is a member: nodes without data find each other by it.
+        let (endpoints, prefix) = (endpoints.clone(), prefix.clone());
+        let (name, address) = (config.name.clone(), config.address());
+        runtime.spawn(discovery::register(endpoints, prefix, name, address));
+    }
     let mut seeds = Seeds::new();
     let opened = match store::open(&config.dir, config.format)? {
         Some(opened) => opened,
         None => {
-            match &config.origin {
-                Origin::New => begin(config)?,
-                Origin::Join { token, seeds: from } => {
-                    if config.listen.is_none() {
-                        return Err(StartError::Config("a joining node must listen".to_owned()));
-                    }
-                    seeds = runtime.block_on(join::join(config, token, from))?;
-                }
-                Origin::Meet { begin: count, seeds: from } => {
-                    let missing = || StartError::Config("no join key".to_owned());
-                    let key = config.key.as_ref().ok_or_else(missing)?;
-                    match runtime.block_on(meet::meet(config, key, *count, from))? {
-                        Met::Begin => begin(config)?,
-                        Met::Joined(found) => seeds = found,
-                    }
-                }
-            }
-            let gone = || StartError::Core("the directory vanished".to_owned());
-            store::open(&config.dir, config.format)?.ok_or_else(gone)?
+            seeds = settle(config, &runtime)?;
+            store::open(&config.dir, config.format)?.ok_or_else(vanished)?
         }
     };
     run(config, opened, runtime, &seeds)
@@ -182,10 +219,13 @@ fn run(
             Some(channel)
         }
     };
-    if let Some(Discovery::Etcd { endpoints, prefix }) = &config.register {
+    if let (Some(Discovery::Etcd { endpoints, prefix }), Some(channel)) =
+        (&config.register, &channel)
+    {
         let (endpoints, prefix) = (endpoints.clone(), prefix.clone());
-        let (name, address) = (config.name.clone(), config.address());
-        runtime.spawn(discovery::register(endpoints, prefix, name, address));
+        let channel = channel.clone();
+        let tell = move |name: String, address: String| channel.heard_of(&name, address);
+        runtime.spawn(discovery::follow(endpoints, prefix, tell));
     }
     let report = orders.clone();
     let writer = Writer::start(opened.log, opened.snapshots, move |done| report.report(done))?;

@@ -1,5 +1,6 @@
-//! What a disk may do to a running node: a real file system that fills up. Runs itself again inside a
-//! mount namespace of its own, where it may mount one.
+//! What a disk may do to a running node: a real file system that fills up.
+
+mod own;
 
 use std::path::Path;
 use std::process::Command as Process;
@@ -9,27 +10,6 @@ use bytes::Bytes;
 use sbc_cluster::{Cluster, Command, Config, DialogKey, Event, Outcome, ProposeError};
 
 const WAIT: Duration = Duration::from_secs(30);
-const INSIDE: &str = "SBC_TEST_OWN_MOUNTS";
-
-/// True inside of the mount namespace; outside it runs the test there and returns false.
-fn in_own_mounts(test: &str) -> bool {
-    if std::env::var_os(INSIDE).is_some() {
-        return true;
-    }
-    let root = nix::unistd::geteuid().is_root();
-    let mut unshare = Process::new("unshare");
-    unshare.args(if root { ["--mount", "--propagation=private"] } else { ["--mount", "-r"] });
-    let program = std::env::current_exe().expect("this program");
-    let status = unshare
-        .arg(program)
-        .args(["--exact", test, "--nocapture"])
-        .env(INSIDE, "1")
-        .status()
-        .expect("unshare");
-    assert!(status.success(), "inside of its mount namespace: {status}");
-    false
-}
-
 fn mount(dir: &Path, size: &str) {
     let options = format!("size={size}");
     let dir = dir.to_str().expect("a plain path");
@@ -43,7 +23,7 @@ fn key(n: u64) -> DialogKey {
 
 #[test]
 fn a_full_disk_ends_the_nodes_part_and_loses_nothing() {
-    if !in_own_mounts("a_full_disk_ends_the_nodes_part_and_loses_nothing") {
+    if !own::inside("a_full_disk_ends_the_nodes_part_and_loses_nothing") {
         return;
     }
     let dir = tempfile::tempdir().expect("directory");

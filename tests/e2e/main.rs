@@ -10,6 +10,7 @@ mod features;
 mod floods;
 mod guard;
 mod kernel;
+mod members;
 mod phones;
 mod pods;
 mod ringing;

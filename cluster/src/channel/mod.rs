@@ -243,6 +243,17 @@ impl Channel {
         }
     }
 
+    /// A member is said to be at this address: tried until it says another one itself.
+    pub(crate) fn heard_of(&self, name: &str, address: String) {
+        let node = {
+            let tables = self.local.tables.read().unwrap_or_else(PoisonError::into_inner);
+            tables.nodes().find(|(_, row)| row.name == name).map(|(id, _)| id)
+        };
+        if let Some(node) = node {
+            self.local.learn(node, address);
+        }
+    }
+
     pub(crate) fn status(&self) -> Vec<PeerStatus> {
         let peers = self.local.peers.lock().unwrap_or_else(PoisonError::into_inner);
         let mut list: Vec<_> = peers.iter().map(|(id, peer)| peer.status(*id)).collect();

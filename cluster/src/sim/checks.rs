@@ -154,7 +154,9 @@ impl Checks {
             let rows: BTreeSet<NodeId> = tables.nodes().map(|(id, _)| id).collect();
             let hosts: BTreeSet<NodeId> = world.hosts.keys().copied().collect();
             if rows != hosts || status.voters != hosts || !status.learners.is_empty() {
-                return Err(format!("{id} has rows {rows:?}, {status:?}; there are {hosts:?}"));
+                let all = world.hosts.values().filter_map(|host| host.core.as_ref());
+                let all: Vec<_> = all.map(Core::progress).collect();
+                return Err(format!("{id} has rows {rows:?}; there are {hosts:?}: {all:#?}"));
             }
             if tables.format() != world.lowest_format() {
                 return Err(format!("{id} writes format {}", tables.format()));

@@ -97,6 +97,8 @@ impl Disk {
 
     /// What was voted and in which term is gone, as if it had not been written.
     pub(super) fn forget_vote(&mut self) {
+        let last = self.durable.entries.values().next_back();
+        self.durable.hard_state.term = last.map_or(0, |entry| entry.term);
         self.durable.hard_state.vote = 0;
     }
 

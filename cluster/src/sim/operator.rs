@@ -56,6 +56,8 @@ impl AddAssign for Tally {
 /// The one change of the membership that is under way.
 enum Change {
     Join { name: String, token: [u8; 32], replaces: bool, admitted: Option<NodeId> },
+    /// It runs and is to come up.
+    Await { id: NodeId, name: String, replaces: bool },
     Leave(NodeId),
 }
 
@@ -116,6 +118,7 @@ impl Operator {
             Some(Change::Join { name, token, replaces, admitted }) => {
                 join(world, via, name, token, replaces, admitted)?;
             }
+            Some(Change::Await { id, name, replaces }) => awaited(world, via, id, name, replaces),
             Some(Change::Leave(id)) => leave(world, via, id)?,
             None => {}
         }
@@ -230,9 +233,8 @@ fn join(
     let formats = world.hosts.values().map(|host| host.format);
     let format = formats.max().unwrap_or(FORMAT_VERSION);
     if let Some(id) = admitted {
-        world.add_host(id, name, format, Disk::empty());
-        let tally = &mut world.operator.tally;
-        *(if replaces { &mut tally.replaced } else { &mut tally.joined }) += 1;
+        world.add_host(id, name.clone(), format, Disk::empty());
+        world.operator.change = Some(Change::Await { id, name, replaces });
         return Ok(());
     }
     let hash = Bytes::copy_from_slice(&token);
@@ -254,6 +256,26 @@ fn join(
         world.operator.asked.insert(reply, token);
     }
     world.propose(via, command, None).map(drop)
+}
+
+/// A joiner is done when it is up. One that was given its id twice, because the token ran out under its
+/// repeated asking, finds that it is no member, and joins anew.
+fn awaited(world: &mut World, via: NodeId, id: NodeId, name: String, replaces: bool) {
+    let (state, known) =
+        look(world, via, |tables| (tables.node(id).map(|row| row.state), tables.gave_out(id)));
+    match state {
+        None if known => {
+            world.remove_host(id);
+            world.operator.change = Some(new_join(world, name, replaces));
+        }
+        None | Some(NodeState::Joining) => {
+            world.operator.change = Some(Change::Await { id, name, replaces });
+        }
+        Some(_) => {
+            let tally = &mut world.operator.tally;
+            *(if replaces { &mut tally.replaced } else { &mut tally.joined }) += 1;
+        }
+    }
 }
 
 /// Drains a node, removes it, and switches it off once the log says that it is gone.
@@ -306,7 +328,7 @@ fn end_drain(world: &mut World, via: NodeId) -> Result<(), String> {
 fn end_drains(world: &mut World, via: NodeId) -> Result<(), String> {
     let leaves = match world.operator.change {
         Some(Change::Leave(id)) => Some(id),
-        Some(Change::Join { .. }) | None => None,
+        Some(Change::Join { .. } | Change::Await { .. }) | None => None,
     };
     let drained = look(world, via, |tables| {
         let drains = |state| matches!(state, NodeState::Draining | NodeState::Drained);

@@ -3,15 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sbc_cluster::{Command, Handle, NodeId, NodeState, Outcome, ProposeError, Table};
+use sbc_cluster::{Command, Handle, NodeId, NodeState, Outcome, ProposeError, Rejection, Table};
 use sbc_proto::admin::v1 as pb;
 use sbc_proto::admin::v1::cluster_server::Cluster;
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use crate::node::Context;
 
 /// How long an operator's command may take to be committed.
 const WAIT: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 const TOKEN_TTL_MAX: Duration = Duration::from_secs(7 * 86_400);
 
 /// The service.
@@ -29,11 +31,24 @@ impl ClusterService {
         match self.handle()?.propose_within(command, WAIT).await {
             Ok(committed) => match committed.outcome {
                 Outcome::Done { .. } | Outcome::Node(_) => Ok(Response::new(pb::ClusterDone {})),
+                Outcome::Rejected(Rejection::NotFound) => Err(Status::not_found("no such node")),
                 Outcome::Rejected(why) => Err(Status::failed_precondition(why.to_string())),
             },
             Err(error) => Err(unavailable(&error)),
         }
     }
+}
+
+/// Looks until what was asked for has come about; false when it has not within [`WAIT`].
+async fn within_wait(mut met: impl FnMut() -> bool) -> bool {
+    let until = Instant::now() + WAIT;
+    while !met() {
+        if Instant::now() >= until {
+            return false;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    true
 }
 
 fn unavailable(error: &ProposeError) -> Status {
@@ -100,6 +115,8 @@ impl Cluster for ClusterService {
             dialogs: handle.read(|tables| count(tables.len(Table::Dialogs))),
             nodes: nodes.collect(),
             addresses,
+            snapshot: status.core.snapshot,
+            format: handle.read(sbc_cluster::Tables::format),
         }))
     }
 
@@ -130,7 +147,11 @@ impl Cluster for ClusterService {
         &self,
         request: Request<pb::RemoveNodeRequest>,
     ) -> Result<Response<pb::ClusterDone>, Status> {
-        self.propose(Command::remove_node(NodeId(request.into_inner().node))).await
+        let node = NodeId(request.into_inner().node);
+        if self.handle()?.read(|tables| tables.node(node).is_none()) {
+            return Err(Status::not_found(format!("node {node} is no member")));
+        }
+        self.propose(Command::remove_node(node)).await
     }
 
     async fn transfer_leader(
@@ -141,15 +162,27 @@ impl Cluster for ClusterService {
         if !handle.status().core.is_leader {
             return Err(Status::failed_precondition("this node is not the leader: ask the leader"));
         }
-        handle.transfer_leader(NodeId(request.into_inner().node));
-        Ok(Response::new(pb::ClusterDone {}))
+        let heir = NodeId(request.into_inner().node);
+        if !handle.status().core.voters.contains(&heir) {
+            return Err(Status::not_found(format!("node {heir} does not vote")));
+        }
+        handle.transfer_leader(heir);
+        match within_wait(|| handle.status().core.leader == Some(heir)).await {
+            true => Ok(Response::new(pb::ClusterDone {})),
+            false => Err(Status::unavailable(format!("node {heir} did not take over"))),
+        }
     }
 
     async fn snapshot(
         &self,
         _: Request<pb::SnapshotRequest>,
     ) -> Result<Response<pb::ClusterDone>, Status> {
-        self.handle()?.take_snapshot();
-        Ok(Response::new(pb::ClusterDone {}))
+        let handle = self.handle()?;
+        let wanted = handle.status().core.applied;
+        handle.take_snapshot();
+        match within_wait(|| handle.status().core.snapshot >= wanted).await {
+            true => Ok(Response::new(pb::ClusterDone {})),
+            false => Err(Status::unavailable("the snapshot was not written: see the log")),
+        }
     }
 }

@@ -35,13 +35,18 @@ pub(super) async fn run(args: Args) -> Done {
         Args { command: Command::Call(call), .. } => return call::run(call).await,
         args => args,
     };
+    let json = args.output == Format::Json;
     if let Command::Users(command) = &args.command
-        && let Some(done) = users::local(command, args.output == Format::Json)
+        && let Some(done) = users::local(command, json)
+    {
+        return done;
+    }
+    if let Command::Cluster(command) = &args.command
+        && let Some(done) = cluster::offline(command, json).await
     {
         return done;
     }
     let channel = client::connect(&args).await?;
-    let json = args.output == Format::Json;
     match args.command {
         Command::Status => {
             let reply = NodeClient::new(channel).status(pb::StatusRequest {}).await?.into_inner();

@@ -448,6 +448,9 @@ fn cluster(cx: &mut Context<'_>, raw: &raw::Cluster) -> ClusterConfig {
         }
         cluster_join(cx, join, port)
     });
+    // Who looks for the others in etcd is to be found there itself.
+    let looks = raw.join.as_ref().and_then(|join| join.get_ref().etcd.as_ref());
+    let register = raw.register.as_ref().or(looks).map(discovery);
     let mut addresses = Vec::new();
     for row in &raw.address {
         let address = row.get_ref();
@@ -480,6 +483,7 @@ fn cluster(cx: &mut Context<'_>, raw: &raw::Cluster) -> ClusterConfig {
         listen: raw.listen.as_ref().map(|l| *l.get_ref()),
         advertise,
         join,
+        register,
         timing: cluster_timing(cx, raw),
         on_quorum_loss: raw.on_quorum_loss,
         failover,
@@ -541,16 +545,20 @@ fn cluster_join(cx: &mut Context<'_>, join: &Spanned<raw::Join>, port: u16) -> O
             name: name.get_ref().host.to_string(),
             port: name.get_ref().port.unwrap_or(port),
         },
-        (true, None, Some(etcd)) => sbc_cluster::Discovery::Etcd {
-            endpoints: etcd.endpoints.clone(),
-            prefix: etcd.prefix.clone(),
-        },
+        (true, None, Some(etcd)) => discovery(etcd),
         (_, _, _) => {
             cx.problem(join.span(), "joining needs exactly one of seeds, dns and etcd");
             return None;
         }
     };
     Some(JoinConfig { token, seeds, begin, within })
+}
+
+fn discovery(etcd: &raw::Etcd) -> sbc_cluster::Discovery {
+    sbc_cluster::Discovery::Etcd {
+        endpoints: etcd.endpoints.clone(),
+        prefix: etcd.prefix.clone(),
+    }
 }
 
 /// The secret that all nodes share: without line ends and such around it.

@@ -282,6 +282,8 @@ pub struct ClusterConfig {
     pub advertise: Option<String>,
     /// Where a node without data comes from; a new cluster begins when absent.
     pub join: Option<JoinConfig>,
+    /// Where to register, for those who join and for members that come back elsewhere; etcd only.
+    pub register: Option<sbc_cluster::Discovery>,
     /// `propose` is how long a 2xx may wait for its dialog to be committed.
     pub timing: sbc_cluster::Timing,
     pub on_quorum_loss: OnQuorumLoss,

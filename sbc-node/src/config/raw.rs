@@ -562,6 +562,7 @@ pub(super) struct Cluster {
     pub(super) listen: Option<Spanned<std::net::SocketAddr>>,
     pub(super) advertise: Option<Spanned<PeerText>>,
     pub(super) join: Option<Spanned<Join>>,
+    pub(super) register: Option<Etcd>,
     pub(super) heartbeat: Option<Spanned<Span>>,
     pub(super) election: Option<Spanned<Span>>,
     pub(super) lease: Option<Spanned<Span>>,

@@ -255,6 +255,16 @@ fn a_cluster_needs_sane_times_and_addresses() {
     let sbc_cluster::Discovery::Static(seeds) = cluster.join.unwrap().seeds else { panic!() };
     assert_eq!(seeds, ["10.0.0.11:7000", "sbc-2:7001"]);
     assert_eq!(cluster.addresses[0].group, 1);
+    // Who looks for members in etcd registers there; the first node, which joins nobody, when told to.
+    let etcd = "{ endpoints = [\"http://10.0.0.5:2379\"], prefix = \"/sbc/\" }";
+    let base = format!("{MINIMAL}\n[cluster]\ndata = \"raft\"\nlisten = \"10.0.0.10:7000\"\n");
+    let first = format!("{base}register = {etcd}\n");
+    let joins = format!("{base}[cluster.join]\ntoken-file = \"token\"\netcd = {etcd}\n");
+    for text in [first, joins] {
+        let registers = good(&text).cluster.unwrap().register;
+        let Some(sbc_cluster::Discovery::Etcd { prefix, .. }) = registers else { panic!() };
+        assert_eq!(prefix, "/sbc/");
+    }
 }
 
 #[test]

@@ -98,6 +98,7 @@ pub(super) fn start(
             JoinToken::Text(_) | JoinToken::File(_) => None,
         }),
         join_within: config.join.as_ref().map_or(JOIN_WITHIN, |join| join.within),
+        register: config.register.clone(),
         listen: config.listen,
         advertise: config.advertise.clone(),
         software: env!("CARGO_PKG_VERSION").to_owned(),
