@@ -215,7 +215,9 @@ fn members_that_all_moved_find_each_other_by_etcd() {
     until("the same tables", || others.iter().all(|node| has(node, 1) && has(node, 2)));
     let moved = |node: &Handle| {
         let rows = node.status().nodes;
-        rows.iter().all(|(_, row)| configs.iter().any(|c| row.address == c.listen.expect("it").to_string()))
+        rows.iter().all(|(_, row)| {
+            configs.iter().any(|c| row.address == c.listen.expect("it").to_string())
+        })
     };
     until("the table to know the new addresses", || moved(&first));
 }
@@ -267,8 +269,7 @@ fn nodes_meet_by_a_name_whose_addresses_change() {
         config
     };
     let begin = |config: Config| std::thread::spawn(|| Cluster::start(config).expect("starts"));
-    let threads: Vec<_> =
-        (0..3).map(|n| begin(config(n, &format!("127.0.0.{}", n + 1)))).collect();
+    let threads: Vec<_> = (0..3).map(|n| begin(config(n, &format!("127.0.0.{}", n + 1)))).collect();
     let mut nodes: Vec<Handle> =
         threads.into_iter().map(|thread| thread.join().expect("thread")).collect();
     until("three voters", || nodes.iter().all(|node| voters(node) == 3));

@@ -80,8 +80,7 @@ fn a_full_disk_ends_the_nodes_part_and_loses_nothing() {
     let again = runtime.block_on(node.propose_within(put, WAIT)).expect("commit");
     assert_eq!(again.outcome, Outcome::Done { changed: true });
     // What comes later in the log than all of them is there.
-    let found = (0..acknowledged)
-        .filter(|n| node.read(|tables| tables.dialog(&key(*n)).is_some()))
-        .count();
+    let found =
+        (0..acknowledged).filter(|n| node.read(|tables| tables.dialog(&key(*n)).is_some())).count();
     assert_eq!(found as u64, acknowledged);
 }

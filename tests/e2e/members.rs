@@ -46,7 +46,8 @@ fn names(node: &Node) -> Vec<String> {
 
 fn leader(three: &Three) -> usize {
     wait_for("a leader that all know", LONG, || {
-        let known: Vec<_> = (1..=3).map(|n| three.node(n).ctl("cluster status")["leader"].as_u64()).collect();
+        let known: Vec<_> =
+            (1..=3).map(|n| three.node(n).ctl("cluster status")["leader"].as_u64()).collect();
         let id = known[0]?;
         (known.iter().all(|other| *other == Some(id)) && id != 0).then_some(())?;
         (1..=3).find(|n| three.id(*n) == id)

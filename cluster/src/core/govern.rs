@@ -19,6 +19,8 @@ const CLOCK_EVERY: Duration = Duration::from_secs(1);
 const VERDICT_AGAIN: Duration = Duration::from_secs(1);
 /// How long those who live have to be heard by a new leader before any is declared down.
 const GREETING: Duration = Duration::from_millis(500);
+/// How long a node that was removed is waited for to hear of it.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// A learner this few entries behind may vote.
 const CAUGHT_UP: u64 = 256;
 
@@ -31,6 +33,8 @@ pub(super) struct Govern {
     /// Proposed as down, with the epoch, and not applied yet.
     condemned: BTreeMap<NodeId, u64>,
     welcomed: BTreeMap<NodeId, Time>,
+    /// Removed from the table, members still: up to where they are to know the log, and since when.
+    leaving: BTreeMap<NodeId, (u64, Time)>,
     change_at: Time,
     draining_told: bool,
 }
@@ -218,14 +222,28 @@ impl Core {
         let gone: Vec<NodeId> =
             members.map(|id| NodeId(*id)).filter(|id| tables.node(*id).is_none()).collect();
         drop(tables);
+        self.govern.leaving.retain(|id, _| gone.contains(id));
         for id in gone {
             if id == self.config.id {
                 self.abdicate();
-            } else {
+            } else if self.knows_that_it_leaves(id) {
                 changes.push(single(ConfChangeType::RemoveNode, id));
             }
         }
         changes
+    }
+
+    /// Whether a node that was removed has heard of it, so that whoever asked for it there gets an
+    /// answer. It need not have: it may be dead.
+    fn knows_that_it_leaves(&mut self, id: NodeId) -> bool {
+        let (index, since) = *self.govern.leaving.entry(id).or_insert((self.applied, self.now));
+        let late = self.now.saturating_sub(since) >= FAREWELL;
+        late || self
+            .raft
+            .raft
+            .prs()
+            .get(id.0)
+            .is_none_or(|progress| !progress.recent_active || progress.committed_index >= index)
     }
 
     fn caught_up(&self, id: NodeId) -> bool {

@@ -125,7 +125,8 @@ impl Disk {
         }
         let bytes = self.snapshots.get(&self.durable.snapshot);
         let bytes = bytes.expect("the log never names a snapshot that is not there");
-        let (tables, snapshot) = Tables::restore(&mut bytes.as_slice(), format).unwrap_or_else(|e| panic!("{e}"));
+        let (tables, snapshot) =
+            Tables::restore(&mut bytes.as_slice(), format).unwrap_or_else(|e| panic!("{e}"));
         Recovered {
             tables,
             snapshot,

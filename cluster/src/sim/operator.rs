@@ -55,9 +55,18 @@ impl AddAssign for Tally {
 
 /// The one change of the membership that is under way.
 enum Change {
-    Join { name: String, token: [u8; 32], replaces: bool, admitted: Option<NodeId> },
+    Join {
+        name: String,
+        token: [u8; 32],
+        replaces: bool,
+        admitted: Option<NodeId>,
+    },
     /// It runs and is to come up.
-    Await { id: NodeId, name: String, replaces: bool },
+    Await {
+        id: NodeId,
+        name: String,
+        replaces: bool,
+    },
     Leave(NodeId),
 }
 

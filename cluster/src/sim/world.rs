@@ -509,7 +509,6 @@ impl World {
         self.after_ms(ms, Happening::Deliver(from, Input::SnapshotSent { to, ok }));
         Ok(())
     }
-
 }
 
 impl Host {

@@ -22,9 +22,9 @@ use prost::Message as _;
 use sbc_proto::cluster::v1 as pb;
 
 pub use changes::DialogPlace;
+pub(crate) use digest::Hasher;
 #[cfg(test)]
 pub(crate) use digest::spread;
-pub(crate) use digest::Hasher;
 pub(crate) use record::node_id;
 pub use record::{Address, Ban, BanKey, Binding, BindingKey, Dialog, Next, Node, NodeState};
 pub use snapshot::SnapshotError;

@@ -76,7 +76,10 @@ fn a_damaged_log_or_snapshot_is_named() {
     assert!(matches!(open(dir.path(), FORMAT_VERSION), Err(StoreError::Snapshot { index: 1, .. })));
     std::fs::write(&snapshot, &bytes).unwrap();
     std::fs::write(dir.path().join("log.redb"), b"not a database at all").unwrap();
-    assert!(matches!(open(dir.path(), FORMAT_VERSION), Err(StoreError::LogDamaged(_) | StoreError::Io { .. })));
+    assert!(matches!(
+        open(dir.path(), FORMAT_VERSION),
+        Err(StoreError::LogDamaged(_) | StoreError::Io { .. })
+    ));
 }
 
 #[test]

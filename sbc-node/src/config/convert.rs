@@ -555,10 +555,7 @@ fn cluster_join(cx: &mut Context<'_>, join: &Spanned<raw::Join>, port: u16) -> O
 }
 
 fn discovery(etcd: &raw::Etcd) -> sbc_cluster::Discovery {
-    sbc_cluster::Discovery::Etcd {
-        endpoints: etcd.endpoints.clone(),
-        prefix: etcd.prefix.clone(),
-    }
+    sbc_cluster::Discovery::Etcd { endpoints: etcd.endpoints.clone(), prefix: etcd.prefix.clone() }
 }
 
 /// The secret that all nodes share: without line ends and such around it.
