@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use nix::sys::signal::Signal;
 use sbc_tests::node::Node;
 use sbc_tests::{binary, can_make_namespaces, wait_for};
 use serde_json::Value;
@@ -89,6 +90,7 @@ fn what_the_cluster_is_told_it_does_or_refuses_by_name() {
     assert!(said.contains("conflicts with the present state"), "{said}");
     assert_eq!(names(n1).len(), 3);
 
+    peers(&three);
     tokens(&three);
 
     // The leader itself leaves: another leads, the rest goes on.
@@ -119,6 +121,29 @@ fn what_the_cluster_is_told_it_does_or_refuses_by_name() {
     });
     let said = refused(last, &format!("cluster remove {}", last.ctl("cluster status")["id"]));
     assert!(said.contains("it is the last voter"), "{said}");
+}
+
+/// What is told of the way to another node: it falls behind while it sleeps, and catches up.
+fn peers(three: &Three) {
+    let leads = leader(three);
+    let (node, other) = (three.node(leads), leads % 3 + 1);
+    let label = format!("n{other}");
+    let figure = |name: &str| node.stat(&format!("sbc_cluster_peer_{name}"), &label);
+    let round_trip = || (figure("connected") > 0.0 && figure("rtt_seconds") > 0.0).then_some(());
+    wait_for("a round trip", LONG, round_trip);
+    assert!(figure("sent_bytes") > 0.0 && figure("received_bytes") > 0.0);
+    assert_eq!(figure("malformed"), 0.0);
+    three.node(other).proc.signal(Signal::SIGSTOP);
+    wait_for("the sleeper to lag", LONG, || {
+        (figure("lag_entries") > 0.0 && figure("dropped") + figure("lag_bytes") > 0.0).then_some(())
+    });
+    three.node(other).proc.signal(Signal::SIGCONT);
+    wait_for("the sleeper to catch up", LONG, || {
+        let near = figure("lag_entries") <= 2.0 && figure("lag_bytes") < 4_096.0;
+        (near && figure("connected") > 0.0).then_some(())
+    });
+    three.wait_up(3);
+    leader(three);
 }
 
 /// A place in the cluster is made by `cluster join`, with a token that holds and only once.

@@ -95,13 +95,6 @@ impl Disk {
         Disk::default()
     }
 
-    /// What was voted and in which term is gone, as if it had not been written.
-    pub(super) fn forget_vote(&mut self) {
-        let last = self.durable.entries.values().next_back();
-        self.durable.hard_state.term = last.map_or(0, |entry| entry.term);
-        self.durable.hard_state.vote = 0;
-    }
-
     /// Power goes: of what was not synced, the first few writes may have made it.
     pub(super) fn crash(&mut self, chance: &mut Chance) {
         let kept = chance.below(self.cached.len() as u64 + 1);

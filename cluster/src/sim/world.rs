@@ -306,15 +306,11 @@ impl World {
     fn start(&mut self, id: NodeId) -> Result<(), String> {
         let now = self.now;
         let early = self.plant == Plant::EarlyHandover;
-        let forgetful = self.plant == Plant::ForgetsVote;
         let Some(host) = self.hosts.get_mut(&id) else {
             return Ok(());
         };
         if host.core.is_some() {
             return Ok(());
-        }
-        if forgetful {
-            host.disk.forget_vote();
         }
         let recovered = host.disk.recover(host.format);
         host.edge = Edge::default();

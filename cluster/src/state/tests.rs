@@ -448,3 +448,129 @@ proptest! {
         }
     }
 }
+
+/// A field that this release does not know: number 1,000, a varint.
+const UNKNOWN_FIELD: [u8; 3] = [0xc0, 0x3e, 7];
+
+/// What a later release adds to messages that this one knows is passed over: the rest counts.
+#[test]
+fn unknown_fields_of_a_later_release_are_passed_over() {
+    let (mut plain, mut later) = (Machine::new(), Machine::new());
+    let entry = plain.entry(1, 1, put(7, 0));
+    assert_eq!(plain.apply(entry).outcome, Some(DONE));
+    let inner = pb::PutDialog {
+        id: Bytes::copy_from_slice(&key(7).0),
+        lookups: vec![7, 1_007],
+        value: vec![7; 40].into(),
+        ..pb::PutDialog::default()
+    };
+    let inner = [inner.encode_to_vec(), UNKNOWN_FIELD.to_vec()].concat();
+    // Command.put_dialog is field 1; Proposal.command is field 7.
+    let command = [vec![0x0a, u8::try_from(inner.len()).unwrap()], inner].concat();
+    let command = [command, UNKNOWN_FIELD.to_vec()].concat();
+    let head =
+        pb::Proposal { version: 1, node: 1, boot: 1, seq: 1, epoch: 1, ..Default::default() };
+    let proposal =
+        [head.encode_to_vec(), vec![0x3a, u8::try_from(command.len()).unwrap()]].concat();
+    let proposal = [proposal, command, UNKNOWN_FIELD.to_vec()].concat();
+    assert_eq!(later.apply(proposal.into()).outcome, Some(DONE));
+    assert_eq!(later.tables.digest(), plain.tables.digest());
+
+    // The same in a snapshot: every frame has a field more.
+    let bytes = snapshot(&plain.tables);
+    let (magic, mut rest) = bytes.split_at(8);
+    let (mut longer, mut print) = (magic.to_vec(), Hasher::new(10));
+    loop {
+        let (len, tail) = rest.split_at(4);
+        let len = u32::from_be_bytes(len.try_into().unwrap());
+        let (frame, tail) = tail.split_at(usize::try_from(len).unwrap());
+        if frame.is_empty() {
+            longer.extend_from_slice(&[0; 4]);
+            longer.extend_from_slice(&tail[..16]);
+            longer.extend_from_slice(&print.finish().to_be_bytes());
+            break;
+        }
+        let frame = [frame, &UNKNOWN_FIELD].concat();
+        print = print.bytes(&frame);
+        longer.extend_from_slice(&u32::try_from(frame.len()).unwrap().to_be_bytes());
+        longer.extend_from_slice(&frame);
+        rest = tail;
+    }
+    let (tables, _) = Tables::restore(&mut longer.as_slice(), FORMAT_VERSION).unwrap();
+    assert_eq!(tables.digest(), plain.tables.digest());
+}
+
+/// An operation that the version named by the entry does not have was written wrongly; one of a later
+/// version stops the node. Both are said by name.
+#[test]
+fn what_a_later_release_writes_is_refused_by_name() {
+    let mut m = Machine::new();
+    // Command with the unknown operation 99: an empty message.
+    let command = [0x9a, 0x06, 0];
+    let entry = |version: u8| Bytes::from([&[0x08, version, 0x3a, 3][..], &command].concat());
+    let unknown = m.apply(entry(1)).outcome;
+    assert_eq!(unknown, Some(Outcome::Rejected(Rejection::Unknown)));
+    let error = m.tables.apply(9, entry(2)).unwrap_err();
+    let text = "log entry 9 has format version 2, this build reads up to 1";
+    assert_eq!(error.to_string(), text);
+    // The next release reads it.
+    m.tables.read_up_to(2);
+    assert!(m.tables.apply(9, entry(2)).is_ok());
+}
+
+#[test]
+fn what_is_written_follows_the_lowest_member() {
+    let mut m = Machine::new();
+    let set = |id, format| Op::SetFormat(pb::SetFormat { id, format });
+    assert_eq!(m.tables.format(), 1);
+    m.system(set(1, 2));
+    m.system(set(2, 2));
+    assert_eq!(m.tables.format(), 1, "the third is of the former release");
+    m.system(set(3, 2));
+    assert_eq!(m.tables.format(), 2);
+    // One that reads less is not let in any more; one of the next release is.
+    let token = Bytes::copy_from_slice(&[9; 32]);
+    m.system(Op::PutToken(pb::PutToken { hash: token.clone(), ttl_ms: 1_000 }));
+    let add = |format| {
+        Op::AddNode(pb::AddNode {
+            name: "n4".to_owned(),
+            address: "192.0.2.4:7000".to_owned(),
+            voter: true,
+            token: token.clone(),
+            format,
+        })
+    };
+    assert_eq!(m.system(add(0)).outcome, Some(Outcome::Rejected(Rejection::Format)));
+    assert_eq!(m.system(add(3)).outcome, Some(Outcome::Node(NodeId(4))));
+    assert_eq!(m.tables.format(), 2);
+    assert_eq!(m.system(set(9, 2)).outcome, Some(Outcome::Rejected(Rejection::NotFound)));
+}
+
+#[test]
+fn the_last_voter_stays_and_a_token_said_twice_lets_one_in() {
+    let mut m = Machine::new();
+    for id in [2, 3] {
+        m.down(id);
+        assert_eq!(m.write(1, Command::remove_node(NodeId(id))), DONE);
+    }
+    m.write(1, Command::drain(NodeId(1), false));
+    m.system(Op::HandOver(pb::HandOver { id: 1 }));
+    let last = m.system(Op::RemoveNode(pb::RemoveNode { id: 1 })).outcome;
+    assert_eq!(last, Some(Outcome::Rejected(Rejection::Last)));
+
+    let hash = Bytes::copy_from_slice(&[9; 32]);
+    let add = |name: &str| {
+        Op::AddNode(pb::AddNode {
+            name: name.to_owned(),
+            address: "192.0.2.4:7000".to_owned(),
+            voter: true,
+            token: hash.clone(),
+            format: 1,
+        })
+    };
+    let put = Op::PutToken(pb::PutToken { hash: hash.clone(), ttl_ms: 1_000 });
+    m.system(put.clone());
+    assert_eq!(m.system(add("n4")).outcome, Some(Outcome::Node(NodeId(4))));
+    assert_eq!(m.system(put).outcome, Some(NOTHING));
+    assert_eq!(m.system(add("n5")).outcome, Some(Outcome::Rejected(Rejection::Token)));
+}

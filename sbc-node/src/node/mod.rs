@@ -5,6 +5,7 @@
 
 mod context;
 mod interfaces;
+mod peers;
 mod privilege;
 mod reload;
 pub mod replication;

@@ -18,6 +18,7 @@ use sbc_core::routing::Table;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
+use super::peers;
 use crate::config::{ClusterConfig, FailoverMode, JoinToken, Keys};
 use crate::shard::queue::Handle;
 use crate::shard::stats::Kind;
@@ -335,6 +336,7 @@ impl Replication {
     }
 
     pub(super) fn samples(&self, out: &mut Vec<Sample>) {
+        peers::samples(&self.handle, out);
         let mut push = |name, help, kind, value: u64| {
             out.push(Sample { name, help, kind, labels: vec![], value: number(value) });
         };
