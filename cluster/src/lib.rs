@@ -22,6 +22,8 @@ mod config;
 mod core;
 mod driver;
 mod event;
+#[doc(hidden)]
+pub mod fuzz;
 mod handle;
 mod hex;
 #[cfg(test)]

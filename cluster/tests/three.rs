@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use sbc_cluster::{
     Cluster, Command, Config, DialogKey, Discovery, Event, Handle, NodeId, NodeState, Origin,
-    Outcome, StartError,
+    Outcome, Rejection, StartError,
 };
 
 const WAIT: Duration = Duration::from_secs(30);
@@ -152,6 +152,34 @@ async fn scenario() {
     let key = a.secret("nonces");
     assert!(key.is_some() && key == b.secret("nonces") && key == c.secret("nonces"));
     assert_ne!(key, a.secret("shard hints"));
+}
+
+/// Who asks for its own removal hears that it was done; the last one is refused.
+#[test]
+fn who_leaves_is_told_so_and_the_last_cannot() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("runtime").block_on(async {
+        let (a_config, mut b_config) = (config(dir.path(), "a"), config(dir.path(), "b"));
+        let a = Cluster::start(a_config.clone()).expect("a");
+        let token = a.create_join_token(Duration::from_secs(60)).await.expect("token");
+        join(&mut b_config, token, &a_config);
+        let b = Cluster::start(b_config).expect("b");
+        until("two voters", || a.status().core.voters.len() == 2 && b.lease_valid()).await;
+        until("b is up", || state_of(&b, b.id()) == Some(NodeState::Up)).await;
+        b.propose_within(Command::drain(b.id(), false), WAIT).await.expect("commit");
+        b.hand_over().await.expect("commit");
+        let left = b.propose_within(Command::remove_node(b.id()), Duration::from_secs(10)).await;
+        assert_eq!(left.expect("told").outcome, Outcome::Done { changed: true });
+        until("one voter", || a.status().core.voters.len() == 1).await;
+        until("nobody is sent anything", || a.status().peers.is_empty()).await;
+        b.stop();
+
+        a.propose_within(Command::drain(a.id(), false), WAIT).await.expect("commit");
+        a.hand_over().await.expect("commit");
+        let last = a.propose_within(Command::remove_node(a.id()), WAIT).await.expect("commit");
+        assert_eq!(last.outcome, Outcome::Rejected(Rejection::Last));
+    });
 }
 
 #[test]

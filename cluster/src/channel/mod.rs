@@ -6,6 +6,7 @@
 //! to ask, `meet.rs` how nodes without data agree on who begins, `tls.rs`, `pki.rs` and `key.rs` who
 //! is who.
 
+pub(crate) mod content;
 pub(crate) mod discovery;
 pub(crate) mod join;
 pub(crate) mod key;
@@ -49,6 +50,8 @@ const FRAME_BYTES_MAX: usize = 8 * 1024 * 1024;
 const RELAY_BYTES_MAX: usize = 1024 * 1024;
 /// How often addresses and certificates are looked at.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+/// How long a node that was removed is still sent what it needs to learn of it.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What is known of the way to a peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -227,9 +230,12 @@ impl Channel {
             .filter(|(id, _)| *id != self.local.id)
             .map(|(id, node)| (id, node.address.clone()))
             .collect();
-        {
-            let mut peers = self.local.peers.lock().unwrap_or_else(PoisonError::into_inner);
-            peers.retain(|id, _| wanted.contains_key(id));
+        let gone = {
+            let peers = self.local.peers.lock().unwrap_or_else(PoisonError::into_inner);
+            peers.keys().any(|id| !wanted.contains_key(id))
+        };
+        if gone {
+            self.local.runtime.spawn(forget_gone(Arc::clone(&self.local)));
         }
         for (id, address) in wanted {
             self.local.learn(id, address);
@@ -390,6 +396,17 @@ impl Local {
             }
         }
         None
+    }
+}
+
+/// Drops the streams to nodes that are no members any more, once they have heard of it.
+async fn forget_gone(local: Arc<Local>) {
+    tokio::time::sleep(FAREWELL).await;
+    let tables = local.tables.read().unwrap_or_else(PoisonError::into_inner);
+    let mut peers = local.peers.lock().unwrap_or_else(PoisonError::into_inner);
+    // Before there are tables the peers are those that a joiner was told of.
+    if tables.nodes().next().is_some() {
+        peers.retain(|id, _| tables.node(*id).is_some());
     }
 }
 

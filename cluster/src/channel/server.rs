@@ -21,10 +21,11 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use super::content::{self, Content, OutOfPlace};
 use super::key::Proof;
 use super::pki::{self, Ca};
 use super::tls::{Accepted, Caller};
-use super::{FRAME_BYTES_MAX, Local, RELAY_BYTES_MAX, snapshot};
+use super::{FRAME_BYTES_MAX, Local, snapshot};
 use crate::core::Input;
 use crate::types::{NodeId, Outcome, Rejection};
 
@@ -155,22 +156,20 @@ impl Service {
     }
 
     fn take(&self, from: NodeId, frame: pb::PeerFrame) -> Result<(), Status> {
-        match frame.body {
-            Some(Body::Raft(batch)) => {
-                for bytes in batch.messages {
+        match content::of(frame) {
+            Ok(Content::Raft(messages)) => {
+                for bytes in messages {
                     // A full queue loses messages, as a network would.
                     self.local.orders.offer(Input::Message { from, bytes });
                 }
                 Ok(())
             }
-            Some(Body::Relay(data)) if data.len() <= RELAY_BYTES_MAX => {
+            Ok(Content::Relay(data)) => {
                 // Nobody may be listening.
                 let _ = self.local.relayed.send((from, data));
                 Ok(())
             }
-            Some(Body::Relay(_) | Body::Hello(_)) | None => {
-                Err(Status::invalid_argument("frame out of place"))
-            }
+            Err(OutOfPlace) => Err(Status::invalid_argument("frame out of place")),
         }
     }
 

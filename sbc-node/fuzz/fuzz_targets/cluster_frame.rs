@@ -1,0 +1,4 @@
+//! libFuzzer target over `sbc_cluster::fuzz::fuzz_frame`; the properties live there.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| sbc_cluster::fuzz::fuzz_frame(data));
