@@ -119,6 +119,8 @@ struct Local {
     snapshots: Snapshots,
     runtime: tokio::runtime::Handle,
     peers: Mutex<HashMap<NodeId, Peer>>,
+    /// Whether the table of members once had a row of this node.
+    was_member: AtomicBool,
     told_removed: AtomicBool,
 }
 
@@ -167,6 +169,7 @@ impl Channel {
             snapshots: setup.snapshots,
             runtime: setup.runtime.clone(),
             peers: Mutex::default(),
+            was_member: AtomicBool::new(false),
             told_removed: AtomicBool::new(false),
         });
         let closed = Arc::new(tokio::sync::Notify::new());
@@ -225,6 +228,7 @@ impl Channel {
         if tables.nodes().next().is_none() {
             return;
         }
+        self.local.follow_own_row(tables);
         let wanted: BTreeMap<NodeId, String> = tables
             .nodes()
             .filter(|(id, _)| *id != self.local.id)

@@ -24,6 +24,7 @@ use super::{FRAME_BYTES_MAX, Local, PeerStatus, pki};
 use crate::clock;
 use crate::core::Input;
 use crate::event::Event;
+use crate::state::Tables;
 use crate::types::NodeId;
 
 const QUEUE_MAX: usize = 8_192;
@@ -296,13 +297,28 @@ fn channel_of_frames() -> (Sender<pb::PeerFrame>, ReceiverStream<pb::PeerFrame>)
 }
 
 impl Local {
+    /// Notes that this node is a member, or tells that it is one no more.
+    pub(super) fn follow_own_row(&self, tables: &Tables) {
+        if tables.node(self.id).is_some() {
+            self.was_member.store(true, Ordering::Relaxed);
+        } else if self.was_member.load(Ordering::Relaxed) {
+            self.tell_removed();
+        }
+    }
+
     /// A peer does not know us. Only who was a member before can have been removed.
     fn refused(&self) {
         let known = {
             let tables = self.tables.read().unwrap_or_else(|e| e.into_inner());
             tables.node(self.id).is_some()
         };
-        if known && !self.told_removed.swap(true, Ordering::Relaxed) {
+        if known || self.was_member.load(Ordering::Relaxed) {
+            self.tell_removed();
+        }
+    }
+
+    fn tell_removed(&self) {
+        if !self.told_removed.swap(true, Ordering::Relaxed) {
             let _ = self.events.send(Event::Removed);
         }
     }
