@@ -5,6 +5,7 @@ use super::world::*;
 use crate::b2bua::CallRecord;
 use crate::core::{AdoptMode, Input, Wanted};
 use crate::media::Side;
+use crate::net::{ConnId, Flow};
 use crate::sip::HeaderName;
 
 /// A call that is up on a node that dies: its record, and what its peers hold.
@@ -222,4 +223,37 @@ fn a_2xx_that_is_never_acked_again_ends_nothing() {
     w.ms(40_000);
     w.nothing(Who::A);
     assert_eq!(w.core.calls().count(), 1);
+}
+
+/// A re-INVITE and its CANCEL that came by another node: the owner handles both.
+#[test]
+fn a_cancel_of_a_reinvite_may_come_by_another_node() {
+    let mut settings = Settings::new();
+    settings.node = Some(1);
+    let mut w = settings.begin();
+    let call = set_up(&mut w, "", "");
+    let other = Flow { conn: Some(ConnId(1 << 60 | 7)), ..Who::A.flow() };
+    let held = sdp(SDP_A).replace("sendrecv", "sendonly");
+    let text = a_request(&mut w, &call.ok, "INVITE", 102, &held);
+    w.input(Input::Here { flow: other, data: wire_form(&text).into() });
+    let invite = w.expect(Who::B, "INVITE");
+    w.answer(Who::B, &invite, 180, "", "");
+    w.expect(Who::A, "180");
+    let lines = text.lines().take_while(|l| !l.starts_with("Contact"));
+    let cancel = lines.map(|l| l.replace("INVITE", "CANCEL")).collect::<Vec<_>>().join("\n");
+    // Where it is not known it is asked for by its Call-ID.
+    let mut stranger = other_node();
+    stranger.says(Who::A, &cancel);
+    stranger.nothing(Who::A);
+    let (wanted, ..) = stranger.elsewhere.remove(0);
+    assert_eq!(wanted, Wanted::Dialog("inside-call-1@10.0.0.1".into()));
+    w.input(Input::Here { flow: other, data: wire_form(&cancel).into() });
+    assert_eq!(w.expect(Who::A, "200").cseq().unwrap().method, "CANCEL");
+    let passed = w.expect(Who::B, "CANCEL");
+    assert_eq!(passed.branch(), invite.branch());
+    w.answer(Who::B, &passed, 200, "", "");
+    w.answer(Who::B, &invite, 487, "", "");
+    w.expect(Who::B, "ACK");
+    assert_eq!(w.expect(Who::A, "487").cseq().unwrap().number, 102);
+    assert_eq!(w.core.calls().count(), 1, "the call goes on");
 }
