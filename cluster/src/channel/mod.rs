@@ -52,6 +52,8 @@ const RELAY_BYTES_MAX: usize = 1024 * 1024;
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 /// How long a node that was removed is still sent what it needs to learn of it.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// How long the stream of a node that was removed is still listened to.
+const PATIENCE: Duration = Duration::from_secs(4);
 
 /// What is known of the way to a peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -25,7 +25,8 @@ use super::content::{self, Content, OutOfPlace};
 use super::key::Proof;
 use super::pki::{self, Ca};
 use super::tls::{Accepted, Caller};
-use super::{FRAME_BYTES_MAX, Local, snapshot};
+use super::{FRAME_BYTES_MAX, Local, PATIENCE, snapshot};
+use crate::clock;
 use crate::core::Input;
 use crate::types::{NodeId, Outcome, Rejection};
 
@@ -187,6 +188,7 @@ impl Service {
         mut frames: Streaming<pb::PeerFrame>,
         acks: Sender<Result<pb::PeerAck, Status>>,
     ) {
+        let mut removed_since = None;
         loop {
             let frame = match frames.message().await {
                 Ok(Some(frame)) => frame,
@@ -197,10 +199,14 @@ impl Service {
                     return;
                 }
             };
-            // A stream outlives the membership: who was removed learns it by this.
+            // A stream outlives the membership: who was removed and did not hear of it learns it by
+            // this. Until then its word may be needed for the change of membership itself.
             if let Err(status) = self.known(from) {
-                let _ = acks.send(Err(status)).await;
-                return;
+                let now = clock::now();
+                if now.saturating_sub(*removed_since.get_or_insert(now)) >= PATIENCE {
+                    let _ = acks.send(Err(status)).await;
+                    return;
+                }
             }
             let seq = frame.seq;
             self.count(from, prost::Message::encoded_len(&frame) as u64, false);

@@ -41,18 +41,25 @@ pub fn fuzz_datagram(data: &[u8]) {
                 let out = sip::response(&message, 200, "", Some("tag"), Some(source())).finish();
                 let answer = sip::parse(out, &limits).expect("an answer of ours parses");
                 assert_eq!(sip::validate(&answer), Ok(()));
-                assert_eq!(answer.call_id(), message.call_id());
-                assert_eq!(answer.via().map(|v| v.branch()), message.via().map(|v| v.branch()));
+                let call_id = |m: &Message| m.call_id().ok().map(blanked);
+                assert_eq!(call_id(&answer), call_id(&message));
+                let branch = |m: &Message| m.via().ok().map(|v| blanked(v.branch()));
+                assert_eq!(branch(&answer), branch(&message));
                 assert_eq!(answer.cseq(), message.cseq());
                 for derived in
                     [sip::ack_for_failure(&message, &answer), sip::cancel_for(&message, None)]
                 {
                     let derived = sip::parse(derived, &limits).expect("a request of ours parses");
-                    assert_eq!(derived.call_id(), message.call_id());
+                    assert_eq!(call_id(&derived), call_id(&message));
                 }
             }
         }
     }
+}
+
+/// What of a text goes on: control characters do not.
+fn blanked(text: &str) -> String {
+    text.replace(|c: char| c.is_ascii_control() && c != '\t', " ")
 }
 
 fn look_at_everything(m: &Message) {
@@ -148,7 +155,10 @@ pub fn fuzz_sdp(data: &[u8]) {
     let Ok(sdp) = Sdp::parse(data) else { return };
     let written = sdp.to_bytes();
     let again = Sdp::parse(&written).expect("own output parses");
-    assert_eq!(again, sdp);
+    assert_eq!(again.to_bytes(), written);
+    if !data.iter().any(|b| b.is_ascii_control() && !b"\r\n\t".contains(b)) {
+        assert_eq!(again, sdp);
+    }
     for (stream, media) in sdp.streams().zip(sdp.media()) {
         assert_eq!(stream.active, media.port() != 0);
         let _ = media.codecs();
