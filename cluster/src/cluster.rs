@@ -128,6 +128,7 @@ fn begin(config: &Config) -> Result<(), StartError> {
         voter: true,
         software: config.software.clone(),
         format: config.format,
+        drains: 0,
     };
     let mut tables = Tables::genesis(&cluster_id, &[(identity.node, node)]);
     let certify = || -> Result<Ca, PkiError> {

@@ -53,7 +53,10 @@ pub enum Event {
     Reloaded,
     /// This node is to move its calls away: write what is not written yet, drop the floating
     /// addresses, then call [`Handle::hand_over`](crate::Handle::hand_over).
-    DrainRequested,
+    /// `drain` says which it is, to be named when everything is handed over.
+    DrainRequested {
+        drain: u64,
+    },
     /// The peers say that this node is no member any more.
     Removed,
     /// The node's part in the cluster has ended; it holds nothing. The reason is for the log.

@@ -24,6 +24,7 @@ fn tables() -> Tables {
             voter: true,
             software: String::new(),
             format: FORMAT_VERSION,
+            drains: 0,
         };
         (NodeId(n), node)
     };

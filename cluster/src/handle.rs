@@ -167,9 +167,10 @@ impl Handle {
 
     /// Said by the edge after [`Event::DrainRequested`], when everything is written and the
     /// floating addresses are dropped: the others take over now.
-    pub async fn hand_over(&self) -> Result<Committed, ProposeError> {
+    /// `drain` is the event's.
+    pub async fn hand_over(&self, drain: u64) -> Result<Committed, ProposeError> {
         let id = self.shared.id.0;
-        self.propose(Command::new(Op::HandOver(pb::HandOver { id }))).await
+        self.propose(Command::new(Op::HandOver(pb::HandOver { id, drain }))).await
     }
 
     /// Makes a token with which one node may join until `ttl` has passed. It names the cluster's

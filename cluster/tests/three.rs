@@ -168,7 +168,7 @@ fn who_leaves_is_told_so_and_the_last_cannot() {
         until("two voters", || a.status().core.voters.len() == 2 && b.lease_valid()).await;
         until("b is up", || state_of(&b, b.id()) == Some(NodeState::Up)).await;
         b.propose_within(Command::drain(b.id(), false), WAIT).await.expect("commit");
-        b.hand_over().await.expect("commit");
+        b.hand_over(1).await.expect("commit");
         let left = b.propose_within(Command::remove_node(b.id()), Duration::from_secs(10)).await;
         assert_eq!(left.expect("told").outcome, Outcome::Done { changed: true });
         until("one voter", || a.status().core.voters.len() == 1).await;
@@ -176,7 +176,7 @@ fn who_leaves_is_told_so_and_the_last_cannot() {
         b.stop();
 
         a.propose_within(Command::drain(a.id(), false), WAIT).await.expect("commit");
-        a.hand_over().await.expect("commit");
+        a.hand_over(1).await.expect("commit");
         let last = a.propose_within(Command::remove_node(a.id()), WAIT).await.expect("commit");
         assert_eq!(last.outcome, Outcome::Rejected(Rejection::Last));
     });
@@ -257,8 +257,8 @@ fn addresses_and_calls_are_handed_over_while_all_live() {
         // A drain: everything goes at once, when the node says that it is ready.
         let mut events = b.subscribe();
         a.propose_within(Command::drain(b.id(), false), WAIT).await.expect("commit");
-        wait_for(&mut events, |event| *event == Event::DrainRequested).await;
-        b.hand_over().await.expect("commit");
+        wait_for(&mut events, |event| *event == Event::DrainRequested { drain: 1 }).await;
+        b.hand_over(1).await.expect("commit");
         until("a has it all", || a.owned_addresses() == ["192.0.2.9"]).await;
         let owner = a.read(|tables| tables.dialog(&key(1)).map(|dialog| dialog.owner));
         assert_eq!(owner, Some(a.id()));

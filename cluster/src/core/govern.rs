@@ -36,7 +36,7 @@ pub(super) struct Govern {
     /// Removed from the table, members still: up to where they are to know the log, and since when.
     leaving: BTreeMap<NodeId, (u64, Time)>,
     change_at: Time,
-    draining_told: bool,
+    drain_told: Option<u64>,
 }
 
 /// The cluster's clock as this leader moves it on.
@@ -61,7 +61,7 @@ impl Core {
             since,
             elected: self.now,
             heard,
-            draining_told: self.govern.draining_told,
+            drain_told: self.govern.drain_told,
             ..Govern::default()
         };
     }
@@ -165,13 +165,13 @@ impl Core {
         self.govern
             .welcomed
             .retain(|id, _| tables.node(*id).is_some_and(|node| !node.state.is_live()));
-        let state = tables.node(self.config.id).map(|node| node.state);
+        let own = tables.node(self.config.id);
+        let drain = own.filter(|node| node.state == NodeState::Draining).map(|node| node.drains);
         drop(tables);
-        let draining = state == Some(NodeState::Draining);
-        if draining && !self.govern.draining_told {
-            self.event(Event::DrainRequested);
+        if let Some(drain) = drain.filter(|_| drain != self.govern.drain_told) {
+            self.event(Event::DrainRequested { drain });
         }
-        self.govern.draining_told = draining;
+        self.govern.drain_told = drain;
     }
 
     fn move_clock(&mut self) {

@@ -22,7 +22,8 @@ pub(super) struct Edge {
     wanted: BTreeSet<String>,
     /// What is on its devices.
     held: BTreeSet<String>,
-    draining: bool,
+    /// Which drain it is in.
+    draining: Option<u64>,
 }
 
 impl Edge {
@@ -38,14 +39,14 @@ impl World {
                 let edge = &mut self.host(id).edge;
                 edge.wanted.retain(|address| !remove.contains(address));
                 edge.wanted.extend(add.iter().cloned());
-                if !edge.draining {
+                if edge.draining.is_none() {
                     edge.held.extend(add);
                 }
                 self.drop_later(id, remove);
             }
-            Event::DrainRequested => {
+            Event::DrainRequested { drain } => {
                 let edge = &mut self.host(id).edge;
-                edge.draining = true;
+                edge.draining = Some(drain);
                 let all = edge.held.iter().cloned().collect();
                 self.drop_later(id, all);
             }
@@ -74,7 +75,7 @@ impl World {
         }
         let edge = &mut host.edge;
         for address in addresses {
-            if edge.draining || !edge.wanted.contains(address) {
+            if edge.draining.is_some() || !edge.wanted.contains(address) {
                 edge.held.remove(address);
             }
         }
@@ -94,8 +95,8 @@ impl World {
             return Ok(());
         }
         let state = tables.read().expect("not poisoned").node(id).map(|row| row.state);
-        if host.edge.draining && state == Some(NodeState::Up) {
-            host.edge.draining = false;
+        if host.edge.draining.is_some() && state == Some(NodeState::Up) {
+            host.edge.draining = None;
             host.edge.held = host.edge.wanted.clone();
         }
         self.say(id)
@@ -121,13 +122,13 @@ impl World {
                 .collect();
             (groups, tables.node(id).map(|row| row.state))
         };
-        let done = host.edge.draining && (early || host.edge.held.is_empty());
+        let done = host.edge.draining.filter(|_| early || host.edge.held.is_empty());
         for group in released {
             let op = Op::ReleaseAddresses(pb::ReleaseAddresses { group, node: id.0 });
             self.propose(id, Command::new(op), None)?;
         }
-        if done && state == Some(NodeState::Draining) {
-            let op = Op::HandOver(pb::HandOver { id: id.0 });
+        if let Some(drain) = done.filter(|_| state == Some(NodeState::Draining)) {
+            let op = Op::HandOver(pb::HandOver { id: id.0, drain });
             self.propose(id, Command::new(op), None)?;
         }
         Ok(())

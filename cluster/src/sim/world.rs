@@ -529,6 +529,7 @@ fn member(id: NodeId, format: u32) -> Node {
         voter: true,
         software: String::new(),
         format,
+        drains: 0,
     }
 }
 

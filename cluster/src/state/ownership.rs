@@ -68,6 +68,7 @@ impl Tables {
             voter: op.voter,
             software: String::new(),
             format: op.format.max(1),
+            drains: 0,
         };
         self.put_node(id, node);
         if let Some(token) = Arc::make_mut(&mut self.rows.tokens).get_mut(&token) {
@@ -215,6 +216,9 @@ impl Tables {
         match (state, op.undo) {
             (NodeState::Up, false) => {
                 self.set_state(id, NodeState::Draining, 0, effects);
+                if let Some(node) = Arc::make_mut(&mut self.rows.nodes).get_mut(&id) {
+                    node.drains += 1;
+                }
                 Ok(CHANGED)
             }
             (NodeState::Draining | NodeState::Drained, true) => {
@@ -236,7 +240,10 @@ impl Tables {
         effects: &mut Vec<Effect>,
     ) -> Result {
         let id = NodeId(op.id);
-        match self.node(id).ok_or(Rejection::NotFound)?.state {
+        let node = self.node(id).ok_or(Rejection::NotFound)?;
+        match node.state {
+            // What was let go for a drain that was taken back is held again.
+            NodeState::Draining if op.drain != node.drains => return Err(Rejection::Conflict),
             NodeState::Draining => {}
             NodeState::Drained => return Ok(UNCHANGED),
             NodeState::Joining | NodeState::Up | NodeState::Down => {

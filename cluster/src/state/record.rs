@@ -83,6 +83,8 @@ pub struct Node {
     pub software: String,
     /// Up to which format version of commands and snapshots it reads.
     pub format: u32,
+    /// How often it began to drain: says which drain a hand-over belongs to.
+    pub drains: u64,
 }
 
 /// A floating address.
@@ -238,6 +240,7 @@ impl Node {
             voter: self.voter,
             software: self.software.clone(),
             format: self.format,
+            drains: self.drains,
         }
     }
 
@@ -251,6 +254,7 @@ impl Node {
             voter: record.voter,
             software: record.software,
             format: record.format.max(1),
+            drains: record.drains,
         };
         (record.id != 0).then_some((NodeId(record.id), node))
     }

@@ -27,6 +27,7 @@ fn node(n: u64) -> Node {
         voter: true,
         software: String::new(),
         format: 1,
+        drains: 0,
     }
 }
 
@@ -177,6 +178,22 @@ fn a_living_holder_lets_go_first() {
     assert_eq!(again, Outcome::Rejected(Rejection::Conflict), "it is still held");
 }
 
+/// What is said late of a drain that was taken back ends no later one: the address is held again.
+#[test]
+fn a_hand_over_belongs_to_its_drain() {
+    let mut m = Machine::new();
+    m.write(1, Command::put_address("sip", 1, Some(NodeId(1))));
+    for undo in [false, true, false] {
+        assert_eq!(m.write(2, Command::drain(NodeId(1), undo)), DONE);
+    }
+    let late = m.system(Op::HandOver(pb::HandOver { id: 1, drain: 1 }));
+    assert_eq!(late.outcome, Some(Outcome::Rejected(Rejection::Conflict)));
+    assert_eq!(m.holder("sip"), Some(1));
+    let now = m.system(Op::HandOver(pb::HandOver { id: 1, drain: 2 }));
+    assert_eq!(now.outcome, Some(DONE));
+    assert_ne!(m.holder("sip"), Some(1));
+}
+
 #[test]
 fn a_drained_node_carries_nothing() {
     let mut m = Machine::new();
@@ -186,7 +203,7 @@ fn a_drained_node_carries_nothing() {
     }
     assert_eq!(m.write(2, Command::drain(NodeId(1), false)), DONE);
     assert_eq!(m.holder("sip"), Some(1), "it keeps what it has until it says so");
-    m.system(Op::HandOver(pb::HandOver { id: 1 }));
+    m.system(Op::HandOver(pb::HandOver { id: 1, drain: 1 }));
     assert_eq!(m.tables.node(NodeId(1)).unwrap().state, NodeState::Drained);
     assert_ne!(m.holder("sip"), Some(1));
     assert_eq!(m.tables.dialogs_of(NodeId(1)).count(), 0);
@@ -377,7 +394,9 @@ fn any_command() -> impl Strategy<Value = (u64, Command)> {
         1 => (1u64..4, 1u64..3).prop_map(|(id, epoch)| {
             Command::new(Op::NodeUp(pb::NodeUp { id, epoch }))
         }),
-        1 => (1u64..4).prop_map(|id| Command::new(Op::HandOver(pb::HandOver { id }))),
+        1 => (1u64..4, 0u64..4).prop_map(|(id, drain)| {
+            Command::new(Op::HandOver(pb::HandOver { id, drain }))
+        }),
         1 => (0u64..200_000).prop_map(|now_ms| Command::new(Op::Clock(pb::Clock { now_ms }))),
     ];
     (1u64..4, command)
@@ -554,7 +573,7 @@ fn the_last_voter_stays_and_a_token_said_twice_lets_one_in() {
         assert_eq!(m.write(1, Command::remove_node(NodeId(id))), DONE);
     }
     m.write(1, Command::drain(NodeId(1), false));
-    m.system(Op::HandOver(pb::HandOver { id: 1 }));
+    m.system(Op::HandOver(pb::HandOver { id: 1, drain: 1 }));
     let last = m.system(Op::RemoveNode(pb::RemoveNode { id: 1 })).outcome;
     assert_eq!(last, Some(Outcome::Rejected(Rejection::Last)));
 

@@ -137,6 +137,7 @@ fn a_snapshot_of_a_later_release_is_named() {
         voter: true,
         software: String::new(),
         format: FORMAT_VERSION + 1,
+        drains: 0,
     };
     let tables = Tables::genesis(b"test", &[(NodeId(3), row)]);
     create(dir.path(), &identity, Some((&tables, &position))).unwrap();

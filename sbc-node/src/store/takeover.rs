@@ -233,7 +233,7 @@ impl Takeover {
                 self.note_state();
             }
             Event::TableChanged(Table::Nodes) => self.note_state(),
-            Event::DrainRequested => self.drain().await,
+            Event::DrainRequested { drain } => self.drain(drain).await,
             Event::LeaderChanged { leader, term } => {
                 tracing::info!(leader = leader.map(|l| l.0), term, "cluster leader");
             }
@@ -458,12 +458,12 @@ impl Takeover {
     }
 
     /// Moves every call of this living node to the others.
-    async fn drain(&mut self) {
+    async fn drain(&mut self, drain: u64) {
         tracing::warn!("draining: calls and addresses go to the other nodes");
         self.draining = true;
         self.tell.broadcast(|| Input::Command(CoreCommand::Drain(true)));
         self.let_go("this node drains").await;
-        if let Err(error) = self.handle.hand_over().await {
+        if let Err(error) = self.handle.hand_over(drain).await {
             tracing::error!(%error, "could not hand over");
         }
     }

@@ -147,7 +147,7 @@ impl EventHub {
             ClusterEvent::QuorumLost => self.tell("cluster.quorum-lost", nothing),
             ClusterEvent::QuorumRegained => self.tell("cluster.quorum-regained", nothing),
             ClusterEvent::MembersChanged => self.tell("cluster.members", nothing),
-            ClusterEvent::DrainRequested => self.tell("cluster.drain", nothing),
+            ClusterEvent::DrainRequested { .. } => self.tell("cluster.drain", nothing),
             ClusterEvent::Removed => self.tell("cluster.removed", nothing),
             ClusterEvent::AdoptDialogs { from, dialogs } => {
                 self.tell("cluster.calls-taken", || (from.0.to_string(), calls(dialogs.len())));
