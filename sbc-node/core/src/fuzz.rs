@@ -155,10 +155,7 @@ pub fn fuzz_sdp(data: &[u8]) {
     let Ok(sdp) = Sdp::parse(data) else { return };
     let written = sdp.to_bytes();
     let again = Sdp::parse(&written).expect("own output parses");
-    assert_eq!(again.to_bytes(), written);
-    if !data.iter().any(|b| b.is_ascii_control() && !b"\r\n\t".contains(b)) {
-        assert_eq!(again, sdp);
-    }
+    assert_eq!(again, sdp);
     for (stream, media) in sdp.streams().zip(sdp.media()) {
         assert_eq!(stream.active, media.port() != 0);
         let _ = media.codecs();

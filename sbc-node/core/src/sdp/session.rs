@@ -39,11 +39,21 @@ pub struct Stream<'s> {
     pub direction: Direction,
 }
 
+/// What is blanked; NUL is refused by the parser.
+fn is_control(b: u8) -> bool {
+    b.is_ascii_control() && !matches!(b, b'\r' | b'\n' | b'\t' | 0)
+}
+
 impl<'a> Sdp<'a> {
     /// # Errors
     /// [`SdpError`] for what is no description, or one whose streams cannot be understood.
     pub fn parse(body: &'a [u8]) -> Result<Self, SdpError> {
-        parse(body)
+        // Nothing goes on that a terminal or a careless parser on the other side would act on.
+        if !body.iter().fold(false, |found, b| found | is_control(*b)) {
+            return parse(body);
+        }
+        let blanked = body.iter().map(|b| if is_control(*b) { b' ' } else { *b });
+        parse(&blanked.collect::<Vec<_>>()).map(Sdp::into_owned)
     }
 
     /// A copy that borrows from nothing.
@@ -184,14 +194,6 @@ impl<'a> Sdp<'a> {
         // A leg keeps what it was told as long as it lives: no more than its own size.
         let mut text = String::with_capacity(1024);
         self.write_to(&mut text);
-        // Nothing that a terminal or a careless parser on the other side would act on.
-        let control = |b: u8| (b < b' ' && !matches!(b, b'\r' | b'\n' | b'\t')) || b == 0x7f;
-        if text.bytes().fold(false, |found, b| found | control(b)) {
-            text = text
-                .chars()
-                .map(|c| if c.is_ascii() && control(c as u8) { ' ' } else { c })
-                .collect();
-        }
         Bytes::copy_from_slice(text.as_bytes())
     }
 
