@@ -11,7 +11,7 @@ use super::edge::Edge;
 use super::faults::Faults;
 use super::operator::Operator;
 use super::{Chance, Plant};
-use crate::core::{Core, CoreConfig, Input, LeaseCell, Output};
+use crate::core::{Core, CoreConfig, CoreError, Input, LeaseCell, Output};
 use crate::state::{FORMAT_VERSION, Node, NodeState, Position, Tables};
 use crate::types::NodeId;
 
@@ -372,7 +372,16 @@ impl World {
         for input in std::mem::take(&mut host.waiting).into_iter().chain([input]) {
             core.handle(local, input).map_err(|e| e.to_string())?;
         }
-        core.flush().map_err(|e| e.to_string())?;
+        if let Err(e) = core.flush() {
+            let tables = core.tables();
+            let member = tables.read().expect("not poisoned").node(id).is_some();
+            if member || !matches!(e, CoreError::Unsupported(_)) {
+                return Err(e.to_string());
+            }
+            // One of an old release that was removed: what the others write since is not for it.
+            host.core = None;
+            return Ok(());
+        }
         self.drain(id)?;
         Checks::digests(self, id)?;
         Checks::bounded(self, id)?;
