@@ -17,7 +17,7 @@ use crate::config::{Config, Discovery, Origin, StartError};
 use crate::core::{Core, CoreConfig, LeaseCell};
 use crate::driver::{Driver, ORDERS_MAX, Orders, Published};
 use crate::handle::{Handle, Shared};
-use crate::state::{Node, NodeState, Position, Tables};
+use crate::state::{Node, Position, Tables};
 use crate::store::{self, Identity, Opened, Writer};
 use crate::types::NodeId;
 
@@ -120,16 +120,8 @@ fn start(config: &Config) -> Result<Handle, StartError> {
 fn begin(config: &Config) -> Result<(), StartError> {
     let cluster_id: [u8; 16] = clock::entropy();
     let identity = Identity { cluster_id: cluster_id.to_vec(), node: NodeId(1) };
-    let node = Node {
-        name: config.name.clone(),
-        address: config.address(),
-        state: NodeState::Up,
-        epoch: 1,
-        voter: true,
-        software: config.software.clone(),
-        format: config.format,
-        drains: 0,
-    };
+    let mut node = Node::founder(config.name.clone(), config.address(), config.format);
+    node.software.clone_from(&config.software);
     let mut tables = Tables::genesis(&cluster_id, &[(identity.node, node)]);
     let certify = || -> Result<Ca, PkiError> {
         let ca = Ca::create(&cluster_id)?;

@@ -11,21 +11,12 @@ use raft::eraftpb::Message;
 use sbc_proto::cluster::v1 as pb;
 
 use crate::channel::content;
-use crate::state::{FORMAT_VERSION, Node, NodeState, Position, Tables};
+use crate::state::{FORMAT_VERSION, Node, Position, Tables};
 use crate::types::NodeId;
 
 fn tables() -> Tables {
     let member = |n: u64| {
-        let node = Node {
-            name: format!("n{n}"),
-            address: format!("192.0.2.{n}:7000"),
-            state: NodeState::Up,
-            epoch: 1,
-            voter: true,
-            software: String::new(),
-            format: FORMAT_VERSION,
-            drains: 0,
-        };
+        let node = Node::founder(format!("n{n}"), format!("192.0.2.{n}:7000"), FORMAT_VERSION);
         (NodeId(n), node)
     };
     Tables::genesis(b"fuzz", &[member(1), member(2), member(3)])

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use sbc_tests::load::{cpu, end, env, median, outcome, pinned};
+use sbc_tests::load::{cpu, end, env, median, number, outcome, pinned};
 use sbc_tests::net::{Net, inside, ip};
 use sbc_tests::{binary, root, wait_for};
 
@@ -48,10 +48,6 @@ struct Bench {
     seconds: u64,
     cps: u64,
     pps: u64,
-}
-
-fn number(name: &str, default: &str) -> u64 {
-    env(name, default).parse().unwrap_or_else(|_| panic!("{name} is no number"))
 }
 
 fn main() {

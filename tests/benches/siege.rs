@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use sbc_tests::load::{delays, end, env, find, outcome, pinned};
+use sbc_tests::load::{delays, end, env, find, number, outcome, pinned};
 use sbc_tests::net::{Net, inside, ip};
 use sbc_tests::{binary, root, wait_for};
 
@@ -29,10 +29,6 @@ struct Bench {
     dir: tempfile::TempDir,
     seconds: u64,
     cps: u64,
-}
-
-fn number(name: &str, default: &str) -> u64 {
-    env(name, default).parse().unwrap_or_else(|_| panic!("{name} is no number"))
 }
 
 fn main() {

@@ -12,7 +12,7 @@ use crate::three::{LONG, Load, Plan, Three, until_new_calls};
 const CALLS: u64 = 20;
 const HOLD: Duration = Duration::from_secs(9);
 /// Audio came back long before the calls end, however busy the machine; `make faults` measures.
-const GAP_MAX: Duration = Duration::from_secs(7);
+const GAP_MAX: Duration = Duration::from_secs(5);
 
 /// Prints how a fault went and asserts what must hold on any machine.
 fn went(what: &str, load: &Load, new_calls: Duration) {

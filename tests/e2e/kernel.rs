@@ -162,8 +162,17 @@ fn numbered(way: &'static str, plan: Plan) {
         got[1].extend(talk.a.drain());
         (got[0].len() >= sent[0].len() && got[1].len() >= sent[1].len()).then_some(())
     });
-    // At the moment of the move a packet may overtake one that still waits for userspace.
-    got.iter_mut().for_each(|heard| heard.sort_unstable());
+    // At the moment of the move packets may overtake those that still wait for userspace; all that
+    // came before it are in order, all that came after it too.
+    for heard in &mut got {
+        let once = heard.iter().any(|last| {
+            let (before, after): (Vec<u16>, Vec<u16>) =
+                heard.iter().copied().partition(|n| n <= last);
+            before.is_sorted() && after.is_sorted()
+        });
+        assert!(once, "{way}: out of order more than once: {heard:?}");
+        heard.sort_unstable();
+    }
     assert_eq!(got, sent, "{way}: each packet once");
     talk.settle();
     let before = talk.relayed();

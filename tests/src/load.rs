@@ -12,6 +12,11 @@ pub fn env(name: &str, default: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| default.to_owned())
 }
 
+/// The same as a number.
+pub fn number(name: &str, default: &str) -> u64 {
+    env(name, default).parse().unwrap_or_else(|_| panic!("{name} is no number"))
+}
+
 /// The middle value; NaN of none.
 pub fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();

@@ -12,7 +12,7 @@ use super::faults::Faults;
 use super::operator::Operator;
 use super::{Chance, Plant};
 use crate::core::{Core, CoreConfig, CoreError, Input, LeaseCell, Output};
-use crate::state::{FORMAT_VERSION, Node, NodeState, Position, Tables};
+use crate::state::{FORMAT_VERSION, Node, Position, Tables};
 use crate::types::NodeId;
 
 pub(super) const ADDRESSES: [(&str, u32); 2] = [("192.0.2.1", 1), ("192.0.2.2", 2)];
@@ -530,16 +530,7 @@ fn local(offset: Duration, drift: i64, now: Duration) -> Duration {
 }
 
 fn member(id: NodeId, format: u32) -> Node {
-    Node {
-        name: format!("n{id}"),
-        address: format!("n{id}:1"),
-        state: NodeState::Up,
-        epoch: 1,
-        voter: true,
-        software: String::new(),
-        format,
-        drains: 0,
-    }
+    Node::founder(format!("n{id}"), format!("n{id}:1"), format)
 }
 
 impl Happening {

@@ -230,6 +230,20 @@ impl NodeState {
 }
 
 impl Node {
+    /// A member from the beginning on: up, and a voter.
+    pub(crate) fn founder(name: String, address: String, format: u32) -> Node {
+        Node {
+            name,
+            address,
+            state: NodeState::Up,
+            epoch: 1,
+            voter: true,
+            software: String::new(),
+            format,
+            drains: 0,
+        }
+    }
+
     pub(crate) fn to_pb(&self, id: NodeId) -> pb::NodeRecord {
         pb::NodeRecord {
             id: id.0,

@@ -19,16 +19,7 @@ const DONE: Outcome = Outcome::Done { changed: true };
 const NOTHING: Outcome = Outcome::Done { changed: false };
 
 fn node(n: u64) -> Node {
-    Node {
-        name: format!("n{n}"),
-        address: format!("192.0.2.{n}:7000"),
-        state: NodeState::Up,
-        epoch: 1,
-        voter: true,
-        software: String::new(),
-        format: 1,
-        drains: 0,
-    }
+    Node::founder(format!("n{n}"), format!("192.0.2.{n}:7000"), 1)
 }
 
 /// Tables of three nodes, and the log that made them.

@@ -129,16 +129,7 @@ fn a_snapshot_of_a_later_release_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let identity = Identity { cluster_id: b"test".to_vec(), node: NodeId(3) };
     let position = Position::genesis(&[NodeId(3)]);
-    let row = crate::state::Node {
-        name: "n3".to_owned(),
-        address: "n3:1".to_owned(),
-        state: crate::state::NodeState::Up,
-        epoch: 1,
-        voter: true,
-        software: String::new(),
-        format: FORMAT_VERSION + 1,
-        drains: 0,
-    };
+    let row = crate::state::Node::founder("n3".to_owned(), "n3:1".to_owned(), FORMAT_VERSION + 1);
     let tables = Tables::genesis(b"test", &[(NodeId(3), row)]);
     create(dir.path(), &identity, Some((&tables, &position))).unwrap();
     let Err(error) = open(dir.path(), FORMAT_VERSION) else { panic!("it opened") };

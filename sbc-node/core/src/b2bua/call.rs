@@ -18,7 +18,7 @@ use super::wire;
 use crate::core::{Destination, Direction, ResolveError, StoreId};
 use crate::dialog::{Dialog, Outgoing, SessionTimer};
 use crate::ids::ShardHint;
-use crate::media::Side;
+use crate::media::{MediaId, Side};
 use crate::net::{ConnId, Flow, InterfaceId, Target};
 use crate::registrar::Reached;
 use crate::routing::{Permit, Plan, Trunk};
@@ -400,7 +400,37 @@ pub(crate) enum CallTimer {
 }
 
 impl Call {
-    /// The leg of a side; leg B exists only after a fork has won.
+    /// A call as it begins, here or taken over: nothing is under way, nothing is counted yet.
+    pub(crate) fn new(
+        cx: &Cx<'_>,
+        key: CallKey,
+        hint: ShardHint,
+        phase: Phase,
+        a: Leg,
+        facts: Facts,
+    ) -> Call {
+        Call {
+            key,
+            hint,
+            phase,
+            a,
+            b: None,
+            media: Media::new(MediaId(key.id.0)),
+            exchanges: SmallVec::new(),
+            next_exchange: 0,
+            ok_wait: None,
+            repeat: None,
+            timers: CallTimers::default(),
+            permits: SmallVec::new(),
+            watched: None,
+            facts: Box::new(facts),
+            refers: SmallVec::new(),
+            conn: None,
+            trace: cx.is_traced(key.id),
+            revision: 0,
+        }
+    }
+
     /// Whether the call began before `until_ms` and has a leg on an interface, or may yet get one.
     pub(crate) fn uses(&self, interface: InterfaceId, until_ms: u64) -> bool {
         let on = |leg: &Leg| leg.hop.interface == interface;
@@ -408,6 +438,7 @@ impl Call {
         began && (on(&self.a) || self.b.as_ref().map_or(matches!(self.phase, Phase::Setup(_)), on))
     }
 
+    /// The leg of a side; leg B exists only after a fork has won.
     pub(crate) fn leg(&self, side: Side) -> Option<&Leg> {
         match side {
             Side::A => Some(&self.a),

@@ -9,11 +9,10 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 use std::time::Duration;
 
-use super::answer::Media;
 use super::attempt::forget_attempt;
 use super::call::{
-    Attempt, Call, CallKey, CallTimer, CallTimers, DialogRef, Facts, Fork, Leg, Phase, ReliableMap,
-    Setup, Trying,
+    Attempt, Call, CallKey, CallTimer, DialogRef, Facts, Fork, Leg, Phase, ReliableMap, Setup,
+    Trying,
 };
 use super::cdr::{CdrAttempt, Written};
 use super::env::{Cx, Purpose};
@@ -25,7 +24,7 @@ use super::{body, hide, invite, wire};
 use crate::core::{Destination, Record};
 use crate::dialog::Outgoing;
 use crate::ids::{Branch, ShardHint};
-use crate::media::{MediaId, Side};
+use crate::media::Side;
 use crate::net::{Flow, Target, Transport};
 use crate::routing::Plan;
 use crate::sip::{self, Message, Method};
@@ -401,26 +400,11 @@ fn restored_call(
         None => String::new(),
     };
     let caller = cx.env.routing.admit_caller(cx.now, user.as_deref(), &number, true).ok();
-    Call {
-        key,
-        hint: ShardHint(record.shard_hash),
-        phase: Phase::Setup(Box::new(setup)),
-        a: found.a,
-        b: None,
-        media: Media::new(MediaId(key.id.0)),
-        exchanges: SmallVec::new(),
-        next_exchange: 0,
-        ok_wait: None,
-        repeat: None,
-        timers: CallTimers::default(),
-        permits: source.into_iter().chain(caller).collect(),
-        watched: None,
-        facts: Box::new(facts),
-        refers: SmallVec::new(),
-        conn: None,
-        trace: cx.is_traced(key.id),
-        revision: record.revision,
-    }
+    let phase = Phase::Setup(Box::new(setup));
+    let mut call = Call::new(cx, key, ShardHint(record.shard_hash), phase, found.a, facts);
+    call.permits.extend(source.into_iter().chain(caller));
+    call.revision = record.revision;
+    call
 }
 
 impl Call {

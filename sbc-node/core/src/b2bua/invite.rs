@@ -4,8 +4,7 @@
 
 use smallvec::SmallVec;
 
-use super::answer::Media;
-use super::call::{Call, CallKey, CallTimers, DialogRef, Facts, Leg, Peer, Phase, SdpState, Setup};
+use super::call::{Call, CallKey, DialogRef, Facts, Leg, Peer, Phase, SdpState, Setup};
 use super::cdr::{Cdr, CdrLeg, EndCause, EndedBy, Written};
 use super::env::Cx;
 use super::record::CallId;
@@ -13,7 +12,7 @@ use super::replaces::Replaced;
 use super::{hide, wire};
 use crate::core::Event;
 use crate::dialog::{Dialog, MIN_SE_S, Outgoing};
-use crate::media::{MediaId, Side};
+use crate::media::Side;
 use crate::net::Flow;
 use crate::routing::{Permit, Plan, RouteQuery, SessionTimerMode, Trunk};
 use crate::sip::{HeaderName, Message, NameAddr};
@@ -307,26 +306,11 @@ pub(crate) fn make(
         cx.env.conns.entry(conn).or_default().push(key);
     }
     cx.env.stats.attempts += 1;
-    Call {
-        key,
-        hint,
-        phase: Phase::Setup(Box::new(setup)),
-        a,
-        b: None,
-        media: Media::new(MediaId(key.id.0)),
-        exchanges: SmallVec::new(),
-        next_exchange: 0,
-        ok_wait: None,
-        repeat: None,
-        timers: CallTimers::default(),
-        permits: SmallVec::from_iter([accepted.permit]),
-        watched: accepted.watched,
-        facts: Box::new(facts),
-        refers: SmallVec::new(),
-        conn: incoming.flow.conn,
-        trace: cx.is_traced(key.id),
-        revision: 0,
-    }
+    let mut call = Call::new(cx, key, hint, Phase::Setup(Box::new(setup)), a, facts);
+    call.permits.push(accepted.permit);
+    call.watched = accepted.watched;
+    call.conn = incoming.flow.conn;
+    call
 }
 
 /// The URI that the sender of a dialog-forming request wants to be reached at: its Contact, which RFC

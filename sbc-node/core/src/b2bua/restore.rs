@@ -6,10 +6,8 @@ use smallvec::SmallVec;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use super::answer::{Media, StreamSide, StreamState, family};
-use super::call::{
-    Call, CallKey, CallTimer, CallTimers, DialogRef, Facts, Hop, Leg, Peer, Phase, SdpState,
-};
+use super::answer::{StreamSide, StreamState, family};
+use super::call::{Call, CallKey, CallTimer, DialogRef, Facts, Hop, Leg, Peer, Phase, SdpState};
 use super::cdr::Written;
 use super::env::Cx;
 use super::record::{CallRecord, LegRecord, SessionTimerRecord, StreamRecord, StreamSideRecord};
@@ -17,7 +15,7 @@ use super::table::Calls;
 use crate::core::{AdoptMode, Record};
 use crate::dialog::{Dialog, SessionTimer};
 use crate::ids::ShardHint;
-use crate::media::{MediaId, Side, SideSpec, Taken};
+use crate::media::{Side, SideSpec, Taken};
 use crate::net::{InterfaceId, Target};
 
 impl Call {
@@ -180,26 +178,10 @@ fn restored_call(cx: &mut Cx<'_>, key: CallKey, record: &CallRecord, a: Leg, b: 
         protected: true,
         written: Written::Committed,
     };
-    let mut call = Call {
-        key,
-        hint: ShardHint(record.shard_hash),
-        phase: Phase::Up,
-        a,
-        b: Some(b),
-        media: Media::new(MediaId(key.id.0)),
-        exchanges: SmallVec::new(),
-        next_exchange: 0,
-        ok_wait: None,
-        repeat: None,
-        timers: CallTimers::default(),
-        permits: source.into_iter().chain(target).chain(caller).collect(),
-        watched: None,
-        facts: Box::new(facts),
-        refers: SmallVec::new(),
-        conn: None,
-        trace: cx.is_traced(key.id),
-        revision: record.revision,
-    };
+    let mut call = Call::new(cx, key, ShardHint(record.shard_hash), Phase::Up, a, facts);
+    call.b = Some(b);
+    call.permits.extend(source.into_iter().chain(target).chain(caller));
+    call.revision = record.revision;
     for side in [Side::A, Side::B] {
         call.arm_session(cx, side);
     }

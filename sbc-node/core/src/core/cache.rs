@@ -84,6 +84,35 @@ struct Pending {
     serial: u32,
 }
 
+impl Pending {
+    /// A REGISTER that no peer was asked yet.
+    fn new(
+        why: Why,
+        aor: Box<str>,
+        policy: Arc<UpstreamPolicy>,
+        trunk: Arc<Trunk>,
+        call_id: Box<str>,
+        cseq: u32,
+        expires_s: u32,
+    ) -> Pending {
+        Pending {
+            why,
+            aor,
+            policy,
+            trunk,
+            peer: 0,
+            asked: 0,
+            rest: Vec::new(),
+            target: None,
+            call_id,
+            cseq,
+            expires_s,
+            challenges: 0,
+            serial: 0,
+        }
+    }
+}
+
 /// The REGISTERs of one shard that are under way to the core.
 #[derive(Default)]
 pub(crate) struct Cache {
@@ -148,24 +177,8 @@ pub(super) fn register(cx: &mut Cx<'_>, incoming: &Incoming<'_>) -> bool {
         UpstreamMode::Mirror => judged.longest_s(),
         UpstreamMode::Contact | UpstreamMode::Aor => policy.expires_s.max(judged.longest_s()),
     };
-    begin(
-        cx,
-        Pending {
-            why,
-            aor: judged.aor.as_str().into(),
-            policy,
-            trunk,
-            peer: 0,
-            asked: 0,
-            rest: Vec::new(),
-            target: None,
-            call_id,
-            cseq,
-            expires_s,
-            challenges: 0,
-            serial: 0,
-        },
-    );
+    let aor = judged.aor.as_str().into();
+    begin(cx, Pending::new(why, aor, policy, trunk, call_id, cseq, expires_s));
     true
 }
 
@@ -179,24 +192,9 @@ pub(super) fn withdraw(cx: &mut Cx<'_>, aor: &str, upstream: Upstream, left: usi
     let over = upstream.until_ms <= cx.unix_ms() || cx.env.cache.pending.len() >= PENDING_MAX;
     let Some(trunk) = trunk.filter(|_| !needless && !over) else { return };
     cx.env.cache.stats.withdrawn += 1;
-    begin(
-        cx,
-        Pending {
-            why: Why::Withdraw { contact: upstream.contact },
-            aor: aor.into(),
-            policy,
-            trunk,
-            peer: 0,
-            asked: 0,
-            rest: Vec::new(),
-            target: None,
-            call_id: upstream.call_id,
-            cseq: upstream.cseq,
-            expires_s: 0,
-            challenges: 0,
-            serial: 0,
-        },
-    );
+    let why = Why::Withdraw { contact: upstream.contact };
+    let (call_id, cseq) = (upstream.call_id, upstream.cseq);
+    begin(cx, Pending::new(why, aor.into(), policy, trunk, call_id, cseq, 0));
 }
 
 /// Answers a refresh that the core need not hear of: the very phone that the core let in, by the same

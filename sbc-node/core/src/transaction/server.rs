@@ -241,7 +241,7 @@ impl TransactionLayer {
             let (state, actions) = NonInviteServer::start(timers, flow.transport.is_reliable());
             (Machine::NonInvite(state), actions.into_iter().map(Do::from).collect())
         };
-        let (index, generation) = self.servers.insert(Server {
+        let server = Server {
             owner: None,
             key,
             original,
@@ -253,13 +253,9 @@ impl TransactionLayer {
             response: Bytes::new(),
             timers: [None; 2],
             cancelled: false,
-        });
-        self.by_fingerprint.insert(key, index);
-        if let Some(print) = original {
-            self.originals.insert(print, index);
-        }
-        self.perform_server(now, index, steps, Context::default());
-        self.tell(Event::Request { id: ServerId { index, generation }, flow, message, merged });
+        };
+        let id = self.enter_server(now, server, steps);
+        self.tell(Event::Request { id, flow, message, merged });
     }
 
     /// The transaction of an INVITE that another node took. Without a provisional response the caller
@@ -281,7 +277,7 @@ impl TransactionLayer {
             true => (InviteServer::Proceeding { answered }, Steps::new()),
             false => (fresh, actions.into_iter().map(Do::from).collect()),
         };
-        let (index, generation) = self.servers.insert(Server {
+        let server = Server {
             owner: None,
             key,
             original,
@@ -293,13 +289,20 @@ impl TransactionLayer {
             response: provisional,
             timers: [None; 2],
             cancelled: false,
-        });
+        };
+        Some(self.enter_server(now, server, steps))
+    }
+
+    /// Takes a server transaction into the tables, and its first steps.
+    fn enter_server(&mut self, now: Instant, server: Server, steps: Steps) -> ServerId {
+        let (key, original) = (server.key, server.original);
+        let (index, generation) = self.servers.insert(server);
         self.by_fingerprint.insert(key, index);
         if let Some(print) = original {
             self.originals.insert(print, index);
         }
         self.perform_server(now, index, steps, Context::default());
-        Some(ServerId { index, generation })
+        ServerId { index, generation }
     }
 
     pub(super) fn receive_ack(&mut self, now: Instant, flow: Flow, message: Message) {
