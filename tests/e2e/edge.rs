@@ -1,5 +1,5 @@
 //! Phones and browsers at the edge: registered over UDP, TCP and TLS behind a NAT and called there;
-//! a web phone over secure WebSocket.
+//! web phones over secure WebSocket, under node.js and in a browser.
 //!
 //! ```text
 //! home 192.168.7.10 ── nat 10.1.0.2 ┐
@@ -30,10 +30,10 @@ file = "@DIR@/cdr.jsonl"
 
 [[interface]]
 name = "access"
-listen = ["udp://10.1.0.1:5060", "tcp://10.1.0.1:5060", "tls://10.1.0.1:5061", "wss://10.1.0.1:5061"]
+listen = ["udp://10.1.0.1:5060", "tcp://10.1.0.1:5060", "tls://10.1.0.1:5061", "wss://10.1.0.1:5061", "wss://10.1.0.1:7443"]
 media = { ports = "20000-29999" }
 tls = { certificates = [{ chain = "../sbc.pem", key = "../sbc.key" }] }
-websocket = { origins = ["https://phone.example.com"] }
+websocket = { origins = ["https://phone.example.com", "http://127.0.0.1:8080"] }
 
 [[trunk]]
 name = "phones"
@@ -180,7 +180,7 @@ fn jssip() -> Option<std::path::PathBuf> {
     let source = sbc_tests::root().join("tests/jssip");
     let place = sbc_tests::root().join("target/jssip");
     std::fs::create_dir_all(&place).expect("directory for JsSIP");
-    for file in ["package.json", "package-lock.json", "phone.js"] {
+    for file in ["package.json", "package-lock.json", "phone.js", "browser.js"] {
         std::fs::copy(source.join(file), place.join(file)).expect("copy JsSIP's files");
     }
     if !place.join("node_modules/jssip").exists() {
@@ -190,7 +190,7 @@ fn jssip() -> Option<std::path::PathBuf> {
             .status();
         assert!(installed.is_ok_and(|s| s.success()), "npm cannot install JsSIP");
     }
-    Some(place.join("phone.js"))
+    Some(place)
 }
 
 #[test]
@@ -198,7 +198,8 @@ fn web_phones_register_and_send_messages_over_secure_websocket() {
     if !can_make_namespaces("web phones") {
         return;
     }
-    let Some(phone) = jssip() else { return };
+    let Some(place) = jssip() else { return };
+    let phone = place.join("phone.js");
     let edge = Edge::new("masquerade");
     let start = |ns: &str, user: &str, peer: &str| {
         let mut args =
@@ -229,5 +230,74 @@ fn web_phones_register_and_send_messages_over_secure_websocket() {
     alice.wait(limit);
     bob.signal(Signal::SIGTERM);
     bob.wait(limit);
+    edge.node.stop();
+}
+
+/// SHA-256 of a certificate's public key in Base64, as Chromium takes it for one to trust.
+fn key_print(certificate: &std::path::Path) -> String {
+    let pipe = format!(
+        "openssl x509 -in {} -pubkey -noout | openssl pkey -pubin -outform der | \
+         openssl dgst -sha256 -binary | openssl base64 -A",
+        certificate.display()
+    );
+    let out = Command::new("sh").args(["-c", &pipe]).output().expect("openssl");
+    let print = String::from_utf8(out.stdout).expect("Base64");
+    assert_eq!(print.len(), 44, "{print} {}", String::from_utf8_lossy(&out.stderr));
+    print
+}
+
+#[test]
+fn browsers_register_and_send_messages_over_secure_websocket() {
+    if !can_make_namespaces("browsers") {
+        return;
+    }
+    if Command::new("chromium").arg("--version").output().is_err() {
+        return sbc_tests::skip_tool("browsers", "no chromium here");
+    }
+    let Some(place) = jssip() else { return };
+    let edge = Edge::new("masquerade");
+    let key = key_print(&edge.dir.path().join("sbc.pem"));
+    let script = place.join("browser.js").to_string_lossy().into_owned();
+    let start = |ns: &str, port: u16, words: &[&str]| {
+        let mut args = vec![format!("PHONE_SPKI={key}"), format!("PHONE_PORT={port}")];
+        // Browsers refuse the ports 5060 and 5061 (fetch.spec.whatwg.org, "bad port").
+        args.extend(["node", &script, "wss://10.1.0.1:7443/"].map(str::to_owned));
+        args.extend(words.iter().map(|w| (*w).to_owned()));
+        let (ns, name) = (edge.net.ns(ns), format!("{}-{port}", words[0]));
+        Proc::start(&ns, edge.dir.path(), &name, std::path::Path::new("/usr/bin/env"), &args)
+    };
+    let limit = Duration::from_secs(60);
+    // One is behind the NAT, the other is not; both hear of each other by MESSAGE.
+    let mut alice = start("home", 8080, &["alice", "secret"]);
+    alice.wait_output("Chrome/", limit);
+    alice.wait_output("registered", limit);
+    let mut bob = start("out", 8080, &["bob", "secret", "alice", "grüße over WSS"]);
+    bob.wait_output("message sent", limit);
+    alice.wait_output("message from bob: grüße over WSS", limit);
+    let online = edge.node.ctl("registrations list");
+    assert_eq!(online["total"], 2, "{online}");
+    let contact = &online["registrations"][0]["contacts"][0];
+    assert_eq!((&contact["transport"], &contact["connected"]), (&"wss".into(), &true.into()));
+    // What fails is told to the page: a user who is gone, a wrong password.
+    edge.node.ctl("registrations remove alice@example.com");
+    bob.signal(Signal::SIGTERM);
+    bob.wait_output("unregistered", limit);
+    bob.wait(limit);
+    let mut lost = start("out", 8080, &["bob", "secret", "alice", "anybody"]);
+    lost.wait_output("message failed Unavailable", limit);
+    lost.signal(Signal::SIGTERM);
+    lost.wait(limit);
+    let mut wrong = start("out", 8080, &["bob", "guessed"]);
+    wrong.wait_output("registration failed Authentication Error", limit);
+    wrong.signal(Signal::SIGTERM);
+    wrong.wait(limit);
+    // A page of an origin that is not listed gets no WebSocket at all.
+    let mut foreign = start("out", 8081, &["bob", "secret"]);
+    foreign.wait_output("disconnected", limit);
+    assert!(!foreign.output().contains("registered"), "{}", foreign.output());
+    foreign.signal(Signal::SIGTERM);
+    foreign.wait(limit);
+    alice.signal(Signal::SIGTERM);
+    alice.wait(limit);
     edge.node.stop();
 }
