@@ -4,8 +4,8 @@
 mod process;
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, UdpSocket};
+use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -147,7 +147,7 @@ fn a_call_is_a_trace_and_a_ladder_of_hep_and_two_events() {
     let cdr = node.cdrs(calls).remove(0);
     let id = cdr["call"].as_str().or(cdr["id"].as_str()).unwrap().to_owned();
     traced(&collector, &cdr, &id);
-    laddered(&hep, &node, &id);
+    laddered(|| datagram(&hep), &node, &id);
     let metrics = http_get(node.metrics, "/metrics");
     assert!(metrics.contains("sbc_tap_lost_messages_total{} 0.0"), "{metrics}");
     node.stop();
@@ -187,13 +187,11 @@ fn traced(collector: &Collector, cdr: &Value, id: &str) {
 }
 
 /// Both legs came with one correlation id, with our address and the peer's in the right places.
-fn laddered(hep: &UdpSocket, node: &Node, id: &str) {
+fn laddered(mut next: impl FnMut() -> Vec<u8>, node: &Node, id: &str) {
     let mut rungs = Vec::new();
-    let mut bytes = [0; 65_536];
     // INVITE, 100?, 180, 200, ACK, BYE, 200 on each leg: until the callee's last answer.
     loop {
-        let length = hep.recv(&mut bytes).expect("the whole ladder");
-        let chunks = decode(&bytes[..length]);
+        let chunks = decode(&next());
         if chunks[&0x0011] != id.as_bytes() {
             continue;
         }
@@ -223,6 +221,50 @@ fn laddered(hep: &UdpSocket, node: &Node, id: &str) {
         has(node.carrier, node.outside, begin);
         has(node.inside, node.pbx, begin);
     }
+}
+
+fn datagram(hep: &UdpSocket) -> Vec<u8> {
+    let mut bytes = vec![0; 65_536];
+    let length = hep.recv(&mut bytes).expect("the whole ladder");
+    bytes.truncate(length);
+    bytes
+}
+
+/// The next packet of a connection: its head says how long it is.
+fn from_stream(stream: &mut TcpStream) -> Vec<u8> {
+    let mut packet = vec![0; 6];
+    stream.read_exact(&mut packet).expect("the whole ladder");
+    packet.resize(usize::from(u16::from_be_bytes([packet[4], packet[5]])), 0);
+    stream.read_exact(&mut packet[6..]).expect("a whole packet");
+    packet
+}
+
+/// The node starts while the collector is away, and finds it when it comes, and when it comes again.
+#[test]
+fn hep_by_tcp_finds_a_collector_that_comes_and_goes() {
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let node = Node::start_with(&format!(
+        "[hep]\ncollector = \"{address}\"\ntransport = \"tcp\"\ncapture-id = 42\n"
+    ));
+    let phones = (Phone::at(node.pbx), Phone::at(node.carrier));
+    let ladder = |stream: &mut TcpStream, number: usize| {
+        let cdr = node.cdrs(number).remove(number - 1);
+        let id = cdr["call"].as_str().or(cdr["id"].as_str()).unwrap().to_owned();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        laddered(|| from_stream(stream), &node, &id);
+    };
+    call(&node, &phones, 1);
+    let listener = eventually("the address is free", || TcpListener::bind(address).ok());
+    let (mut stream, _) = listener.accept().unwrap();
+    // What was said while nobody listened waited.
+    ladder(&mut stream, 1);
+    drop(stream);
+    let (mut stream, _) = listener.accept().unwrap();
+    call(&node, &phones, 2);
+    ladder(&mut stream, 2);
+    let metrics = http_get(node.metrics, "/metrics");
+    assert!(metrics.contains("sbc_hep_errors_total{} 0.0"), "{metrics}");
+    node.stop();
 }
 
 #[test]

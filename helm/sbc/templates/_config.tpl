@@ -35,6 +35,7 @@ sample = {{ printf "%.6f" (float64 .Values.tracing.sample) }}
 
 [hep]
 collector = {{ .Values.hep.collector | quote }}
+transport = {{ .Values.hep.transport | quote }}
 sample = {{ printf "%.6f" (float64 .Values.hep.sample) }}
 capture-id = {{ int .Values.hep.captureId }}
 {{- end }}

@@ -382,6 +382,7 @@ fn trace(cx: &mut Context<'_>, raw: &raw::Trace) -> TraceConfig {
 fn hep(cx: &mut Context<'_>, raw: &raw::Hep) -> HepConfig {
     HepConfig {
         collector: host_port(cx, &raw.collector, DEFAULT_HEP_PORT),
+        transport: raw.transport,
         share: share(cx, raw.sample.as_ref(), 1.0),
         capture_id: raw.capture_id,
         key_file: raw.key_file.as_ref().map(|file| cx.path(file)),

@@ -34,7 +34,7 @@ use sbc_core::routing::{BuildError, Table};
 pub use crate::telemetry::tap::Share;
 pub use diff::{Change, diff};
 pub use parse::Problem;
-pub use raw::{FailoverMode, Kernel, LogFormat, OnQuorumLoss};
+pub use raw::{FailoverMode, HepTransport, Kernel, LogFormat, OnQuorumLoss};
 
 /// A whole, checked configuration.
 #[derive(Clone, Debug)]
@@ -248,8 +248,9 @@ pub struct TraceConfig {
 /// `[hep]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HepConfig {
-    /// `HOST:PORT`, UDP.
+    /// `HOST:PORT`.
     pub collector: String,
+    pub transport: HepTransport,
     pub share: Share,
     pub capture_id: u32,
     pub key_file: Option<PathBuf>,

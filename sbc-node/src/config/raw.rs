@@ -527,11 +527,22 @@ pub(super) struct Trace {
     pub(super) sample: Option<Spanned<f64>>,
 }
 
+/// How HEP packets travel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HepTransport {
+    #[default]
+    Udp,
+    Tcp,
+}
+
 /// SIP messages by HEP version 3.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct Hep {
     pub(super) collector: Spanned<PeerText>,
+    #[serde(default)]
+    pub(super) transport: HepTransport,
     pub(super) sample: Option<Spanned<f64>>,
     #[serde(default = "one")]
     pub(super) capture_id: u32,

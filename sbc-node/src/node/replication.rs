@@ -82,6 +82,22 @@ pub(super) fn keys(handle: &ClusterHandle) -> anyhow::Result<Keys> {
     }
 }
 
+/// Tests of updates let a node stand for a later release: `SBC_TEST_FORMAT` is the format of the
+/// cluster's log that it reads. Debug builds only.
+#[cfg(debug_assertions)]
+fn emulated(mut config: Config) -> Config {
+    if let Some(format) = std::env::var("SBC_TEST_FORMAT").ok().and_then(|n| n.parse().ok()) {
+        config.format = format;
+        config.software = format!("{}-format-{format}", config.software);
+    }
+    config
+}
+
+#[cfg(not(debug_assertions))]
+fn emulated(config: Config) -> Config {
+    config
+}
+
 /// Starts the cluster node and the task that carries its decisions out.
 ///
 /// # Errors
@@ -106,6 +122,7 @@ pub(super) fn start(
         timing: config.timing,
         ..Config::new(&config.data, name)
     };
+    let made = emulated(made);
     forget_removed(config)?;
     let _inside = runtime.enter();
     let handle = Cluster::start(made).context("cluster")?;

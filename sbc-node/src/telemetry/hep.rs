@@ -1,4 +1,4 @@
-//! HEP version 3 (EEP) over UDP: each SIP message of a sampled call, as Homer and its kin take it.
+//! HEP version 3 (EEP) over UDP or TCP: each SIP message of a sampled call, as Homer and its kin take it.
 //!
 //! ```text
 //! "HEP3" length:u16  then chunks: vendor:u16 type:u16 length:u16 (these six bytes included) payload
@@ -15,17 +15,19 @@ use anyhow::Context as _;
 use sbc_core::core::{Direction, Trace};
 use sbc_core::net::Transport;
 use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
 
+use super::hep_stream;
 use super::tap::{Share, TapStats, unspecified};
-use crate::config::HepConfig;
+use crate::config::{HepConfig, HepTransport};
 
-/// A datagram cannot be longer.
+/// A datagram cannot be longer, nor can a packet's length say more.
 const PACKET_BYTES_MAX: usize = 65_000;
 const SIP: u8 = 1;
 
 /// The way to a collector.
 pub struct Hep {
-    socket: UdpSocket,
+    way: Way,
     share: Share,
     capture_id: u32,
     key: Option<String>,
@@ -33,19 +35,29 @@ pub struct Hep {
     stats: Arc<TapStats>,
 }
 
+enum Way {
+    Datagrams(UdpSocket),
+    /// To the task that holds the connection.
+    Stream(mpsc::Sender<Vec<u8>>),
+}
+
 impl Hep {
     /// # Errors
-    /// When the collector's name does not resolve or no socket can be made.
+    /// UDP: when the collector's name does not resolve or no socket can be made. Both: a key file that
+    /// cannot be read.
     pub async fn open(node: &str, config: &HepConfig, stats: Arc<TapStats>) -> anyhow::Result<Hep> {
-        let place = || format!("hep.collector {}", config.collector);
-        let found = tokio::net::lookup_host(&config.collector).await.with_context(place)?.next();
-        let collector = found.context("no address").with_context(place)?;
-        let any = unspecified(collector);
-        let socket = UdpSocket::bind(any).await.with_context(place)?;
-        socket.connect(collector).await.with_context(place)?;
+        let way = match config.transport {
+            HepTransport::Udp => Way::Datagrams(datagrams(&config.collector).await?),
+            HepTransport::Tcp => {
+                let (sender, packets) = mpsc::channel(hep_stream::QUEUE);
+                let collector = config.collector.clone();
+                tokio::spawn(hep_stream::run(collector, packets, Arc::clone(&stats)));
+                Way::Stream(sender)
+            }
+        };
         let key = config.key_file.as_deref().map(super::tap::secret).transpose();
         Ok(Hep {
-            socket,
+            way,
             share: config.share,
             capture_id: config.capture_id,
             key: key.context("hep.key-file")?,
@@ -54,16 +66,32 @@ impl Hep {
         })
     }
 
-    /// Sends one message; what the network does not take now is counted and lost.
+    /// Sends one message; what the network or the queue does not take now is counted and lost.
     pub fn send(&self, at: SystemTime, trace: &Trace) {
         if !self.share.holds(trace.call) {
             return;
         }
         let packet = encode(at, trace, self.capture_id, self.key.as_deref(), &self.node);
-        let sent = packet.is_some_and(|packet| self.socket.try_send(&packet).is_ok());
-        let counter = if sent { &self.stats.hep_sent } else { &self.stats.hep_errors };
-        counter.fetch_add(1, Ordering::Relaxed);
+        let taken = packet.is_some_and(|packet| match &self.way {
+            Way::Datagrams(socket) => socket.try_send(&packet).is_ok(),
+            Way::Stream(packets) => packets.try_send(packet).is_ok(),
+        });
+        match &self.way {
+            _ if !taken => self.stats.hep_errors.fetch_add(1, Ordering::Relaxed),
+            Way::Datagrams(_) => self.stats.hep_sent.fetch_add(1, Ordering::Relaxed),
+            // Counted once it is written.
+            Way::Stream(_) => return,
+        };
     }
+}
+
+async fn datagrams(collector: &str) -> anyhow::Result<UdpSocket> {
+    let place = || format!("hep.collector {collector}");
+    let found = tokio::net::lookup_host(collector).await.with_context(place)?.next();
+    let collector = found.context("no address").with_context(place)?;
+    let socket = UdpSocket::bind(unspecified(collector)).await.with_context(place)?;
+    socket.connect(collector).await.with_context(place)?;
+    Ok(socket)
 }
 
 /// One packet; `None` when the message does not fit into a datagram.

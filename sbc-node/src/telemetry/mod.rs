@@ -6,6 +6,7 @@ pub mod cdr;
 pub mod cdr_json;
 pub mod events;
 pub mod hep;
+mod hep_stream;
 pub mod http;
 pub mod log;
 pub mod metrics;
