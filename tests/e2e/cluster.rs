@@ -176,6 +176,36 @@ fn calls_are_reinvited_where_addresses_die_with_their_node() {
     load.end(&three);
 }
 
+/// The same with not one IPv4 address: SIP, audio, the channel between the nodes, what floats. First the
+/// addresses move to a survivor; then, in a cluster without, the calls do.
+#[test]
+fn calls_survive_the_death_of_their_node_in_ipv6() {
+    if !can_make_namespaces("failover in IPv6") {
+        return;
+    }
+    let mut three = Three::with(Plan { ipv6: true, ..Plan::default() });
+    let owner = three.holder();
+    three.lead(owner);
+    let load = Load::start(&three, CALLS, CALLS, HOLD);
+    load.mark();
+    three.kill(owner);
+    let new_calls = until_new_calls(&three);
+    let survivor = three.survivor(owner);
+    three.wait_carried(&[survivor], CALLS);
+    went("IPv6, owner and leader killed", &load, new_calls);
+    load.end(&three);
+    drop(three);
+
+    let mut three = Three::with(Plan { ipv6: true, failover: "reinvite", ..Plan::default() });
+    let load = Load::start_own(&three, 1, CALLS, CALLS, Duration::from_secs(4));
+    load.mark();
+    three.kill(1);
+    three.wait_carried(&[2, 3], CALLS);
+    let gaps = load.heard_again();
+    eprintln!("IPv6, re-INVITEd: audio gap {:?}, longest {:?}", gaps.median, gaps.longest);
+    load.end(&three);
+}
+
 /// `sbcctl node drain` moves every call of a living node and says when nothing is left; all three nodes
 /// are stopped and started again one after the other, and no call is lost.
 #[test]

@@ -19,4 +19,5 @@ mod soak;
 mod standby;
 mod subscribe;
 mod three;
+mod update;
 mod upstream;

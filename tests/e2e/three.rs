@@ -13,7 +13,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use sbc_tests::net::{Net, ip, nft, run, socket_in};
+use sbc_tests::net::{Net, in_ipv6, ip, nft, run, socket_in};
 use sbc_tests::node::Node;
 use sbc_tests::rtp::{End, Talk};
 use sbc_tests::sipp::Sipp;
@@ -34,11 +34,20 @@ pub(crate) struct Plan {
     pub(crate) pods: bool,
     /// Ringing calls are replicated.
     pub(crate) early: bool,
+    /// Everything is IPv6: `fd00:M::H` for each `10.M.0.H` of the picture.
+    pub(crate) ipv6: bool,
 }
 
 impl Default for Plan {
     fn default() -> Plan {
-        Plan { failover: "address", own_disks: false, pods: false, early: false }
+        Plan { failover: "address", own_disks: false, pods: false, early: false, ipv6: false }
+    }
+}
+
+impl Plan {
+    /// A text with addresses, in the family of the plan.
+    fn say(self, text: &str) -> String {
+        if self.ipv6 { in_ipv6(text) } else { text.to_owned() }
     }
 }
 
@@ -49,26 +58,26 @@ pub(crate) struct Three {
     plan: Plan,
     /// The last part of each node's addresses.
     hosts: [u32; 3],
+    /// Up to which format of the cluster's log each node reads when it starts; `None`: as it is built.
+    pub(crate) formats: [Option<u64>; 3],
 }
 
 impl Three {
     pub(crate) fn with(plan: Plan) -> Three {
         let net = Net::new(&["out", "in", "n1", "n2", "n3", "swo", "swi", "swc"]);
-        for (switch, end, middle) in [("swo", "out", 1), ("swi", "in", 2)] {
-            let address = |last: u32| format!("10.{middle}.0.{last}/24");
-            let members = [(end, address(10)), ("n1", address(11)), ("n2", address(12))];
-            let mut members: Vec<(&str, &str)> =
+        for (switch, end, middle) in [("swo", "out", 1), ("swi", "in", 2), ("swc", "", 3)] {
+            let members = [(end, 10), ("n1", 11), ("n2", 12), ("n3", 13)];
+            let members: Vec<(&str, String)> = members
+                .into_iter()
+                .filter(|(name, _)| !name.is_empty())
+                .map(|(name, last)| (name, plan.say(&format!("10.{middle}.0.{last}/24"))))
+                .collect();
+            let members: Vec<(&str, &str)> =
                 members.iter().map(|(name, a)| (*name, a.as_str())).collect();
-            let third = address(13);
-            members.push(("n3", &third));
             net.bridge(switch, &members);
         }
-        net.bridge(
-            "swc",
-            &[("n1", "10.3.0.11/24"), ("n2", "10.3.0.12/24"), ("n3", "10.3.0.13/24")],
-        );
         let dir = tempfile::tempdir().expect("temporary directory");
-        let mut three = Three { net, dir, nodes: Vec::new(), plan, hosts: [11, 12, 13] };
+        let mut three = Three { net, dir, nodes: Vec::new(), plan, hosts: [11, 12, 13], formats: [None; 3] };
         if plan.pods {
             three.start_pods();
             return three;
@@ -148,13 +157,16 @@ impl Three {
         let join = format!("{early}{join}");
         let config = config(number, self.hosts[number - 1], &join, self.plan.failover);
         let config = if self.plan.pods { podlike(number, &config) } else { config };
+        let config = self.plan.say(&config);
         if self.plan.pods {
             let dir = self.dir.path().join(&name);
             std::fs::create_dir_all(&dir).expect("node directory");
             std::fs::write(dir.join("join.key"), "a secret of 32 bytes or more, for tests")
                 .expect("key");
         }
-        Node::start(&self.net.ns(&name), self.dir.path(), &name, &config)
+        let format = self.formats[number - 1].map(|n| format!("SBC_TEST_FORMAT={n}"));
+        let more: Vec<String> = format.into_iter().collect();
+        Node::start_as(&self.net.ns(&name), self.dir.path(), &name, &config, &more)
     }
 
     /// Starts a node that was killed or stopped, and waits until all three are up.
@@ -242,11 +254,16 @@ impl Three {
         self.holder_by(asked.expect("another node"), Some(gone))
     }
 
+    /// A text with addresses of the picture, in the family of the plan.
+    pub(crate) fn say(&self, text: &str) -> String {
+        self.plan.say(text)
+    }
+
     pub(crate) fn has_addresses(&self, number: usize) -> bool {
         let ns = self.ns(number);
-        let out = Command::new("ip").args(["-n", &ns, "-4", "addr"]).output();
+        let out = Command::new("ip").args(["-n", &ns, "addr"]).output();
         let text = String::from_utf8_lossy(&out.expect("ip").stdout).into_owned();
-        text.contains("10.1.0.100/32") && text.contains("10.2.0.100/32")
+        ["10.1.0.100/32", "10.2.0.100/32"].iter().all(|a| text.contains(&self.say(a)))
     }
 
     pub(crate) fn kill(&mut self, number: usize) {
@@ -322,7 +339,7 @@ impl Three {
     }
 
     pub(crate) fn callee(&self, scenario: &str, args: &str) -> Sipp {
-        let args = format!("-i 10.2.0.10 -mi 10.2.0.10 -p 5060 {args}");
+        let args = format!("{} -p 5060 {args}", self.say("-i 10.2.0.10 -mi 10.2.0.10"));
         let sipp = Sipp::start(&self.net.ns("in"), self.dir.path(), "callee", scenario, &args);
         self.wait_listening(5060);
         sipp
@@ -334,7 +351,8 @@ impl Three {
 
     /// A caller of `to`: the floating address, or a node's own.
     pub(crate) fn caller(&self, to: &str, scenario: &str, args: &str) -> Sipp {
-        let args = format!("-i 10.1.0.10 -mi 10.1.0.10 -p 5060 -s 1234 {args} {to}:5060");
+        let own = self.say("-i 10.1.0.10 -mi 10.1.0.10");
+        let args = format!("{own} -p 5060 -s 1234 {args} {}", self.say(&format!("{to}:5060")));
         Sipp::start(&self.net.ns("out"), self.dir.path(), "caller", scenario, &args)
     }
 
@@ -459,7 +477,7 @@ impl Load {
         });
         let end = |space: &str, address: &str, log: &str| End {
             ns: three.net.ns(space),
-            address: address.to_owned(),
+            address: three.say(address),
             log: three.dir.path().join(log),
         };
         let ends = [
@@ -481,11 +499,12 @@ impl Load {
     pub(crate) fn add_bare(&mut self, three: &Three, count: u64, rate: u64, hold: Duration) {
         let dir = three.dir.path();
         let common = format!("-m {count} -l {count} -p 5061");
-        let callee = format!("-i 10.2.0.10 {common}");
+        let callee = three.say(&format!("-i 10.2.0.10 {common}"));
         let callee = Sipp::start(&three.net.ns("in"), dir, "bare-callee", "uas-bare.xml", &callee);
         three.wait_listening(5061);
         let caller =
             format!("-i 10.1.0.10 -s 8 -r {rate} -d {} {common} 10.1.0.100:5060", hold.as_millis());
+        let caller = three.say(&caller);
         let caller = Sipp::start(&three.net.ns("out"), dir, "bare-caller", "uac-bare.xml", &caller);
         let wanted = self.count + count;
         wait_for("the calls without media to be up", LONG + hold, || {
@@ -553,8 +572,8 @@ impl Load {
 /// The time from now until an INVITE from outside is answered by who is called inside.
 pub(crate) fn until_new_calls(three: &Three) -> Duration {
     let begin = Instant::now();
-    let caller = socket_in(&three.net.ns("out"), "10.1.0.10:5099");
-    let callee = socket_in(&three.net.ns("in"), "10.2.0.10:5099");
+    let caller = socket_in(&three.net.ns("out"), &three.say("10.1.0.10:5099"));
+    let callee = socket_in(&three.net.ns("in"), &three.say("10.2.0.10:5099"));
     for socket in [&caller, &callee] {
         socket.set_nonblocking(true).expect("nonblocking");
     }
@@ -566,7 +585,8 @@ pub(crate) fn until_new_calls(three: &Three) -> Duration {
             number += 1;
             next = Instant::now() + Duration::from_millis(40);
             // Nobody may have the address just now.
-            drop(caller.send_to(invite(number).as_bytes(), "10.1.0.100:5060"));
+            let invite = three.say(&invite(number));
+            drop(caller.send_to(invite.as_bytes(), three.say("10.1.0.100:5060")));
         }
         while let Ok((length, from)) = callee.recv_from(&mut buffer) {
             let text = String::from_utf8_lossy(&buffer[..length]).into_owned();

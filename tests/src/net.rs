@@ -74,6 +74,37 @@ pub fn exchange(ns: &str, from: &str, to: &str, message: &[u8]) -> Vec<u8> {
     }
 }
 
+/// The same text in IPv6: `10.M.0.H` becomes `fd00:M::H`, in brackets where a port or a URI needs them,
+/// prefix lengths 24 and 32 become 64 and 128.
+pub fn in_ipv6(text: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find("10.") {
+        let length = rest[at..].find(|c: char| c != '.' && !c.is_ascii_digit());
+        let (address, after) = rest[at..].split_at(length.unwrap_or(rest.len() - at));
+        let parts: Vec<&str> = address.split('.').collect();
+        out.push_str(&rest[..at]);
+        rest = after;
+        let ["10", middle, "0", last] = parts[..] else {
+            out.push_str(address);
+            continue;
+        };
+        let has_port = after.strip_prefix(':').is_some_and(|p| p.starts_with(char::is_numeric));
+        let bare = format!("fd00:{middle}::{last}");
+        out.push_str(&match has_port || out.ends_with('@') {
+            true => format!("[{bare}]"),
+            false => bare,
+        });
+        for (four, six) in [("/24", "/64"), ("/32", "/128")] {
+            if let Some(after) = rest.strip_prefix(four) {
+                out.push_str(six);
+                rest = after;
+            }
+        }
+    }
+    out + rest
+}
+
 /// A UDP socket bound inside a namespace; it stays there whoever uses it.
 pub fn socket_in(ns: &str, address: &str) -> UdpSocket {
     let path = format!("/run/netns/{ns}");

@@ -22,12 +22,21 @@ impl Node {
     /// Writes `config` (with `@DIR@` replaced by the node's directory), starts the node and waits
     /// until it says that it is ready. The admin socket is `@DIR@/sbc.sock`.
     pub fn start(ns: &str, dir: &Path, name: &str, config: &str) -> Node {
+        Node::start_as(ns, dir, name, config, &[])
+    }
+
+    /// As [`Node::start`], with more in its environment: `NAME=value` each.
+    pub fn start_as(ns: &str, dir: &Path, name: &str, config: &str, more: &[String]) -> Node {
         let dir = dir.join(name);
         std::fs::create_dir_all(&dir).expect("node directory");
         let file = dir.join("sbc.toml");
         std::fs::write(&file, config.replace("@DIR@", &dir.to_string_lossy())).expect("config");
-        let args = ["run", "--config", &file.to_string_lossy()].map(str::to_owned);
-        let proc = Proc::start(ns, &dir, name, &binary("sbc-node"), &args);
+        let program = binary("sbc-node").to_string_lossy().into_owned();
+        let mut args = more.to_vec();
+        args.push(program);
+        args.extend(["run", "--config", &file.to_string_lossy()].map(str::to_owned));
+        // It execs what it is given: the process is the node's.
+        let proc = Proc::start(ns, &dir, name, Path::new("env"), &args);
         let mut node = Node { proc, ns: ns.to_owned(), socket: dir.join("sbc.sock"), dir };
         wait_for("the node to be ready", Duration::from_secs(20), || {
             assert!(node.proc.running(), "sbc-node ended at start:\n{}", node.proc.output());
