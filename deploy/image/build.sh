@@ -15,11 +15,23 @@ export SOURCE_DATE_EPOCH=$epoch
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "$here/rootfs.sh" "$bin" "$work/rootfs"
+tar -C "$work/rootfs" --format=posix --pax-option=delete=atime,delete=ctime --sort=name --numeric-owner \
+    --owner=0 --group=0 --xattrs --xattrs-include=security.capability -cf "$work/rootfs.tar" .
+rm -r "$work/rootfs"
 cp "$here/Containerfile" "$work/"
 mkdir "$work/own" && touch -d "@$epoch" "$work/own"
 case $engine in
-# The same files give the same image: all times are the commit's.
-buildah) buildah build --format docker --timestamp "$epoch" --layers=false -f "$work/Containerfile" -t "$name" "$work" ;;
+# The same files give the same image: all times are the commit's, and nothing names who built it. Docker's
+# format, because OCI's has no health check.
+buildah)
+    built=$(mktemp -u sbc-build:XXXXXXXX | tr '[:upper:]' '[:lower:]')
+    buildah build --format docker --timestamp "$epoch" --layers=false -f "$work/Containerfile" -t "$built" "$work" >&2
+    buildah push -q "localhost/$built" "dir:$work/image" >&2
+    "$here/settle.py" "$work/image"
+    id=$(buildah pull -q "dir:$work/image")
+    buildah tag "$id" "$name"
+    buildah rmi "localhost/$built" >/dev/null
+    ;;
 docker) docker build -f "$work/Containerfile" -t "$name" "$work" ;;
 *) echo "build: ENGINE is buildah or docker" >&2; exit 2 ;;
 esac

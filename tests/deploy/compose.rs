@@ -80,13 +80,7 @@ fn the_compose_file_makes_a_cluster_of_three_that_carries_a_call() {
         "[network]\nnetwork_backend = \"{backend}\"\nnetwork_config_dir = \"{}\"\n",
         engine.path().join("networks").display()
     ));
-    let dir = engine.path().join("compose");
-    run(Command::new("cp").arg("-r").arg(root().join("deploy/compose")).arg(&dir));
-    drop(std::fs::remove_file(dir.join("join.key")));
-    run(&mut Command::new(dir.join("key.sh")));
-    let less = (0..3).map(|n| format!("  sbc-{n}: {LESS}\n")).collect::<String>();
-    std::fs::write(dir.join("less.yaml"), format!("services:\n{less}")).expect("write");
-
+    copied(engine.path());
     let space = engine.name().to_owned();
     ip(&format!("netns add {space}"));
     ip(&format!("-n {space} link set lo up"));
@@ -99,14 +93,24 @@ fn the_compose_file_makes_a_cluster_of_three_that_carries_a_call() {
         (up == 3 && status["quorum"] == true).then_some(())
     };
     wait_for("three nodes in one cluster", LONG, status);
-    call(&engine, &space);
+    call(engine.path(), &space);
     compose.run("down -v");
     let left = engine.podman(&["ps", "-a", "-q"]);
     assert!(left.stdout.is_empty(), "down leaves nothing");
 }
 
+/// The compose files below `place`, with a key, and what this machine allows less of.
+pub(super) fn copied(place: &Path) {
+    let dir = place.join("compose");
+    run(Command::new("cp").arg("-r").arg(root().join("deploy/compose")).arg(&dir));
+    drop(std::fs::remove_file(dir.join("join.key")));
+    run(&mut Command::new(dir.join("key.sh")));
+    let less = (0..3).map(|n| format!("  sbc-{n}: {LESS}\n")).collect::<String>();
+    std::fs::write(dir.join("less.yaml"), format!("services:\n{less}")).expect("write");
+}
+
 /// The configuration's peers are addresses of the network that compose made: here they are.
-fn call(engine: &Engine, space: &str) {
+pub(super) fn call(dir: &Path, space: &str) {
     let links =
         run(Command::new("ip").args(["-n", space, "-br", "link", "show", "type", "bridge"]));
     let bridge = links.split(' ').next().expect("a bridge").to_owned();
@@ -115,7 +119,7 @@ fn call(engine: &Engine, space: &str) {
     }
     let sipp = |name: &str, words: &str| {
         let words: Vec<String> = words.split(' ').map(str::to_owned).collect();
-        Proc::start(space, engine.path(), name, Path::new("sipp"), &words)
+        Proc::start(space, dir, name, Path::new("sipp"), &words)
     };
     let scenario = root().join("tests/scenarios/uas-answer.xml");
     let mut uas = sipp(

@@ -10,7 +10,7 @@ use sbc_tests::{binary, can_make_namespaces, root, skip_tool, wait_for};
 
 use super::{have, run};
 
-fn binaries() -> PathBuf {
+pub(super) fn binaries() -> PathBuf {
     binary("sbc-node").parent().expect("folder").to_path_buf()
 }
 
@@ -126,10 +126,13 @@ impl Engine {
 
     /// Builds the image as an operator does; its name.
     pub(super) fn image(&self) -> String {
-        let image = format!("localhost/sbc-test:{}", std::process::id());
+        self.image_named(&format!("localhost/sbc-test:{}", std::process::id()))
+    }
+
+    fn image_named(&self, image: &str) -> String {
         let mut build = self.command(&root().join("deploy/image/build.sh").to_string_lossy());
-        run(build.arg(binaries()).arg(&image).env("ENGINE", "buildah"));
-        image
+        run(build.arg(binaries()).arg(image).env("ENGINE", "buildah"));
+        image.to_owned()
     }
 
     /// The way into a container's network, for programs of the host.
@@ -166,6 +169,13 @@ fn three_containers_make_a_cluster_and_carry_a_call() {
     let shown = engine.podman(&["image", "inspect", &image]);
     let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).expect("inspect");
     assert_eq!(shown[0]["Config"]["User"], "10001:10001", "not root");
+    let again = engine.image_named("localhost/sbc-again:1");
+    let again = engine.podman(&["image", "inspect", &again]);
+    let again: serde_json::Value = serde_json::from_slice(&again.stdout).expect("inspect");
+    for what in ["Id", "Digest"] {
+        assert!(shown[0][what].is_string());
+        assert_eq!(shown[0][what], again[0][what], "built twice it is the same image: {what}");
+    }
 
     // Containers without a network of podman's: each gets a wire to one bridge of ours.
     let bridge = engine.network.clone();

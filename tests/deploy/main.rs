@@ -5,6 +5,7 @@
 
 mod apiserver;
 mod compose;
+mod docker;
 mod image;
 mod systemd;
 
@@ -125,9 +126,31 @@ fn the_package_holds_what_it_should() {
     for script in ["postinst", "prerm", "postrm"] {
         run(Command::new("sh").arg("-n").arg(root().join("deploy/debian").join(script)));
     }
-    if have("logrotate") {
-        run(Command::new("logrotate").arg("-d").arg(tree.join("etc/logrotate.d/sbc")));
+    rotates(dir.path(), &tree.join("etc/logrotate.d/sbc"));
+}
+
+/// A log that is held open is rotated under its writer, who goes on in the same file.
+fn rotates(dir: &std::path::Path, rules: &std::path::Path) {
+    if !have("logrotate") || !nix::unistd::geteuid().is_root() {
+        return skip_tool("log rotation", "no logrotate here, or not root");
     }
+    use std::io::Write as _;
+    let log = dir.join("sbc.log");
+    let open = std::fs::OpenOptions::new().create(true).append(true).open(&log);
+    let mut open = open.expect("log");
+    writeln!(open, "before").expect("write");
+    let text = std::fs::read_to_string(rules).expect("rules");
+    let here = text.replace("/var/log/sbc/*.log", &log.to_string_lossy());
+    // Only the package makes the user.
+    let here = here.replace("su sbc sbc", "su root root");
+    assert!(here.contains(&*log.to_string_lossy()) && here.contains("su root root"), "{text}");
+    let file = dir.join("rules");
+    std::fs::write(&file, here).expect("write");
+    run(Command::new("logrotate").arg("-f").args(["-s", "/dev/null"]).arg(&file));
+    writeln!(open, "after").expect("write");
+    let read = |path: &std::path::Path| std::fs::read_to_string(path).expect("log");
+    assert_eq!(read(&log), "after\n");
+    assert_eq!(read(&dir.join("sbc.log.1")), "before\n");
 }
 
 #[test]

@@ -77,7 +77,8 @@ impl Three {
             net.bridge(switch, &members);
         }
         let dir = tempfile::tempdir().expect("temporary directory");
-        let mut three = Three { net, dir, nodes: Vec::new(), plan, hosts: [11, 12, 13], formats: [None; 3] };
+        let mut three =
+            Three { net, dir, nodes: Vec::new(), plan, hosts: [11, 12, 13], formats: [None; 3] };
         if plan.pods {
             three.start_pods();
             return three;

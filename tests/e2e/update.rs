@@ -84,6 +84,9 @@ fn an_update_over_a_change_of_format_loses_no_call() {
     let survivor = three.survivor(owner);
     three.wait_carried(&[survivor], CALLS);
     let gaps = load.heard_again();
-    eprintln!("owner killed after the update: audio gap {:?}, longest {:?}", gaps.median, gaps.longest);
+    eprintln!(
+        "owner killed after the update: audio gap {:?}, longest {:?}",
+        gaps.median, gaps.longest
+    );
     load.end(&three);
 }

@@ -11,8 +11,8 @@ build=(gcc libc6-dev pkg-config libnftnl-dev libmnl-dev protobuf-compiler libpro
 calls=(sip-tester sox nftables iproute2)
 images=(buildah libcap2-bin python3)
 packages=(dpkg-dev)
-containers=(podman runc containernetworking-plugins mmdebstrap python3-venv)
-tests=(baresip-core tshark tcpdump ethtool python3-pip kamailio postgresql etcd-server dnsmasq-base chromium)
+containers=(podman runc containernetworking-plugins mmdebstrap python3-venv docker.io docker-compose)
+tests=(baresip-core tshark tcpdump ethtool python3-pip kamailio postgresql etcd-server dnsmasq-base chromium logrotate)
 peers=(valgrind kamailio-extra-modules rtpengine-daemon)
 
 for_what=${1:-test}

@@ -66,11 +66,7 @@ async fn connect(collector: &str) -> std::io::Result<TcpStream> {
     Ok(stream)
 }
 
-async fn write(
-    stream: TcpStream,
-    packets: &mut mpsc::Receiver<Vec<u8>>,
-    stats: &TapStats,
-) -> End {
+async fn write(stream: TcpStream, packets: &mut mpsc::Receiver<Vec<u8>>, stats: &TapStats) -> End {
     let (mut from, mut to) = stream.into_split();
     let mut batch = Vec::with_capacity(BATCH);
     loop {
