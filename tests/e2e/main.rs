@@ -4,6 +4,7 @@ mod bad_input;
 mod basic;
 mod bed;
 mod border;
+mod budgets;
 mod cluster;
 mod edge;
 mod features;

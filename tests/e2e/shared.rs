@@ -16,16 +16,16 @@ use sbc_tests::sipp::Sipp;
 use sbc_tests::{can_make_namespaces, wait_for};
 use tempfile::TempDir;
 
-const LONG: Duration = Duration::from_secs(60);
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 
-struct Shared {
-    net: Net,
+pub(crate) struct Shared {
+    pub(crate) net: Net,
     dir: TempDir,
     nodes: Vec<Node>,
 }
 
 impl Shared {
-    fn new(extra: &str) -> Shared {
+    pub(crate) fn new(extra: &str) -> Shared {
         let net = Net::new(&["out", "in", "n1", "n2", "n3", "swo", "swi", "swc"]);
         let members = |subnet: &str, first: (&str, &str)| -> Vec<(String, String)> {
             let nodes = (1..=3).map(|n| (format!("n{n}"), format!("{subnet}.1{n}/24")));
@@ -64,11 +64,11 @@ impl Shared {
         shared
     }
 
-    fn node(&self, number: usize) -> &Node {
+    pub(crate) fn node(&self, number: usize) -> &Node {
         &self.nodes[number - 1]
     }
 
-    fn metric(&self, number: usize, name: &str) -> u64 {
+    pub(crate) fn metric(&self, number: usize, name: &str) -> u64 {
         self.node(number).metric(name, "")
     }
 
@@ -244,12 +244,12 @@ impl Phone {
     }
 }
 
-fn header(message: &str, name: &str) -> String {
+pub(crate) fn header(message: &str, name: &str) -> String {
     let of = |line: &str| line.strip_prefix(name)?.strip_prefix(": ").map(str::to_owned);
     message.lines().find_map(of).unwrap_or_default()
 }
 
-const SDP: &str = "v=0\r\no=alice 1 1 IN IP4 192.168.1.5\r\ns=-\r\nc=IN IP4 192.168.1.5\r\n\
+pub(crate) const SDP: &str = "v=0\r\no=alice 1 1 IN IP4 192.168.1.5\r\ns=-\r\nc=IN IP4 192.168.1.5\r\n\
     t=0 0\r\nm=audio 4000 RTP/AVP 8\r\na=rtpmap:8 PCMA/8000\r\n";
 
 /// The final answer to an INVITE for alice by `node`.

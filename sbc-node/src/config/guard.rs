@@ -316,6 +316,13 @@ pub(super) fn callers(cx: &mut Context<'_>, file: &raw::File) -> Vec<CallerLimit
             list.0.iter().map(|t| t.get_ref().clone()).collect::<Vec<_>>()
         };
         let by = match raw.by {
+            raw::CallsBy::All => {
+                for text in raw.users.0.iter().chain(&raw.prefixes.0) {
+                    cx.problem(text.span(), "a limit of all calls has neither users nor prefixes");
+                }
+                // Every number begins with nothing.
+                CallsBy::Prefix(vec!["".into()])
+            }
             raw::CallsBy::User => {
                 for prefix in &raw.prefixes.0 {
                     cx.problem(prefix.span(), "prefixes are only for limits by prefix");

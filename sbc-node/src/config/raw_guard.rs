@@ -37,6 +37,7 @@ pub(super) struct CallerLimit {
 pub(super) enum CallsBy {
     User,
     Prefix,
+    All,
 }
 
 #[derive(Debug, Default, Deserialize)]

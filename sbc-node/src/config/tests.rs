@@ -400,6 +400,10 @@ fn countries_zones_and_limits_tell_what_is_wrong_with_its_line() {
     );
     let limit = |keys: &str| one(&format!("[[admission.limit]]\nname = \"l\"\n{keys}\n"));
     assert_eq!(limit("by = \"prefix\"\nmax-calls = 1"), "a limit by prefix needs prefixes");
+    assert_eq!(
+        limit("by = \"all\"\nmax-calls = 1\nprefixes = \"+49\""),
+        "a limit of all calls has neither users nor prefixes"
+    );
     assert_eq!(limit("by = \"user\""), "a limit needs max-calls or max-cps");
     assert_eq!(limit("by = \"user\"\nmax-calls = 1\nusers = \"alice\""), "a user is USER@DOMAIN");
     assert_eq!(

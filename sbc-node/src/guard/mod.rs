@@ -120,6 +120,8 @@ impl Border {
         push("sbc_guard_pike_blocks", "Sources blocked by pike", c, vec![], blocks);
         push("sbc_guard_pike_nodes", "Nodes of pike's tree", g, vec![], count(nodes));
         push("sbc_guard_buckets", "Buckets of rate limits", g, vec![], count(buckets));
+        let nodes = self.guard.nodes().into();
+        push("sbc_guard_rate_nodes", "Nodes that share the cluster's rates", g, vec![], nodes);
         let unlimited = self.guard.unlimited();
         push("sbc_guard_unlimited_requests", "Passed: no bucket free", c, vec![], unlimited);
         push("sbc_guard_bans", "Bans in force", g, vec![], count(self.guard.banned()));

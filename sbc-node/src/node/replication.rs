@@ -16,6 +16,7 @@ use sbc_core::ids::HintKey;
 use sbc_core::net::Interface;
 use sbc_core::routing::Table;
 use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::peers;
@@ -28,6 +29,7 @@ use crate::store::cluster::{ClusterStore, Parts, StoreStats};
 use crate::store::follow::{Follow, FollowStats};
 use crate::store::link::{self, Link, LinkStats};
 use crate::store::registrants::{PROBING_SHARD, Registrants};
+use crate::store::rooms::{ASKED_MAX, Asked, Rooms};
 use crate::store::shares::{ShareStats, Shares};
 use crate::store::takeover::{REMOVED, Takeover, TakeoverStats, drained};
 use crate::store::tell::Tell;
@@ -54,6 +56,8 @@ pub struct Replication {
     linked: Arc<LinkStats>,
     routing: Arc<ArcSwapOption<Table>>,
     shared: Arc<ShareStats>,
+    /// Questions for room in users' limits, until somebody answers them.
+    asked: Mutex<Option<mpsc::Receiver<Asked>>>,
     interfaces: Arc<ArcSwap<Vec<Interface>>>,
     /// Set once this node registers with no trunk any more.
     leaving: Arc<AtomicBool>,
@@ -133,7 +137,9 @@ pub(super) fn start(
     };
     let names = Arc::new(Names::default());
     let linked = Arc::new(LinkStats::default());
+    let (ask, asked) = mpsc::channel(ASKED_MAX);
     let store = ClusterStore::new(Parts {
+        rooms: ask,
         handle: handle.clone(),
         tell: Arc::clone(&tell),
         group,
@@ -158,6 +164,7 @@ pub(super) fn start(
         linked,
         routing: Arc::default(),
         shared: Arc::default(),
+        asked: Mutex::new(Some(asked)),
         interfaces: Arc::default(),
         leaving: Arc::default(),
         handle,
@@ -236,6 +243,16 @@ impl Replication {
             guard: core.guard.clone(),
         };
         runtime.spawn(shares.run());
+        if let Some(asked) = self.asked.lock().unwrap_or_else(|e| e.into_inner()).take() {
+            let rooms = Rooms {
+                handle: self.handle.clone(),
+                routing: Arc::clone(&self.routing),
+                stats: Arc::clone(&self.shared),
+                tell: Arc::clone(&self.tell),
+                asked,
+            };
+            runtime.spawn(rooms.run());
+        }
         let registrants = Registrants {
             handle: self.handle.clone(),
             routing: Arc::clone(&self.routing),
@@ -252,6 +269,7 @@ impl Replication {
     pub(super) fn configured(&self, core: &sbc_core::core::Config) {
         self.names.set(&core.interfaces);
         self.interfaces.store(Arc::new(core.interfaces.clone()));
+        core.routing.user_gates().share();
         self.routing.store(Some(Arc::clone(&core.routing)));
     }
 

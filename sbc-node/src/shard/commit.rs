@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sbc_core::b2bua::Cdr;
-use sbc_core::core::{Record, StoreId, Wanted};
+use sbc_core::core::{Record, ResolveId, StoreId, Wanted};
 use sbc_core::net::Flow;
+use sbc_core::routing::UserPlace;
 
 use super::run::Elsewhere;
 use crate::telemetry::cdr::CdrSink;
@@ -26,6 +27,11 @@ pub trait Store: Send + Sync {
 
     /// See [`Outside::send_elsewhere`](super::run::Outside::send_elsewhere).
     fn send_elsewhere(&self, _: &Flow, _: &Bytes) -> bool {
+        false
+    }
+
+    /// See [`Outside::ask_room`](super::run::Outside::ask_room).
+    fn ask_room(&self, _shard: usize, _: ResolveId, _: UserPlace) -> bool {
         false
     }
 

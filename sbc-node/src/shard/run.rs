@@ -20,6 +20,7 @@ use sbc_core::core::{
 use sbc_core::media::Anchor;
 use sbc_core::net::{Flow, Interface};
 use sbc_core::registrar::{AskUser, Found};
+use sbc_core::routing::UserPlace;
 
 use super::command::Command;
 use super::listen::{StreamDoor, watch_udp};
@@ -58,6 +59,11 @@ pub trait Outside: Send {
     /// Asks who a user is; false when it could not be queued, or nobody knows.
     fn find_user(&mut self, id: ResolveId, ask: Box<AskUser>) -> bool {
         let _ = (id, ask);
+        false
+    }
+    /// Asks for room in a user's limit; false when it could not be queued.
+    fn ask_room(&mut self, id: ResolveId, place: UserPlace) -> bool {
+        let _ = (id, place);
         false
     }
     /// Finds the node that a message belongs to and passes it on, or says what to do with it here.
@@ -454,6 +460,11 @@ impl<M: Machine> Shard<M> {
                     if !self.outside.find_user(id, ask) {
                         let input = Input::UserFound { id, found: Found::Unavailable };
                         self.machine.handle(now, input, &mut *self.anchor);
+                    }
+                }
+                Output::AskRoom { id, place } => {
+                    if !self.outside.ask_room(id, place) {
+                        self.machine.handle(now, Input::RoomAsked { id }, &mut *self.anchor);
                     }
                 }
                 Output::Shard { shard, input } => self.hand_over(shard, *input, now),

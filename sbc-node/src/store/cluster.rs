@@ -10,14 +10,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use sbc_cluster::{Command, DialogKey, Handle, NodeId, Outcome, ProposeError, Tables};
 use sbc_core::b2bua::{CallId, CallRecord, Cdr, Written};
-use sbc_core::core::{AdoptMode, Input, Record, StoreId, Wanted};
+use sbc_core::core::{AdoptMode, Input, Record, ResolveId, StoreId, Wanted};
 use sbc_core::net::Flow;
 use sbc_core::registrar::{AorRecord, contact_key};
+use sbc_core::routing::UserPlace;
+use tokio::sync::mpsc;
 
 use super::binding::{self, Names, aor_key};
 use super::link::{self, LinkStats};
 use super::record;
 use super::registrants;
+use super::rooms::Asked;
 use super::tell::Tell;
 use crate::config::FailoverMode;
 use crate::shard::commit::Store;
@@ -59,6 +62,7 @@ pub struct ClusterStore {
     names: Arc<Names>,
     mode: FailoverMode,
     linked: Arc<LinkStats>,
+    rooms: mpsc::Sender<Asked>,
     pub stats: Arc<StoreStats>,
 }
 
@@ -71,12 +75,14 @@ pub struct Parts {
     pub names: Arc<Names>,
     pub mode: FailoverMode,
     pub linked: Arc<LinkStats>,
+    /// To whom questions for room in users' limits go.
+    pub rooms: mpsc::Sender<Asked>,
 }
 
 impl ClusterStore {
     pub fn new(parts: Parts) -> ClusterStore {
-        let Parts { handle, tell, group, names, mode, linked } = parts;
-        ClusterStore { handle, tell, group, names, mode, linked, stats: Arc::default() }
+        let Parts { handle, tell, group, names, mode, linked, rooms } = parts;
+        ClusterStore { handle, tell, group, names, mode, linked, rooms, stats: Arc::default() }
     }
 
     /// The owner of a dialog: another node that lives, or this one with what is to be carried on.
@@ -227,6 +233,10 @@ impl Store for ClusterStore {
             }
         });
         true
+    }
+
+    fn ask_room(&self, shard: usize, id: ResolveId, place: UserPlace) -> bool {
+        self.rooms.try_send(Asked { place, shard, id }).is_ok()
     }
 
     fn elsewhere(&self, wanted: &Wanted, flow: &Flow, data: &Bytes) -> Elsewhere {

@@ -9,6 +9,7 @@ pub mod follow;
 pub mod link;
 pub mod record;
 pub mod registrants;
+pub mod rooms;
 pub mod shares;
 pub mod standby;
 pub mod takeover;

@@ -1,4 +1,4 @@
-//! This node's shares of the trunks' limits, agreed upon in the log: the shares of all nodes together
+//! This node's shares of the limits of trunks, groups and called prefixes, agreed upon in the log: the shares of all nodes together
 //! never exceed a limit, so that each node admits by its own count alone.
 //!
 //! A share follows the use: what is carried, and some room for what comes, less as the limit comes
@@ -43,7 +43,7 @@ pub struct Shares {
     pub guard: Option<Arc<Guard>>,
 }
 
-/// One limit of one trunk or set of prefixes.
+/// One limit of one trunk, group or set of prefixes.
 struct Limit {
     /// See [`lookup`]; names the limit in the log.
     key: u64,
@@ -136,7 +136,7 @@ impl Limit {
     }
 }
 
-/// The limits of one trunk or set of prefixes.
+/// The limits of one trunk, group or set of prefixes.
 struct Limits {
     calls: Limit,
     rate: Limit,
@@ -176,6 +176,7 @@ impl Shares {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut trunks: HashMap<Arc<str>, Limits> = HashMap::new();
+        let mut groups: HashMap<Arc<str>, Limits> = HashMap::new();
         let mut prefixes: HashMap<Arc<str>, Limits> = HashMap::new();
         loop {
             tick.tick().await;
@@ -191,6 +192,13 @@ impl Shares {
                 let held = trunks.entry(Arc::clone(name));
                 let held = held.or_insert_with(|| Limits::new("", name, used));
                 trunk.set_share(held.tick(&self, limits, used));
+            }
+            groups.retain(|name, _| table.group_limits().any(|limit| limit.name == *name));
+            for limit in table.group_limits() {
+                let (name, used) = (&limit.name, limit.used());
+                let held = groups.entry(Arc::clone(name));
+                let held = held.or_insert_with(|| Limits::new("group ", name, used));
+                limit.set_share(held.tick(&self, limit.limits, used));
             }
             prefixes.retain(|name, _| table.prefix_limits().any(|limit| limit.name == *name));
             for limit in table.prefix_limits() {

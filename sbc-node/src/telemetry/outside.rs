@@ -16,7 +16,7 @@ use sbc_core::core::{Event, Input, Record, ResolveId, StoreId, Wanted};
 use sbc_core::media::StreamStats;
 use sbc_core::net::Flow;
 use sbc_core::registrar::AskUser;
-use sbc_core::routing::RegistrationState;
+use sbc_core::routing::{RegistrationState, UserPlace};
 use tokio::sync::mpsc;
 
 use super::cdr::CdrSink;
@@ -122,6 +122,10 @@ impl Outside for ShardOutside {
     fn find_user(&mut self, id: ResolveId, ask: Box<AskUser>) -> bool {
         let question = Question { shard: self.shard, id, ask };
         self.users.as_ref().is_some_and(|users| users.try_send(question).is_ok())
+    }
+
+    fn ask_room(&mut self, id: ResolveId, place: UserPlace) -> bool {
+        self.store.ask_room(self.shard, id, place)
     }
 
     fn elsewhere(&mut self, wanted: &Wanted, flow: &Flow, data: &Bytes) -> Elsewhere {

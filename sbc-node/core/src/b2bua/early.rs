@@ -26,7 +26,7 @@ use crate::dialog::Outgoing;
 use crate::ids::{Branch, ShardHint};
 use crate::media::Side;
 use crate::net::{Flow, Target, Transport};
-use crate::routing::Plan;
+use crate::routing::{Caller, Plan};
 use crate::sip::{self, Message, Method};
 use crate::transaction::{AdoptedServer, ClientRequest, Large, ServerId};
 
@@ -399,7 +399,8 @@ fn restored_call(
         Some(hop) => hop.numbers.ruri.clone(),
         None => String::new(),
     };
-    let caller = cx.env.routing.admit_caller(cx.now, user.as_deref(), &number, true).ok();
+    let caller =
+        cx.env.routing.admit_caller(cx.now, &Caller::of(user.as_deref()), &number, true).ok();
     let phase = Phase::Setup(Box::new(setup));
     let mut call = Call::new(cx, key, ShardHint(record.shard_hash), phase, found.a, facts);
     call.permits.extend(source.into_iter().chain(caller));

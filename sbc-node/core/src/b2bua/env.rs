@@ -167,6 +167,8 @@ pub(crate) struct Env {
     pub(crate) resolves: HashMap<ResolveId, ResolveFor>,
     /// Requests whose users another system is asked for.
     pub(crate) waiting: crate::core::Waiting,
+    /// INVITEs that wait for room in a limit of their user.
+    pub(crate) rooms: crate::core::Rooms,
     pub(crate) stores: HashMap<StoreId, CallKey>,
     pub(crate) clock: WallClock,
     pub(crate) draining: bool,

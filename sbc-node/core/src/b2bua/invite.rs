@@ -14,7 +14,7 @@ use crate::core::Event;
 use crate::dialog::{Dialog, MIN_SE_S, Outgoing};
 use crate::media::Side;
 use crate::net::Flow;
-use crate::routing::{Permit, Plan, RouteQuery, SessionTimerMode, Trunk};
+use crate::routing::{Caller, Permit, Plan, RouteQuery, SessionTimerMode, Trunk};
 use crate::sip::{HeaderName, Message, NameAddr};
 use crate::transaction::ServerId;
 use std::sync::Arc;
@@ -70,15 +70,46 @@ pub(crate) struct Accepted {
     pub(crate) replaced: Option<Replaced>,
 }
 
-/// Checks everything that can be refused before a call exists.
+/// Why an INVITE is not a call now.
+pub(crate) enum NotYet {
+    Refused(Refuse),
+    /// It is judged again when the cluster has said whether there is room for it.
+    Waits,
+}
+
+impl<R: Into<Refuse>> From<R> for NotYet {
+    fn from(refuse: R) -> Self {
+        NotYet::Refused(refuse.into())
+    }
+}
+
+/// Checks everything that can be refused before a call exists. `from` is set for one that has waited.
 pub(crate) fn accept(
     cx: &mut Cx<'_>,
     incoming: &Incoming<'_>,
+    from: Option<Arc<Trunk>>,
     calls: usize,
-) -> Result<Accepted, Refuse> {
+) -> Result<Accepted, NotYet> {
     let message = incoming.message;
-    let policy = cx.env.config.calls.clone();
-    let trunk = super::users::source(cx, incoming)?;
+    let has_waited = from.is_some();
+    let trunk = match from {
+        Some(trunk) => trunk,
+        None => super::users::source(cx, incoming)?,
+    };
+    check(cx, incoming, &trunk, calls)?;
+    let plan = route(cx, message, &trunk)?;
+    if !has_waited && !plan.emergency && waits(cx, incoming, &trunk) {
+        return Err(NotYet::Waits);
+    }
+    let mut permit = cx.env.routing.admit(cx.now, &trunk, plan.emergency)?;
+    permit.join(caller(cx, message, &trunk, &plan)?);
+    let watched = watch(cx, message, &trunk, &plan)?;
+    Ok(Accepted { trunk, plan, permit, watched, replaced: None })
+}
+
+/// What does not depend on where the call goes.
+fn check(cx: &Cx<'_>, incoming: &Incoming<'_>, trunk: &Trunk, calls: usize) -> Result<(), Refuse> {
+    let (message, policy) = (incoming.message, &cx.env.config.calls);
     let retry = || policy.retry_after_s.to_string();
     if cx.env.draining {
         return Err(Refuse::with(503, "Shutting Down", HeaderName::RetryAfter, retry()));
@@ -94,15 +125,18 @@ pub(crate) fn accept(
     }
     require(message)?;
     body(message)?;
-    session_interval(message, &trunk)?;
+    session_interval(message, trunk)?;
     if calls >= policy.max_calls {
         return Err(Refuse::with(503, "Too Many Calls", HeaderName::RetryAfter, retry()));
     }
-    let plan = route(cx, message, &trunk)?;
-    let mut permit = cx.env.routing.admit(cx.now, &trunk, plan.emergency)?;
-    permit.join(caller(cx, message, &trunk, &plan)?);
-    let watched = watch(cx, message, &trunk, &plan)?;
-    Ok(Accepted { trunk, plan, permit, watched, replaced: None })
+    Ok(())
+}
+
+/// Lets the INVITE wait where the user's limit is shared with other nodes and this one has no room.
+fn waits(cx: &mut Cx<'_>, incoming: &Incoming<'_>, trunk: &Arc<Trunk>) -> bool {
+    let user = user(incoming.message, trunk);
+    let place = user.and_then(|user| cx.env.routing.lacks(cx.now, &user));
+    place.is_some_and(|place| crate::core::wait_for_room(cx, incoming, trunk, place))
 }
 
 /// A call that the fraud profiles count: whose, and to which number.
@@ -139,9 +173,16 @@ fn called(plan: &Plan) -> &str {
 }
 
 /// The limits of the caller and of the called number.
-fn caller(cx: &Cx<'_>, message: &Message, trunk: &Trunk, plan: &Plan) -> Result<Permit, Refuse> {
+fn caller(
+    cx: &mut Cx<'_>,
+    message: &Message,
+    trunk: &Trunk,
+    plan: &Plan,
+) -> Result<Permit, Refuse> {
     let user = user(message, trunk);
-    Ok(cx.env.routing.admit_caller(cx.now, user.as_deref(), called(plan), plan.emergency)?)
+    let waited = cx.env.rooms.judged.take();
+    let by = Caller { user: user.as_deref(), waited: waited.as_ref() };
+    Ok(cx.env.routing.admit_caller(cx.now, &by, called(plan), plan.emergency)?)
 }
 
 /// Tells the fraud profiles of a call; one that they are against is refused.

@@ -17,6 +17,7 @@ use crate::dialog::{Dialog, SessionTimer};
 use crate::ids::ShardHint;
 use crate::media::{Side, SideSpec, Taken};
 use crate::net::{InterfaceId, Target};
+use crate::routing::Caller;
 
 impl Call {
     /// Everything another node needs to carry the call on.
@@ -160,7 +161,8 @@ fn restored_call(cx: &mut Cx<'_>, key: CallKey, record: &CallRecord, a: Leg, b: 
     let user = a.trunk.config.users.then(|| super::invite::aor_of(&uri(&a.dialog.remote)));
     let number = uri(&b.dialog.remote);
     let number = crate::sip::UriRef::parse(&number).ok().and_then(|u| u.user()).unwrap_or("");
-    let caller = cx.env.routing.admit_caller(cx.now, user.as_deref(), number, true).ok();
+    let caller =
+        cx.env.routing.admit_caller(cx.now, &Caller::of(user.as_deref()), number, true).ok();
     let facts = Facts {
         started_ms: record.started_ms,
         ringing_ms: None,

@@ -3,6 +3,7 @@
 //! No decision about a call is made here beyond "which one" and "none".
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use slab::Slab;
@@ -11,7 +12,7 @@ use super::answered::hang_up_stray;
 use super::call::{Asked, Call, CallKey, CallTimer, DialogRef, Phase, Trying};
 use super::cdr::{EndCause, EndedBy, Written};
 use super::env::{CHECK, Cx, Purpose, ResolveFor, Timer};
-use super::invite::{self, Incoming, Refuse};
+use super::invite::{self, Incoming, NotYet, Refuse};
 use super::outside::Relays;
 use super::record::CallId;
 use super::refer::Referral;
@@ -20,6 +21,7 @@ use crate::core::{Command, ResolveError, ResolveId, StoreId};
 use crate::media::{MediaId, Side};
 use crate::net::{ConnId, Flow, Target};
 use crate::registrar::Reached;
+use crate::routing::Trunk;
 use crate::sip::{HeaderName, Message, Method};
 use crate::transaction::ServerId;
 use hashbrown::HashMap;
@@ -104,12 +106,21 @@ impl Calls {
         Some(key)
     }
 
-    /// An INVITE outside any dialog.
-    pub(crate) fn invite(&mut self, cx: &mut Cx<'_>, incoming: &Incoming<'_>) {
+    /// An INVITE outside any dialog; with the trunk that it comes from when it has waited for room.
+    pub(crate) fn invite(
+        &mut self,
+        cx: &mut Cx<'_>,
+        incoming: &Incoming<'_>,
+        from: Option<Arc<Trunk>>,
+    ) {
         let accepted = if self.is_loop(cx, incoming.message) {
             Err(Refuse::new(482, ""))
         } else {
-            invite::accept(cx, incoming, self.len())
+            match invite::accept(cx, incoming, from, self.len()) {
+                Ok(accepted) => Ok(accepted),
+                Err(NotYet::Refused(refuse)) => Err(refuse),
+                Err(NotYet::Waits) => return,
+            }
         };
         let replaced = self.check_replaces(cx, incoming.message);
         let accepted = match (accepted, replaced) {

@@ -86,7 +86,8 @@ pub(super) fn cancelled(cx: &mut Cx<'_>, server: ServerId) {
     refuse(cx, &Incoming { server, flow, message, merged }, 487);
 }
 
-fn refuse(cx: &mut Cx<'_>, incoming: &Incoming<'_>, status: u16) {
+/// Refuses a request that has waited.
+pub(super) fn refuse(cx: &mut Cx<'_>, incoming: &Incoming<'_>, status: u16) {
     let hint = cx.ids().hints().of_message(incoming.message.as_bytes());
     let tag = cx.ids().tag(hint);
     let mut out = cx.response(incoming.message, &incoming.flow, status, "", Some(&tag));

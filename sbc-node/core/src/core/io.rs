@@ -17,6 +17,7 @@ use crate::b2bua::{CallId, CallRecord, Cdr};
 use crate::media::{MediaId, Side};
 use crate::net::{Flow, InterfaceId, Target, Transport};
 use crate::registrar::{AorRecord, AorState, AskUser, Device, Found, Reached};
+use crate::routing::UserPlace;
 use crate::sip::Method;
 
 /// Ties a transmission to the failure that may come back for it.
@@ -91,6 +92,8 @@ pub enum Input {
     Duties(Duties),
     /// The answer to [`Output::FindUser`].
     UserFound { id: ResolveId, found: Found },
+    /// The answer to [`Output::AskRoom`]: what was given stands in the user's gate.
+    RoomAsked { id: ResolveId },
     /// An operator's wish.
     Command(Command),
     /// A new configuration; calls that are up keep what they were set up with.
@@ -203,6 +206,13 @@ pub enum Output {
     FindUser {
         id: ResolveId,
         ask: Box<AskUser>,
+    },
+    /// Ask the cluster for room for one more call of a user, in
+    /// [`UserGates`](crate::routing::UserGates); answered by [`Input::RoomAsked`] within a bounded
+    /// time, whatever happens.
+    AskRoom {
+        id: ResolveId,
+        place: UserPlace,
     },
     /// Facts for the outside: CDRs, ladders, counters, alarms.
     Event(Event),

@@ -10,6 +10,7 @@ mod guarded;
 mod io;
 mod probe;
 mod registrant;
+mod room;
 mod shard;
 mod users;
 
@@ -21,4 +22,5 @@ pub use io::*;
 pub use probe::{ProbeCx, Prober};
 pub(crate) use registrant::line;
 pub use registrant::{Registrant, RegistrantCx};
+pub(crate) use room::{Rooms, wait as wait_for_room};
 pub use shard::Core;

@@ -59,6 +59,7 @@ impl Core {
             conns: HashMap::new(),
             resolves: HashMap::new(),
             waiting: Default::default(),
+            rooms: Default::default(),
             stores: HashMap::new(),
             clock,
             draining: false,
@@ -181,6 +182,11 @@ impl Core {
                     }
                 }
             }
+            Input::RoomAsked { id } => {
+                super::room::asked(&mut cx, id, |cx, incoming, trunk| {
+                    self.calls.invite(cx, incoming, Some(trunk));
+                });
+            }
             Input::Configure(config) => {
                 configure(&mut cx, config);
                 if let Some(prober) = &mut self.prober {
@@ -245,6 +251,7 @@ impl Core {
             && self.env.conns.is_empty()
             && self.env.stores.is_empty()
             && self.env.waiting.len() == 0
+            && self.env.rooms.len() == 0
             && self.env.out.is_empty()
             && self.env.cache.is_idle()
     }
@@ -452,6 +459,7 @@ fn dispatch(cx: &mut Cx<'_>, calls: &mut Calls, event: transaction::Event) {
                 calls.cancelled(cx, call, id, &message);
             } else if owner.is_none() {
                 super::ask::cancelled(cx, id);
+                super::room::cancelled(cx, id);
             }
         }
         E::Response { owner, message, .. } => match Purpose::open(owner) {
@@ -497,7 +505,7 @@ fn request(
             super::users::register(cx, &Incoming { server, flow, message: &message, merged });
         }
         Some(Method::Invite) => {
-            calls.invite(cx, &Incoming { server, flow, message: &message, merged });
+            calls.invite(cx, &Incoming { server, flow, message: &message, merged }, None);
         }
         _ => {
             let refers = message.method() == Some(&Method::Refer);

@@ -329,6 +329,11 @@ impl Guard {
         self.rates().set_nodes(nodes);
     }
 
+    /// The nodes that share the limits of the cluster.
+    pub fn nodes(&self) -> u32 {
+        self.rates().nodes()
+    }
+
     /// After parsing, for every request that is not a retransmission.
     pub fn request(&self, now: Instant, facts: &RequestFacts<'_>) -> Verdict {
         let verdict = self.judge(now, facts);

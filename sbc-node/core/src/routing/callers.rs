@@ -1,20 +1,16 @@
 //! Limits of calls by who calls and by what is called: each user's calls, and the calls to a set of
 //! prefixes.
 //!
-//! Users' gates are made when a user calls and kept in a bounded table; one whose user has no call
-//! gives way. Limits of trunks, groups and the node live in `table.rs`.
+//! Users' gates live in `users.rs`; limits of trunks, groups and the node in `table.rs`.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
-use hashbrown::HashMap;
 use smallvec::SmallVec;
 
 use super::admission::{CallLimits, Counted, Gate, Permit, Share, Use};
+use super::users::{UserCall, UserGates, UserPlace};
 use super::{Reject, RejectCause};
-
-/// Users with a gate of their own, about 200 bytes each.
-const USERS_MAX: usize = 100_000;
 
 /// Whose calls a limit counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,15 +41,15 @@ pub struct CallerLimit {
     pub over: OverCalls,
 }
 
-/// A limit by prefix of the running table.
+/// A limit by prefix, or of a group, of the running table.
 #[derive(Debug)]
-pub struct PrefixLimit {
+pub struct NamedLimit {
     pub name: Arc<str>,
     pub limits: CallLimits,
-    gate: Arc<Gate>,
+    pub(super) gate: Arc<Gate>,
 }
 
-impl PrefixLimit {
+impl NamedLimit {
     /// How much of it is used on this node.
     pub fn used(&self) -> Use {
         self.gate.used()
@@ -70,6 +66,22 @@ impl PrefixLimit {
     }
 }
 
+/// Who calls.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Caller<'a> {
+    /// Address of record, where a registered user calls.
+    pub user: Option<&'a str>,
+    /// Where the call has waited for room: it waits no longer.
+    pub waited: Option<&'a UserPlace>,
+}
+
+impl<'a> Caller<'a> {
+    /// One that has not waited.
+    pub fn of(user: Option<&'a str>) -> Caller<'a> {
+        Caller { user, waited: None }
+    }
+}
+
 /// How a limit stands on this node, for metrics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallerStatus {
@@ -79,14 +91,11 @@ pub struct CallerStatus {
     pub refused: u64,
 }
 
-/// A user's gate by the name of its limit and the user.
-type UserKey = (Arc<str>, Box<str>);
-
 #[derive(Debug)]
 struct Limit {
     config: CallerLimit,
     /// Of a limit by prefix.
-    prefix: Option<Arc<PrefixLimit>>,
+    prefix: Option<Arc<NamedLimit>>,
     refused: Arc<AtomicU64>,
 }
 
@@ -95,7 +104,7 @@ struct Limit {
 pub(super) struct Callers {
     limits: Vec<Limit>,
     /// Handed on from table to table.
-    users: Arc<Mutex<HashMap<UserKey, Arc<Gate>>>>,
+    users: Arc<UserGates>,
     uncounted: Arc<AtomicU64>,
 }
 
@@ -107,7 +116,7 @@ impl Callers {
             let prefix = matches!(config.by, CallsBy::Prefix(_)).then(|| {
                 let gate = old.and_then(|l| l.prefix.as_ref()).map(|p| p.gate.clone());
                 let (name, limits) = (config.name.clone(), config.limits);
-                Arc::new(PrefixLimit { name, limits, gate: gate.unwrap_or_default() })
+                Arc::new(NamedLimit { name, limits, gate: gate.unwrap_or_default() })
             });
             Limit { prefix, refused: old.map(|l| l.refused.clone()).unwrap_or_default(), config }
         };
@@ -118,68 +127,90 @@ impl Callers {
         }
     }
 
-    /// Counts a call of `user` (where a registered user calls) to `number`, in every limit that is
-    /// about it, or refuses it by the first that is against it. `force` refuses nothing.
+    /// Counts a call to `number` in every limit that is about it, or refuses it by the first that is
+    /// against it. `force` refuses nothing.
     pub(super) fn admit(
         &self,
-        user: Option<&str>,
+        by: &Caller<'_>,
         number: &str,
         now_ns: u64,
         force: bool,
     ) -> Result<Permit, Reject> {
-        let (mut permit, mut by_user) = (Permit::none(), user);
-        for limit in &self.limits {
-            let gate = match &limit.config.by {
-                CallsBy::User(only) => by_user
-                    .take_if(|u| only.is_empty() || only.iter().any(|o| o.eq_ignore_ascii_case(u)))
-                    .and_then(|user| self.gate_of(&limit.config.name, user)),
-                CallsBy::Prefix(prefixes) => {
+        let mut permit = Permit::none();
+        let user = self.place(by.user);
+        // Who waited and is refused before its turn waits no longer either.
+        let mut waited = by.waited;
+        let refused = self.limits.iter().enumerate().find_map(|(index, limit)| {
+            let limits = limit.config.limits;
+            let entered = match (&limit.config.by, &limit.prefix) {
+                (CallsBy::User(_), _) => {
+                    let (_, place) = user.as_ref().filter(|(at, _)| *at == index)?;
+                    let waited = waited.take_if(|waited| *waited == place).is_some();
+                    let call = UserCall { now_ns, force, waited };
+                    self.users.enter(place, limits, call, &mut permit).map(|counted| {
+                        self.uncounted.fetch_add(u64::from(!counted), Ordering::Relaxed);
+                    })
+                }
+                (CallsBy::Prefix(prefixes), prefix) => {
                     let fits = prefixes.iter().any(|p| number.starts_with(&**p));
-                    limit.prefix.as_ref().filter(|_| fits).map(|p| p.gate.clone())
+                    let prefix = prefix.as_ref().filter(|_| fits)?;
+                    permit.enter((Counted::Caller(prefix.gate.clone()), limits), now_ns, force)
                 }
             };
-            let Some(gate) = gate else { continue };
-            let counted = (Counted::Caller(gate), limit.config.limits);
-            if let Err(cause) = permit.enter(counted, now_ns, force) {
+            entered.err().map(|cause| {
                 limit.refused.fetch_add(1, Ordering::Relaxed);
-                return Err(limit.config.over.reject(cause));
-            }
+                limit.config.over.reject(cause)
+            })
+        });
+        if let Some(place) = waited {
+            self.users.end_wait(place);
         }
-        Ok(permit)
+        refused.map_or(Ok(permit), Err)
     }
 
-    /// The gate of a user; `None` when every place is taken by a user with calls.
-    fn gate_of(&self, limit: &Arc<str>, user: &str) -> Option<Arc<Gate>> {
-        let key = (limit.clone(), user.to_ascii_lowercase().into_boxed_str());
-        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
-        if users.len() >= USERS_MAX && !users.contains_key(&key) {
-            // What waits at the gate, or has come through it, holds it.
-            users.retain(|_, gate| gate.calls() > 0);
-            if users.len() >= USERS_MAX {
-                self.uncounted.fetch_add(1, Ordering::Relaxed);
-                return None;
+    /// The limit that counts a user's calls, by its number, and the user's place in it.
+    fn place(&self, user: Option<&str>) -> Option<(usize, UserPlace)> {
+        let user = user?;
+        let about = |limit: &Limit| match &limit.config.by {
+            CallsBy::User(only) => {
+                only.is_empty() || only.iter().any(|o| o.eq_ignore_ascii_case(user))
             }
-        }
-        Some(users.entry(key).or_default().clone())
+            CallsBy::Prefix(_) => false,
+        };
+        let at = self.limits.iter().position(about)?;
+        Some((at, UserPlace::new(&self.limits.get(at)?.config.name, user)))
+    }
+
+    /// What must be asked for before a call of the user is admitted.
+    pub(super) fn lacks(&self, user: &str, now_ns: u64) -> Option<UserPlace> {
+        let (at, place) = self.place(Some(user))?;
+        let limits = &self.limits.get(at)?.config.limits;
+        self.users.lacks(&place, limits, now_ns).then_some(place)
+    }
+
+    /// The gates of all users.
+    pub(super) fn users(&self) -> &Arc<UserGates> {
+        &self.users
+    }
+
+    /// The limits by user of that name.
+    pub(super) fn user_limits(&self, name: &str) -> Option<CallLimits> {
+        let mut by_user = self.limits.iter().filter(|l| matches!(l.config.by, CallsBy::User(_)));
+        by_user.find(|l| *l.config.name == *name).map(|l| l.config.limits)
     }
 
     /// The limits by prefix.
-    pub(super) fn prefixes(&self) -> impl Iterator<Item = &Arc<PrefixLimit>> {
+    pub(super) fn prefixes(&self) -> impl Iterator<Item = &Arc<NamedLimit>> {
         self.limits.iter().filter_map(|l| l.prefix.as_ref())
     }
 
     /// How every limit stands.
     pub(super) fn status(&self) -> SmallVec<[CallerStatus; 4]> {
-        let users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_users = |name: &Arc<str>| -> u64 {
-            let own = users.iter().filter(|((limit, _), _)| limit == name);
-            own.map(|(_, gate)| u64::from(gate.calls())).sum()
-        };
         let status = |l: &Limit| CallerStatus {
             name: l.config.name.clone(),
             calls: match &l.prefix {
                 Some(prefix) => u64::from(prefix.gate.calls()),
-                None => of_users(&l.config.name),
+                None => self.users.calls(&l.config.name),
             },
             refused: l.refused.load(Ordering::Relaxed),
         };
@@ -222,7 +253,7 @@ mod tests {
             limit("users", CallsBy::User(vec![]), 1, OverCalls::Unavailable(7)),
         ];
         let callers = Callers::new(limits.clone(), None);
-        let call = |callers: &Callers, user| callers.admit(user, "1", 0, false);
+        let call = |callers: &Callers, user| callers.admit(&Caller::of(user), "1", 0, false);
         let first = call(&callers, Some("alice@x")).unwrap();
         let over = call(&callers, Some("Alice@X")).unwrap_err();
         assert_eq!((over.status, over.retry_after_s, over.silent), (503, Some(7), false));
@@ -251,7 +282,7 @@ mod tests {
             ],
             None,
         );
-        let call = |number, force| callers.admit(Some("a@x"), number, 0, force);
+        let call = |number, force| callers.admit(&Caller::of(Some("a@x")), number, 0, force);
         let _held = [call("+8821", false).unwrap(), call("+8839", false).unwrap()];
         let over = call("+88312", false).unwrap_err();
         assert!(over.silent && over.cause == RejectCause::MaxCalls);
@@ -265,12 +296,16 @@ mod tests {
     fn the_table_of_users_is_bounded_and_idle_ones_give_way() {
         let users = limit("users", CallsBy::User(vec![]), 1, OverCalls::Forbidden);
         let callers = Callers::new(vec![users], None);
-        let _held = callers.admit(Some("held@x"), "1", 0, false).unwrap();
-        for n in 0..USERS_MAX + 10 {
-            let _once = callers.admit(Some(&format!("{n}@x")), "1", 0, false).unwrap();
+        let _held = callers.admit(&Caller::of(Some("held@x")), "1", 0, false).unwrap();
+        let most = crate::routing::users::USERS_MAX;
+        for n in 0..most + 10 {
+            let _once = callers.admit(&Caller::of(Some(&format!("{n}@x"))), "1", 0, false).unwrap();
         }
-        assert!(callers.users.lock().unwrap().len() <= USERS_MAX);
+        assert!(callers.users.len() <= most);
         assert_eq!(callers.uncounted(), 0);
-        assert!(callers.admit(Some("held@x"), "1", 0, false).is_err(), "its count is kept");
+        assert!(
+            callers.admit(&Caller::of(Some("held@x")), "1", 0, false).is_err(),
+            "its count is kept"
+        );
     }
 }

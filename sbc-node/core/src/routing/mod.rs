@@ -18,6 +18,7 @@ mod route;
 mod source;
 mod table;
 mod trunk;
+mod users;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -30,7 +31,7 @@ use smallvec::SmallVec;
 use crate::net::{Flow, InterfaceId};
 
 pub use admission::{CallLimits, Permit, Share, Use};
-pub use callers::{CallerLimit, CallerStatus, CallsBy, OverCalls, PrefixLimit};
+pub use callers::{Caller, CallerLimit, CallerStatus, CallsBy, NamedLimit, OverCalls};
 pub use group::{GroupConfig, Member, Strategy};
 pub use health::{HealthChange, PeerHealth, ProbePolicy};
 pub use number::{Field, Numbers, Translation};
@@ -47,6 +48,7 @@ pub use table::{
     AdmissionConfig, BuildError, BuildErrorKind, Item, RoutingConfig, Table, UnknownSource,
 };
 pub use trunk::{Peer, Source, Trunk, TrunkConfig, TrunkId, TrunkStatus};
+pub use users::{Room, Stand, UserGates, UserPlace};
 
 /// What a new request brings to routing. User parts are as they stand in the URI (escapes kept),
 /// without password and user parameters; hosts are without port.
@@ -217,16 +219,21 @@ impl Routing {
         self.table.admit(now, source, emergency)
     }
 
-    /// Admits a call by who calls (`user`, where a registered user does) and by the number that is
-    /// called. The permit counts the call until it is dropped; `force` refuses nothing.
+    /// Admits a call by who calls and by the number that is called. The permit counts the call until it is dropped; `force` refuses nothing.
     pub fn admit_caller(
         &self,
         now: Instant,
-        user: Option<&str>,
+        by: &Caller<'_>,
         number: &str,
         force: bool,
     ) -> Result<Permit, Reject> {
-        self.table.admit_caller(now, user, number, force)
+        self.table.admit_caller(now, by, number, force)
+    }
+
+    /// What must be asked for ([`Output::AskRoom`](crate::core::Output::AskRoom)) before a call of that user is
+    /// admitted; `None` where nothing is.
+    pub fn lacks(&self, now: Instant, user: &str) -> Option<UserPlace> {
+        self.table.lacks(now, user)
     }
 
     /// Admits an attempt towards a hop: the trunk's and the group's limits. Hold the permit as long

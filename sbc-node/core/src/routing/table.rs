@@ -16,12 +16,13 @@ use crate::cidr::Cidr;
 use crate::net::Flow;
 
 use super::admission::{CallLimits, Counted, Gate, Permit};
-use super::callers::{CallerLimit, CallerStatus, Callers, PrefixLimit};
+use super::callers::{Caller, CallerLimit, CallerStatus, Callers, NamedLimit};
 use super::group::{GroupConfig, Member, Strategy, weighted_order};
 use super::prefix::PrefixTarget;
 use super::route::{RouteConfig, RouteTarget};
 use super::source::Sources;
 use super::trunk::{Source, Trunk, TrunkConfig, TrunkId, TrunkState};
+use super::users::{UserGates, UserPlace};
 use super::{Hop, Numbers, Plan, Reject, RejectCause, RouteQuery};
 
 /// A plan has at most this many hops: a caller waits no longer than that.
@@ -571,16 +572,36 @@ impl Table {
     pub(super) fn admit_caller(
         &self,
         now: Instant,
-        user: Option<&str>,
+        by: &Caller<'_>,
         number: &str,
         force: bool,
     ) -> Result<Permit, Reject> {
-        self.callers.admit(user, number, self.ns(now), force)
+        self.callers.admit(by, number, self.ns(now), force)
     }
 
     /// The limits by called prefix.
-    pub fn prefix_limits(&self) -> impl Iterator<Item = &Arc<PrefixLimit>> {
+    pub fn prefix_limits(&self) -> impl Iterator<Item = &Arc<NamedLimit>> {
         self.callers.prefixes()
+    }
+
+    /// The groups that have limits.
+    pub fn group_limits(&self) -> impl Iterator<Item = NamedLimit> {
+        let limited = self.groups.iter().filter(|g| g.limits != CallLimits::default());
+        limited.map(|g| NamedLimit { name: g.name.clone(), limits: g.limits, gate: g.gate.clone() })
+    }
+
+    /// The gates of the users that `[[admission.limit]]` counts.
+    pub fn user_gates(&self) -> &Arc<UserGates> {
+        self.callers.users()
+    }
+
+    /// The limits by user of that name.
+    pub fn user_limits(&self, name: &str) -> Option<CallLimits> {
+        self.callers.user_limits(name)
+    }
+
+    pub(super) fn lacks(&self, now: Instant, user: &str) -> Option<UserPlace> {
+        self.callers.lacks(user, self.ns(now))
     }
 
     /// How the limits by caller and by called number stand, and the calls that no gate could be
@@ -589,11 +610,17 @@ impl Table {
         (self.callers.status(), self.callers.uncounted())
     }
 
-    /// Counts a call that was admitted elsewhere; never refuses.
+    /// Counts a call that was admitted elsewhere; never refuses. Of groups it counts in the first one
+    /// with limits that the trunk is in.
     pub(super) fn carry_on(&self, now: Instant, trunk: &Trunk) -> Option<Permit> {
         let counted = (Counted::Trunk(trunk.state.clone()), trunk.config.limits);
-        let nowhere = (Counted::Group(Arc::default()), CallLimits::default());
-        Permit::acquire([counted, nowhere], self.ns(now), true).ok()
+        let has = |g: &&Group| {
+            g.limits != CallLimits::default() && g.members.iter().any(|m| m.1 == trunk.id)
+        };
+        let group = self.groups.iter().find(has);
+        let gate = group.map_or_else(Arc::default, |g| g.gate.clone());
+        let group = (Counted::Group(gate), group.map(|g| g.limits).unwrap_or_default());
+        Permit::acquire([counted, group], self.ns(now), true).ok()
     }
 
     pub(super) fn admit_hop(&self, now: Instant, plan: &Plan, hop: &Hop) -> Result<Permit, Reject> {
@@ -608,7 +635,8 @@ impl Table {
         self.admission.emergency.iter().any(|n| **n == *user)
     }
 
-    fn ns(&self, now: Instant) -> u64 {
+    /// The time of rate limits.
+    pub fn ns(&self, now: Instant) -> u64 {
         u64::try_from(now.saturating_duration_since(self.epoch).as_nanos()).unwrap_or(u64::MAX)
     }
 }

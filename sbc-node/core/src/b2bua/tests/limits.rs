@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use super::basic::*;
 use super::session::hang_up;
 use super::world::*;
+use crate::core::Input;
 use crate::guard::{
     Access, AccessList, AccessRule, Algorithm, CountryRule, FraudProfile, Guard, GuardConfig,
     OverLimit, Overload, OverloadConfig, PikeConfig, RateKey, RateLimit, Threshold, Zone,
 };
-use crate::routing::{CallLimits, CallerLimit, CallsBy, OverCalls};
+use crate::routing::{CallLimits, CallerLimit, CallsBy, OverCalls, Room};
 use crate::sip::{HeaderName, Message};
 
 const EMERGENCY: &str = "112";
@@ -199,13 +200,18 @@ fn access_lists_and_rates_of_a_trunk() {
     assert_eq!(status(call(&mut w, 4, "+4930", "Resource-Priority: esnet.1\n")), 0);
 }
 
-/// A registered phone's call to the PBX; the status of its refusal.
-fn phone_calls(w: &mut World, n: u32, number: &str, more: &str) -> Option<Message> {
-    let text = invite_text(w, &format!("{more}{}", sdp(SDP_A)))
+/// A registered phone's INVITE.
+fn phone_invite(w: &mut World, n: u32, number: &str, more: &str) -> String {
+    invite_text(w, &format!("{more}{}", sdp(SDP_A)))
         .replace("inside-call-1", &format!("phone-call-{n}"))
         .replace("sip:+4989555@pbx.inside.example", "sip:bob@example.com")
         .replace("+4930123", number)
-        .replace("10.0.0.1:5060", "192.0.2.1:5060");
+        .replace("10.0.0.1:5060", "192.0.2.1:5060")
+}
+
+/// A registered phone's call to the PBX; the status of its refusal.
+fn phone_calls(w: &mut World, n: u32, number: &str, more: &str) -> Option<Message> {
+    let text = phone_invite(w, n, number, more);
     w.forget(Who::B);
     w.says(Who::B, &text);
     let refused = w.ladder.lines().last().is_some_and(|line| line.contains("-> B "));
@@ -245,6 +251,50 @@ fn calls_of_a_user_and_to_a_prefix_are_limited_and_emergencies_pass() {
     let text = invite_text(&mut w, &sdp(SDP_A)).replace("call-1", "call-7");
     w.says(Who::A, &text.replace("+4930123", "+8829"));
     w.expect(Who::C, "INVITE");
+}
+
+#[test]
+fn calls_of_a_user_wait_for_room_where_other_nodes_share_its_limit() {
+    let mut settings = super::users::settings(false);
+    settings.admission.callers = vec![CallerLimit {
+        name: "users".into(),
+        by: CallsBy::User(vec![]),
+        limits: CallLimits { max_calls: Some(2), max_cps: None },
+        over: OverCalls::Unavailable(7),
+    }];
+    settings.admission.emergency = vec![EMERGENCY.into()];
+    let mut w = settings.begin();
+    let gates = w.core.routing().table().user_gates().clone();
+    gates.share();
+    let room = |calls| Room { calls, starts: 0 };
+    assert!(phone_calls(&mut w, 1, "+4930", "").is_none());
+    w.nothing(Who::A);
+    let (id, place) = w.rooms.remove(0);
+    assert_eq!((&*place.limit, &*place.user), ("users", "bob@example.com"));
+    gates.give(&place, room(1));
+    w.input(Input::RoomAsked { id });
+    w.expect(Who::A, "INVITE");
+    // Nobody had room for a second one.
+    assert!(phone_calls(&mut w, 2, "+4931", "").is_none());
+    let (id, _) = w.rooms.remove(0);
+    w.input(Input::RoomAsked { id });
+    let over = passing(&mut w, Who::B, "SIP/2.0 503");
+    assert_eq!(over.header(HeaderName::RetryAfter), Some("7"));
+    // One that is cancelled while it waits is over, and wants nothing any more.
+    let invite = phone_invite(&mut w, 5, "+4933", "");
+    w.says(Who::B, &invite);
+    let (id, _) = w.rooms.remove(0);
+    w.says(Who::B, &invite.replace("INVITE", "CANCEL"));
+    passing(&mut w, Who::B, "SIP/2.0 487");
+    let limits = w.core.routing().table().user_limits("users").unwrap();
+    assert_eq!(gates.stand(&place, &limits, 0).wanted, room(1));
+    w.input(Input::RoomAsked { id });
+    w.nothing(Who::A);
+    // An emergency call asks nobody; then the limit itself is reached.
+    assert!(phone_calls(&mut w, 3, EMERGENCY, "").is_none() && w.rooms.is_empty());
+    w.expect(Who::A, "INVITE");
+    let over = phone_calls(&mut w, 4, "+4932", "").unwrap_or_else(|| panic!("{}", w.ladder));
+    assert_eq!((over.status(), w.rooms.len()), (Some(503), 0));
 }
 
 #[test]

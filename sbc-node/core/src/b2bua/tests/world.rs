@@ -199,6 +199,8 @@ pub(super) struct World {
     /// Handed to other shards.
     /// Users that another system is asked for.
     pub(super) asked: Vec<(crate::core::ResolveId, crate::registrar::AskUser)>,
+    /// Users that the cluster is asked to have room for.
+    pub(super) rooms: Vec<(crate::core::ResolveId, crate::routing::UserPlace)>,
     pub(super) shards: Vec<(u32, Input)>,
     /// Messages that may be another node's.
     pub(super) elsewhere: Vec<(crate::core::Wanted, crate::net::Flow, Bytes)>,
@@ -328,6 +330,7 @@ impl Settings {
             aors: Vec::new(),
             shards: Vec::new(),
             asked: Vec::new(),
+            rooms: Vec::new(),
             elsewhere: Vec::new(),
             traces: Vec::new(),
             drained: false,
@@ -386,6 +389,7 @@ impl World {
                 ) => {}
                 Output::Shard { shard, input } => self.shards.push((shard, *input)),
                 Output::FindUser { id, ask } => self.asked.push((id, *ask)),
+                Output::AskRoom { id, place } => self.rooms.push((id, place)),
                 Output::Elsewhere { wanted, flow, data } => {
                     self.elsewhere.push((wanted, flow, data));
                 }
