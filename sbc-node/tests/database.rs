@@ -1,8 +1,9 @@
 //! Users in PostgreSQL: let in by it, refused while it is down or slow, let in again; users of the
-//! file never wait for it.
+//! file never wait for it; over TLS where `sslmode=require` says so.
 
 mod process;
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -18,10 +19,51 @@ struct Postgres {
     dir: TempDir,
     programs: PathBuf,
     child: Option<Child>,
+    /// More for its command line.
+    more: Vec<String>,
+    port: u16,
 }
 
 impl Postgres {
     fn start() -> Postgres {
+        let mut new = Postgres::made();
+        new.run();
+        new
+    }
+
+    /// Reached by TLS on this port as well, and by TCP without it not at all.
+    fn start_secured(port: u16) -> Postgres {
+        let mut new = Postgres::made();
+        let pair = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+        let file = |name: &str, text: String| {
+            let path = new.at().join(name);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+            if nix::unistd::geteuid().is_root() {
+                assert!(Command::new("chown").arg("postgres").arg(&path).status().unwrap().success());
+            }
+        };
+        file("server.pem", pair.cert.pem());
+        file("server.key", pair.signing_key.serialize_pem());
+        let rules = "local all all trust\nhostssl all all 127.0.0.1/32 trust\n";
+        std::fs::write(new.at().join("data/pg_hba.conf"), rules).unwrap();
+        let at = new.at().to_str().unwrap();
+        new.more = [
+            "listen_addresses=127.0.0.1".to_owned(),
+            format!("port={port}"),
+            "ssl=on".to_owned(),
+            format!("ssl_cert_file={at}/server.pem"),
+            format!("ssl_key_file={at}/server.key"),
+        ]
+        .into_iter()
+        .flat_map(|setting| ["-c".to_owned(), setting])
+        .collect();
+        new.port = port;
+        new.run();
+        new
+    }
+
+    fn made() -> Postgres {
         let versions = std::fs::read_dir("/usr/lib/postgresql").expect("package postgresql");
         let programs = versions.flatten().map(|v| v.path().join("bin")).max().expect("a version");
         let dir = tempfile::tempdir().unwrap();
@@ -29,11 +71,10 @@ impl Postgres {
         if nix::unistd::geteuid().is_root() {
             assert!(Command::new("chown").args(["postgres", &at]).status().unwrap().success());
         }
-        let mut new = Postgres { dir, programs, child: None };
+        let new = Postgres { dir, programs, child: None, more: Vec::new(), port: 5432 };
         let words = ["-D", &format!("{at}/data"), "-A", "trust", "-U", "sbc", "--no-sync"];
         let made = new.program("initdb", &words).stdout(Stdio::null()).status().unwrap();
         assert!(made.success());
-        new.run();
         new
     }
 
@@ -61,14 +102,16 @@ impl Postgres {
         let words = ["-D", &data, "-k", &at, "-c", "listen_addresses=", "-c", "fsync=off"];
         let log = std::fs::File::create(self.at().join("log")).unwrap();
         let mut command = self.program("postgres", &words);
+        command.args(&self.more);
         self.child = Some(command.stdout(Stdio::null()).stderr(log).spawn().unwrap());
         eventually("the database", || self.sql("select 1").success().then_some(()));
     }
 
     fn psql(&self, text: &str) -> Command {
         let at = self.at().to_str().unwrap();
-        let mut command =
-            self.program("psql", &["-q", "-h", at, "-U", "sbc", "-d", "postgres", "-c", text]);
+        let port = self.port.to_string();
+        let words = ["-q", "-h", at, "-p", &port, "-U", "sbc", "-d", "postgres", "-c", text];
+        let mut command = self.program("psql", &words);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         command
     }
@@ -151,6 +194,41 @@ fn users_of_a_database_that_goes_down_gets_slow_and_comes_back() {
         (phone.register("sql4", "secret", 600) == "200").then_some(())
     });
     let stats = node.json("stats sbc_registrar_lookups");
-    assert!(stats["stats"].as_array().unwrap().len() == 3, "{stats}");
+    assert!(stats["stats"].as_array().unwrap().len() == 4, "{stats}");
+    node.stop();
+}
+
+#[test]
+fn users_of_a_database_over_tls() {
+    // Bound for a moment to find a port that is free.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let postgres = Postgres::start_secured(free);
+    assert!(postgres.sql("create table phones (name text primary key, md5 text)").success());
+    let row = format!("insert into phones values ('sql0', '{}')", ha1("sql0"));
+    assert!(postgres.sql(&row).success());
+    let lines = |mode: &str, ca: &str| {
+        format!(
+            "[registrar.sql]\ndatabase = \"host=127.0.0.1 port={free} user=sbc dbname=postgres {mode}\"\n\
+             query = \"select md5 as ha1_md5 from phones where name = $1\"\n{ca}"
+        )
+    };
+    let own = format!("ca = \"{}\"\n", postgres.at().join("server.pem").display());
+    for (mode, ca, status) in [
+        ("sslmode=require", own.as_str(), "200"),
+        // The system's authorities have not signed it, and whoever speaks in the clear is not let in.
+        ("sslmode=require", "", "503"),
+        ("sslmode=disable", "", "503"),
+        ("", "", "503"),
+    ] {
+        let node = Node::start();
+        add_registrar(&node, &lines(mode, ca));
+        let node = node.restarted();
+        assert_eq!(registering(&node).register("sql0", "secret", 600), status, "{mode} {ca}");
+        node.stop();
+    }
+    let node = Node::start();
+    add_registrar(&node, &lines("sslmode=prefer", &own));
+    let (code, out) = tell(&node, "config reload", "");
+    assert!(code != 0 && out.contains("ca is for a database with sslmode=require"), "{out}");
     node.stop();
 }

@@ -19,7 +19,7 @@ use super::value::Span;
 use super::{
     AdminConfig, CdrConfig, ClusterConfig, Config, DnsConfig, FloatingConfig, HepConfig,
     JoinConfig, JoinToken, LogConfig, NodeConfig, Problem, Share, Surroundings, TlsFiles,
-    TraceConfig, TransportConfig, diff, guard, interface, place, raw, registrar, route, secure,
+    TraceConfig, TransportConfig, diff, guard, interface, lookup, place, raw, registrar, route, secure,
     trunk,
 };
 use crate::transport::tls::SYSTEM_ROOTS;
@@ -186,7 +186,7 @@ fn file_config(cx: &mut Context<'_>, file: &raw::File, document: toml::Table) ->
         transactions: transactions(cx, &file.sip),
         registrar,
         users,
-        sql: registrar::sql(cx, file),
+        lookup: lookup::lookup(cx, file),
         transport: transport(cx, &file.transport, &sip_limits),
         sip_limits,
         media,

@@ -10,9 +10,11 @@ use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 use super::Config;
+use crate::users::lookup::LookupConfig;
 
 /// Keys whose values are never shown.
-const SECRET_KEYS: [&str; 5] = ["password", "database", "token", "ha1-md5", "ha1-sha256"];
+const SECRET_KEYS: [&str; 6] =
+    ["password", "database", "token", "ha1-md5", "ha1-sha256", "secret"];
 
 /// Places that only a restart changes; everything below them counts.
 const NEEDS_RESTART: [&str; 27] = [
@@ -94,8 +96,12 @@ fn files(old: &Config, new: &Config) -> Vec<Change> {
     {
         changes.push(change("users".to_owned()));
     }
-    if old.sql != new.sql {
-        let (place, what) = ("registrar sql".to_owned(), "another database or query".to_owned());
+    if old.lookup != new.lookup {
+        let radius = matches!(&new.lookup, Some(LookupConfig::Radius(_)));
+        let (place, what) = match radius {
+            true => ("registrar radius".to_owned(), "other servers or secrets".to_owned()),
+            false => ("registrar sql".to_owned(), "another database or query".to_owned()),
+        };
         changes.push(Change { place, what, restart: true });
     }
     for trunk in &new.routing.trunks {

@@ -11,6 +11,7 @@ mod convert;
 mod diff;
 mod guard;
 mod interface;
+mod lookup;
 mod parse;
 mod place;
 mod raw;
@@ -59,8 +60,8 @@ pub struct Config {
     pub registrar: Option<sbc_core::core::RegistrarConfig>,
     /// Where its users come from.
     pub users: Option<crate::users::Source>,
-    /// A database of more users.
-    pub sql: Option<crate::users::sql::SqlConfig>,
+    /// A database of more users, or servers that judge them.
+    pub lookup: Option<crate::users::lookup::LookupConfig>,
     /// Limits of the SIP parser.
     pub sip_limits: sbc_core::sip::Limits,
     pub media: media_anchor::config::Config,

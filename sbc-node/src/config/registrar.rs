@@ -7,19 +7,17 @@ use std::time::Duration;
 use sbc_core::core::RegistrarConfig;
 use sbc_core::digest::{Algorithm, NonceKey};
 use sbc_core::registrar::{
-    AuthPolicy, Flows, Keepalive, KeepaliveKind, Overflow, RegistrarPolicy, RemotePolicy, Replays,
+    AuthPolicy, Flows, Keepalive, KeepaliveKind, Overflow, RegistrarPolicy, Replays,
     UpstreamMode, UpstreamPolicy, User, Users,
 };
-use sbc_core::routing::Secret;
 use sbc_core::sip::Method;
 use serde::Deserialize;
 use toml::Spanned;
 
 use super::convert::Context;
-use super::raw;
+use super::{lookup, raw};
 use super::value::Span;
 use crate::users::Source;
-use crate::users::sql::SqlConfig;
 
 /// `[registrar]` as written.
 #[derive(Debug, Deserialize)]
@@ -49,7 +47,8 @@ pub(super) struct Registrar {
     keepalive_misses: Option<u8>,
     store_ahead: Option<Spanned<Span>>,
     users_file: Option<Spanned<PathBuf>>,
-    sql: Option<Spanned<SqlText>>,
+    pub(super) sql: Option<Spanned<lookup::SqlText>>,
+    pub(super) radius: Option<Spanned<lookup::RadiusText>>,
     #[serde(default)]
     fork: ForkText,
     #[serde(default)]
@@ -111,58 +110,6 @@ enum KeepaliveText {
     Options,
     Crlf,
     Off,
-}
-
-/// `[registrar.sql]` as written.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct SqlText {
-    database: Spanned<String>,
-    query: String,
-    connections: Option<Spanned<usize>>,
-    wait: Option<Spanned<Span>>,
-    keep: Option<Spanned<Span>>,
-    keep_unknown: Option<Spanned<Span>>,
-    max_users: Option<Spanned<usize>>,
-    max_waiting: Option<Spanned<usize>>,
-    unavailable: Option<Spanned<u16>>,
-}
-
-impl std::fmt::Debug for SqlText {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SqlText").field("query", &self.query).finish_non_exhaustive()
-    }
-}
-
-/// The database of users.
-pub(super) fn sql(cx: &mut Context<'_>, file: &raw::File) -> Option<SqlConfig> {
-    let raw = file.registrar.as_ref()?.get_ref().sql.as_ref()?.get_ref();
-    if let Err(why) = crate::users::sql::check(raw.database.get_ref()) {
-        cx.problem(raw.database.span(), format!("database: {why}"));
-    }
-    Some(SqlConfig {
-        database: Secret::new(raw.database.get_ref()),
-        query: raw.query.clone(),
-        connections: cx.bounded(raw.connections.as_ref(), 4, 1..=64),
-        wait: cx.span(raw.wait.as_ref(), Duration::from_secs(1)),
-    })
-}
-
-/// What each shard remembers of the database's users, and what it answers without it.
-fn remote(cx: &mut Context<'_>, raw: &Registrar, shards: usize) -> Option<RemotePolicy> {
-    let sql = raw.sql.as_ref()?.get_ref();
-    let each = |all: usize| all.div_ceil(shards.max(1));
-    let unavailable = sql.unavailable.as_ref().map_or(503, |u| *u.get_ref());
-    if let Some(text) = sql.unavailable.as_ref().filter(|_| ![480, 503].contains(&unavailable)) {
-        cx.problem(text.span(), "unavailable is 503 or 480");
-    }
-    Some(RemotePolicy {
-        keep: cx.span(sql.keep.as_ref(), Duration::from_secs(60)),
-        keep_unknown: cx.span(sql.keep_unknown.as_ref(), Duration::from_secs(10)),
-        users_max: each(cx.bounded(sql.max_users.as_ref(), 100_000, 1..=10_000_000)),
-        waiting_max: each(cx.bounded(sql.max_waiting.as_ref(), 1_000, 1..=100_000)),
-        unavailable,
-    })
 }
 
 /// `[[user]]` as written.
@@ -386,7 +333,7 @@ fn auth(cx: &mut Context<'_>, raw: &Registrar, shards: usize) -> AuthPolicy {
         realm: raw.realm.as_ref().map_or_else(first, |r| r.get_ref().clone()),
         algorithms,
         open: open(cx, raw),
-        remote: remote(cx, raw, shards),
+        remote: lookup::remote(cx, raw, shards),
         nonce_ttl: cx.span(raw.nonce_lifetime.as_ref(), Duration::from_secs(300)),
         key: NonceKey(rand::random()),
     }

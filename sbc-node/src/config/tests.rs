@@ -515,6 +515,7 @@ fn every_key_is_documented_and_every_documented_key_exists() {
         ("[trunk.session-timer]", "[[trunk]]\n[trunk.session-timer]\n~"),
         ("[registrar]", "[registrar]\n~"),
         ("[registrar.sql]", "[registrar.sql]\n~"),
+        ("[registrar.radius]", "[registrar.radius]\n~"),
         ("[[user]]", "[[user]]\n~"),
         ("[[group]]", "[[group]]\n~"),
         ("[[route]]", "[[route]]\n~"),

@@ -1,7 +1,7 @@
 //! What management sees of a running node: its shards by their queues, its counters, its state.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -29,7 +29,7 @@ use crate::telemetry::tap::TapStats;
 use crate::telemetry::time::unix_ms;
 use crate::telemetry::trace::TraceHub;
 use crate::transport::door::Doors;
-use crate::users::sql::LookupStats;
+use crate::users::lookup::LookupStats;
 
 /// How long a shard may take to answer a query.
 const ANSWER_TIME: Duration = Duration::from_secs(2);
@@ -545,16 +545,25 @@ fn lookup_samples(lookups: &LookupStats, out: &mut Vec<Sample>) {
     for (result, value) in [
         ("found", &lookups.found),
         ("nobody", &lookups.nobody),
+        ("wrong", &lookups.wrong),
         ("unavailable", &lookups.unavailable),
     ] {
         out.push(Sample {
             name: "sbc_registrar_lookups",
-            help: "Users looked up in the database",
+            help: "Users looked up in the database or by RADIUS",
             kind: Kind::Counter,
             labels: vec![("result", result.to_owned())],
             value: number(value.load(Ordering::Relaxed)),
         });
     }
+    let Some(radius) = &lookups.radius else { return };
+    let mut push = |name, help, value: &AtomicU64| {
+        let value = number(value.load(Ordering::Relaxed));
+        out.push(Sample { name, help, kind: Kind::Counter, labels: Vec::new(), value });
+    };
+    push("sbc_registrar_radius_sent", "Access-Requests sent, repeated ones too", &radius.sent);
+    push("sbc_registrar_radius_dropped", "Datagrams that were no answer", &radius.dropped);
+    push("sbc_registrar_radius_silent", "Times a RADIUS server was given up", &radius.silent);
 }
 
 fn user_samples(shard: usize, users: &sbc_core::registrar::Stats, out: &mut Vec<Sample>) {

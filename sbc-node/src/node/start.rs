@@ -39,7 +39,7 @@ use crate::telemetry::tap::Tap;
 use crate::telemetry::time::unix_ms;
 use crate::telemetry::trace::TraceHub;
 use crate::transport;
-use crate::users::sql::Sql;
+use crate::users::lookup::Lookup;
 
 /// Lookups that may wait for the resolver.
 const LOOKUPS_MAX: usize = 8_192;
@@ -85,7 +85,7 @@ pub(super) fn start(
         (0..shards).map(|_| mailbox()).collect::<Result<_, _>>()?;
     let (handles, mailboxes): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
     let (lookups, requests) = mpsc::channel(LOOKUPS_MAX);
-    let sql = config.sql.as_ref().map(Sql::new).transpose()?.map(Arc::new);
+    let lookup = config.lookup.as_ref().map(Lookup::new).transpose()?.map(Arc::new);
     let (questions, asked) = mpsc::channel(LOOKUPS_MAX);
     let cluster = match &config.cluster {
         Some(cluster) => Some(replication::start(&config.node.name, cluster, &handles, runtime)?),
@@ -124,7 +124,7 @@ pub(super) fn start(
             traces: traces.clone(),
             calls: Arc::clone(&calls),
             resolver: lookups.clone(),
-            users: sql.as_ref().map(|_| questions.clone()),
+            users: lookup.as_ref().map(|_| questions.clone()),
             store: Arc::clone(&store),
             media,
             held: Held::default(),
@@ -160,9 +160,9 @@ pub(super) fn start(
         runtime.spawn(tell_of_cluster(cluster.handle.subscribe(), events.clone()));
     }
     start_resolver(&config, runtime, requests, handles.clone())?;
-    let looked_up = sql.as_ref().map(|sql| Arc::clone(&sql.stats));
-    if let Some(sql) = sql {
-        runtime.spawn(crate::users::sql::serve(sql, asked, Arc::from(handles.clone())));
+    let looked_up = lookup.as_ref().map(|lookup| Arc::clone(&lookup.stats));
+    if let Some(lookup) = lookup {
+        runtime.spawn(crate::users::lookup::serve(lookup, asked, Arc::from(handles.clone())));
     }
     let context = Context::new(Made {
         shards: handles,

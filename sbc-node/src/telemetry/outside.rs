@@ -28,7 +28,7 @@ use crate::anchor::{MediaEvent, MediaEvents};
 use crate::resolve::Request;
 use crate::shard::commit::Store;
 use crate::shard::run::{Elsewhere, Outside};
-use crate::users::sql::Question;
+use crate::users::lookup::Question;
 
 /// How long a CDR waits for the kernel's last counters.
 const FINAL_WAIT: Duration = Duration::from_secs(1);

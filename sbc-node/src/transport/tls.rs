@@ -103,7 +103,7 @@ impl Profile {
             let path = path.to_owned();
             move |e: Error| Problem { path, reason: e.to_string() }
         };
-        let roots = Arc::new(roots(spec)?);
+        let roots = Arc::new(roots(spec.ca.as_deref())?);
         let ca = spec.ca.clone().unwrap_or_else(|| SYSTEM_ROOTS.into());
         let verifier = || {
             let builder =
@@ -186,9 +186,13 @@ fn certified(
     Ok((names, Arc::new(both.map_err(|e| problem(key, e))?)))
 }
 
-fn roots(spec: &Spec) -> Result<RootCertStore, Problem> {
+/// The authorities of a file, or those of the system.
+///
+/// # Errors
+/// A file that cannot be read or holds none.
+pub(crate) fn roots(ca: Option<&Path>) -> Result<RootCertStore, Problem> {
     let mut roots = RootCertStore::empty();
-    match &spec.ca {
+    match ca {
         Some(ca) => {
             for certificate in certificates(ca)? {
                 roots.add(certificate).map_err(|e| problem(ca, e))?;

@@ -1,5 +1,5 @@
-//! Where the registrar's users come from: the configuration itself, a file of users, a
-//! database (`sql.rs`).
+//! Where the registrar's users come from: the configuration itself, a file of users, another
+//! system (`lookup.rs`): a database (`sql.rs`) or servers of RADIUS (`radius/`).
 //!
 //! ```text
 //! [[user]] ──────────────▶ Source ── load ──▶ Loaded ──▶ the shards' registrars
@@ -8,7 +8,10 @@
 //! ```
 
 pub mod file;
+pub mod lookup;
+pub mod radius;
 pub mod sql;
+mod sql_tls;
 
 use std::fmt;
 use std::path::PathBuf;

@@ -1,32 +1,26 @@
-//! Users from PostgreSQL: one query for one user, over a small pool, within a bounded time.
-//!
-//! Shards ask by a bounded channel and hear the answer as a command; they never wait. A database
-//! that is down or slow costs whoever asks the answer that the policy has for it.
+//! Users from PostgreSQL: one query for one user, over a small pool.
 
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod};
-use sbc_core::core::{Core, Input, ResolveId};
 use sbc_core::registrar::{AskUser, Found, User};
 use sbc_core::routing::Secret;
-use tokio::sync::mpsc;
 use tokio_postgres::Row;
+use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::types::ToSql;
 
-use crate::shard::command::Command;
-use crate::shard::queue::Handle;
-
-/// A log line about a database that fails, at most so often.
-const TELL_EVERY: Duration = Duration::from_secs(10);
+use super::sql_tls::Tls;
 
 /// `[registrar.sql]`; values only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SqlConfig {
     /// A connection string or `postgresql://` URL.
     pub database: Secret,
+    /// Authorities of the server's certificate; the system's otherwise. Used with `sslmode=require`.
+    pub ca: Option<PathBuf>,
     /// `$1` is the name, `$2` the realm.
     pub query: String,
     pub connections: usize,
@@ -34,42 +28,24 @@ pub struct SqlConfig {
     pub wait: Duration,
 }
 
-/// A question of a shard.
-#[derive(Debug)]
-pub struct Question {
-    pub shard: usize,
-    pub id: ResolveId,
-    pub ask: Box<AskUser>,
-}
-
-/// What became of the questions.
-#[derive(Debug, Default)]
-pub struct LookupStats {
-    pub found: AtomicU64,
-    pub nobody: AtomicU64,
-    pub unavailable: AtomicU64,
-}
-
 /// The database.
 pub struct Sql {
     pool: Pool,
     query: String,
     wait: Duration,
-    pub stats: Arc<LookupStats>,
-    told: std::sync::Mutex<Option<Instant>>,
 }
 
-/// Whether a connection string makes sense.
+/// Whether a connection string makes sense; yields whether it wants TLS (`sslmode=require`).
 ///
 /// # Errors
 /// Why it does not, without what it holds.
-pub fn check(database: &str) -> Result<(), String> {
+pub fn check(database: &str) -> Result<bool, String> {
     let config: tokio_postgres::Config = database.parse().map_err(|e| cause(&e))?;
-    match config.get_ssl_mode() {
-        tokio_postgres::config::SslMode::Require => Err("sslmode=require needs TLS, which is not \
-             there: use a unix socket or a network of its own"
-            .to_owned()),
-        _ => Ok(()),
+    let secure = config.get_ssl_mode() == SslMode::Require;
+    let unix = config.get_hosts().iter().any(|host| matches!(host, Host::Unix(_)));
+    match secure && unix {
+        true => Err("sslmode=require needs a host, not a unix socket".to_owned()),
+        false => Ok(secure),
     }
 }
 
@@ -93,29 +69,30 @@ impl Sql {
             None => limit,
         });
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let manager = Manager::from_config(database, tokio_postgres::NoTls, recycling);
+        let manager = match database.get_ssl_mode() {
+            SslMode::Require => {
+                let roots = crate::transport::tls::roots(config.ca.as_deref())?;
+                Manager::from_config(database, Tls::new(roots)?, recycling)
+            }
+            _ => Manager::from_config(database, tokio_postgres::NoTls, recycling),
+        };
         let pool = Pool::builder(manager).max_size(config.connections).build()?;
         let (query, wait) = (config.query.clone(), config.wait);
-        Ok(Sql { pool, query, wait, stats: Arc::default(), told: std::sync::Mutex::default() })
+        Ok(Sql { pool, query, wait })
     }
 
-    /// Who a user is; [`Found::Unavailable`] when the database does not tell in time.
-    pub async fn find(&self, ask: &AskUser) -> Found {
-        let answer = tokio::time::timeout(self.wait, self.ask(ask)).await;
-        let (found, counter) = match answer {
-            Ok(Ok(Some(user))) => (Found::User(Arc::new(user)), &self.stats.found),
-            Ok(Ok(None)) => (Found::Nobody, &self.stats.nobody),
-            Ok(Err(error)) => {
-                self.tell(&format!("{error:#}"));
-                (Found::Unavailable, &self.stats.unavailable)
-            }
-            Err(_) => {
-                self.tell("no answer in time");
-                (Found::Unavailable, &self.stats.unavailable)
-            }
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-        found
+    /// How long an answer may take.
+    pub fn wait(&self) -> Duration {
+        self.wait
+    }
+
+    /// Who a user is.
+    ///
+    /// # Errors
+    /// The database has not told; to be bounded by [`Sql::wait`].
+    pub async fn find(&self, ask: &AskUser) -> anyhow::Result<Found> {
+        let user = self.ask(ask).await?;
+        Ok(user.map_or(Found::Nobody, |user| Found::User(Arc::new(user))))
     }
 
     async fn ask(&self, ask: &AskUser) -> anyhow::Result<Option<User>> {
@@ -128,16 +105,6 @@ impl Sql {
         let row = connection.query_opt(&statement, given).await?;
         client.done();
         row.map(|row| user(&row)).transpose()
-    }
-
-    /// Whether names and passwords are right shows at the first question; what fails is told now and
-    /// then.
-    fn tell(&self, error: &str) {
-        let Ok(mut told) = self.told.lock() else { return };
-        if told.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
-            *told = Some(Instant::now());
-            tracing::warn!(error, "users cannot be looked up in the database");
-        }
     }
 }
 
@@ -179,30 +146,4 @@ fn user(row: &Row) -> anyhow::Result<User> {
         sha512_256: None,
         aors: aors.map(Into::into).collect(),
     })
-}
-
-/// Answers the shards' questions for as long as there are shards.
-pub async fn serve(
-    sql: Arc<Sql>,
-    mut questions: mpsc::Receiver<Question>,
-    shards: Arc<[Handle<Core>]>,
-) {
-    while let Some(Question { shard, id, ask }) = questions.recv().await {
-        let (sql, handle) = (Arc::clone(&sql), shards.get(shard).cloned());
-        tokio::spawn(async move {
-            let found = sql.find(&ask).await;
-            if let Some(handle) = handle {
-                deliver(&handle, Input::UserFound { id, found }).await;
-            }
-        });
-    }
-}
-
-/// An answer must reach its shard: a request waits for it. A full queue empties within moments.
-async fn deliver(handle: &Handle<Core>, input: Input) {
-    let mut command = Command::Input(input);
-    while let Err(back) = handle.command(command) {
-        command = back;
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }
