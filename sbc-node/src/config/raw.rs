@@ -268,6 +268,8 @@ pub(super) struct Trunk {
     #[serde(default)]
     pub(super) symmetric: bool,
     #[serde(default)]
+    pub(super) pass_challenges: Option<Spanned<bool>>,
+    #[serde(default)]
     pub(super) media_family: MediaFamily,
     #[serde(default = "yes")]
     pub(super) refer: bool,

@@ -138,6 +138,13 @@ pub(super) fn domain(file: &raw::File, trunk: &str) -> Option<String> {
     (registrar.trunk.get_ref() == trunk).then(|| first.to_ascii_lowercase())
 }
 
+/// What our own challenges of phones name.
+pub(super) fn realm(file: &raw::File) -> Option<std::sync::Arc<str>> {
+    let registrar = file.registrar.as_ref()?.get_ref();
+    let realm = registrar.realm.as_ref().or(registrar.domains.first())?;
+    Some(realm.get_ref().as_str().into())
+}
+
 /// The registrar of a file, and where its users come from. The key of its nonces is put in by
 /// [`super::Keys`].
 pub(super) fn convert(

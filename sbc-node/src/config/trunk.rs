@@ -54,6 +54,13 @@ pub(super) fn convert(cx: &mut Context<'_>, file: &raw::File, doors: &[Door]) ->
         }
         // And in their Contact: within a dialog they are reached where they sent from.
         config.symmetric |= config.users;
+        if let Some(pass) = trunk.pass_challenges.as_ref().filter(|p| *p.get_ref()) {
+            config.pass_challenges = registrar::realm(file);
+            if config.users || config.pass_challenges.is_none() {
+                let message = "pass-challenges is for a trunk that phones of a [registrar] call by";
+                cx.dependent(pass.span(), message);
+            }
+        }
         config
     };
     file.trunk.iter().map(one).collect()

@@ -308,7 +308,11 @@ impl Call {
     fn give_up(&mut self, cx: &mut Cx<'_>) {
         let Phase::Setup(setup) = &mut self.phase else { return };
         let failure = setup.failure.take().unwrap_or(Failure { status: 480, message: None });
-        let status = mapped(failure.status);
+        let of = setup.plan.targets.get(setup.next_hop.saturating_sub(1));
+        let status = of.map_or_else(
+            || mapped(failure.status),
+            |hop| told(failure.status, &hop.trunk.config, &self.a.trunk.config),
+        );
         let by = if failure.message.is_some() {
             EndedBy::Callee
         } else {
@@ -546,6 +550,15 @@ fn keep_best(best: &mut Option<Failure>, new: Failure) {
     match best {
         Some(old) if rank(old) <= rank(&new) => {}
         _ => *best = Some(new),
+    }
+}
+
+/// The failure of a target as the caller hears it: [`mapped`], but for challenges that are the caller's
+/// to answer.
+pub(crate) fn told(status: u16, from: &TrunkConfig, to: &TrunkConfig) -> u16 {
+    match status {
+        401 | 407 if hide::challenges_pass(from, to) => status,
+        other => mapped(other),
     }
 }
 

@@ -226,7 +226,13 @@ impl Call {
         let Some(asked) = &exchange.asked else { return };
         let from = exchange.to.other();
         let status = message.status().unwrap_or(500);
-        let status = if matches!(status, 401 | 407) { 403 } else { status };
+        let pass = match (self.leg_at(exchange.to, exchange.fork), self.leg_at(from, exchange.fork)) {
+            (Some(far), Some(near)) => {
+                super::hide::challenges_pass(&far.trunk.config, &near.trunk.config)
+            }
+            (None, _) | (_, None) => false,
+        };
+        let status = if matches!(status, 401 | 407) && !pass { 403 } else { status };
         let Some(data) = self.final_text(cx, exchange, asked, status, message, sdp) else { return };
         cx.respond(self.traced(from), &asked.flow, asked.server, status, data);
     }

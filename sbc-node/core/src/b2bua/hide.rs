@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use crate::digest::Credentials;
 use crate::net::Host;
 use crate::routing::{HeaderPolicy, TrunkConfig};
 use crate::sip::value::FromValue;
@@ -23,6 +24,10 @@ enum Class {
     Identity,
     /// Says which privacy was asked for: crosses between trusted trunks.
     Privacy,
+    /// Crosses from a core that challenges our phones to them.
+    Challenge,
+    /// Crosses from our phones to such a core, those of our own realm apart.
+    Credentials,
     /// Crosses with our name as agent (RFC 3261 §20.43).
     Warning,
     /// Crosses only where both trunks' header policies name it.
@@ -52,10 +57,6 @@ fn class(name: HeaderName) -> Class {
         | H::Require
         | H::ProxyRequire
         | H::Unsupported
-        | H::Authorization
-        | H::ProxyAuthorization
-        | H::ProxyAuthenticate
-        | H::WwwAuthenticate
         | H::AuthenticationInfo
         | H::SessionExpires
         | H::MinSe
@@ -69,6 +70,8 @@ fn class(name: HeaderName) -> Class {
         | H::InReplyTo
         | H::Timestamp
         | H::FlowTimer => Class::Never,
+        H::ProxyAuthenticate | H::WwwAuthenticate => Class::Challenge,
+        H::Authorization | H::ProxyAuthorization => Class::Credentials,
         H::Accept
         | H::AcceptContact
         | H::AcceptEncoding
@@ -158,6 +161,16 @@ pub(crate) fn cross_but(out: &mut Builder, message: &Message, way: &Crossing<'_>
                 out.crossing(header);
             }
             Class::Identity | Class::Privacy => {}
+            Class::Challenge => {
+                if challenges_pass(way.from, way.to) {
+                    out.crossing(header);
+                }
+            }
+            Class::Credentials => {
+                if way.from.users && way.to.pass_challenges.as_deref().is_some_and(|own| is_for_others(header.value, own)) {
+                    out.crossing(header);
+                }
+            }
             Class::Warning => warning(out, header.value, way.host),
             Class::Policy => {
                 if HeaderPolicy::crosses(&way.from.headers, &way.to.headers, header.name) {
@@ -166,6 +179,16 @@ pub(crate) fn cross_but(out: &mut Builder, message: &Message, way: &Crossing<'_>
             }
         }
     }
+}
+
+/// Whether challenges of one trunk are for the phones of another to answer.
+pub(crate) fn challenges_pass(from: &TrunkConfig, to: &TrunkConfig) -> bool {
+    from.pass_challenges.is_some() && to.users
+}
+
+/// Whether credentials are for another realm than our own. What does not parse is for nobody.
+fn is_for_others(value: &str, own: &str) -> bool {
+    Credentials::parse(value).is_ok_and(|c| c.realm != own)
 }
 
 /// Writes every identity of a header line with our host in place of its own.

@@ -7,7 +7,7 @@ use slab::Slab;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
-use super::attempt::{mapped, outgoing_dialog};
+use super::attempt::{mapped, outgoing_dialog, told};
 use super::auth;
 use super::call::{Asked, Call, Hop};
 use super::env::{Cx, Purpose, ResolveFor, Sent};
@@ -293,7 +293,11 @@ impl Relays {
             relay.failure = Some(status);
             return self.next(cx, index as usize);
         }
-        self.finish(cx, index as usize, mapped(status), Some(message));
+        let status = match relay.plan.targets.get(relay.hop) {
+            Some(hop) => told(status, &hop.trunk.config, &relay.from.config),
+            None => mapped(status),
+        };
+        self.finish(cx, index as usize, status, Some(message));
     }
 
     /// A response in the dialogs of a subscription.

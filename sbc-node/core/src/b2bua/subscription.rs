@@ -19,7 +19,7 @@ use hashbrown::HashMap;
 use slab::Slab;
 use smallvec::SmallVec;
 
-use super::attempt::mapped;
+use super::attempt::told;
 use super::call::{Asked, CallKey, CallTimer, Hop, Leg, Peer, SdpState};
 use super::env::{Cx, Purpose, ResolveFor, Sent};
 use super::exchange::any_body;
@@ -444,7 +444,7 @@ impl Subscriptions {
         {
             self.follow(cx, key.index, done.to);
         }
-        self.relay_answer(cx, key.index, &done, mapped(status), message);
+        self.relay_answer(cx, key.index, &done, status, message);
         match (&done.method, status) {
             (Method::Subscribe, 200..=299) => {
                 let asked = done.asked.request.number(HeaderName::Expires).ok().flatten();
@@ -501,6 +501,7 @@ impl Subscriptions {
             return;
         };
         let asked = &done.asked;
+        let status = told(status, &writer.trunk.config, &reader.trunk.config);
         let mut out = cx.response(&asked.request, &asked.flow, status, "", None);
         if let Some(listener) = cx.listener(&reader.hop) {
             if status < 300 {

@@ -106,6 +106,9 @@ pub struct TrunkConfig {
     pub headers: HeaderPolicy,
     /// Answers to 401/407 challenges, each for its realm only.
     pub credentials: Vec<Credential>,
+    /// Challenges of the trunk that we cannot answer go on to our phones, and their credentials to it,
+    /// but for those of this realm, which is our own. `None`: challenges become 403.
+    pub pass_challenges: Option<Arc<str>>,
     /// Where the trunk wants us to register.
     pub register: Vec<RegisterConfig>,
     pub failover: FailoverPolicy,
@@ -144,6 +147,7 @@ impl TrunkConfig {
             rel100: true,
             headers: HeaderPolicy::default(),
             credentials: Vec::new(),
+            pass_challenges: None,
             register: Vec::new(),
             failover: FailoverPolicy::default(),
             session_timer: SessionTimerPolicy::default(),

@@ -15,6 +15,11 @@ const CHALLENGE: &str = "WWW-Authenticate: Digest realm=\"core\", nonce=\"n1\", 
 const CREDENTIALS: &str = "Authorization: Digest username=\"bob\", realm=\"core\", nonce=\"n1\", uri=\"sip:example.com\", response=\"0\"\n";
 
 fn cached(mode: UpstreamMode) -> World {
+    cached_with(mode, None)
+}
+
+/// With the realm of ours whose credentials stay here while all others pass to the core.
+fn cached_with(mode: UpstreamMode, pass: Option<&str>) -> World {
     let mut settings = settings(false);
     let registrar = settings.registrar.as_mut().unwrap();
     let mut policy = (*registrar.policy).clone();
@@ -26,6 +31,7 @@ fn cached(mode: UpstreamMode) -> World {
     })];
     registrar.policy = Arc::new(policy);
     settings.pbx.peers = vec![peer("core-1"), peer("core-2")];
+    settings.pbx.pass_challenges = pass.map(Into::into);
     settings.pbx.sources = vec![crate::routing::Source {
         net: "10.0.0.1".parse().unwrap(),
         transport: None,
@@ -334,4 +340,85 @@ fn a_stranger_in_the_name_of_a_user_is_refused_and_the_phone_is_not() {
     }
     assert_eq!(resolve(&mut w).first().map(String::as_str), Some("core-1"));
     w.expect(Who::A, "INVITE");
+}
+
+const PROXY: &str = "Proxy-Authenticate: Digest realm=\"core\", nonce=\"n2\", qop=\"auth\"\n";
+const OURS: &str = "Proxy-Authorization: Digest username=\"bob\", realm=\"sbc\", nonce=\"n\", uri=\"sip:x\", response=\"1\"\n";
+const THEIRS: &str = "Proxy-Authorization: Digest username=\"bob\", realm=\"core\", nonce=\"n2\", uri=\"sip:x\", response=\"2\"\n";
+
+/// A request of Bob's with more headers.
+fn of_bob(w: &mut World, method: &str, call: &str, seq: u32, more: &str) {
+    let branch = w.branch();
+    let body = if method == "INVITE" { sdp(SDP_A) } else { "\n".to_owned() };
+    w.says(
+        Who::B,
+        &format!(
+            "{method} sip:+4930@example.com SIP/2.0\nVia: SIP/2.0/UDP 192.0.2.1;branch={branch}\n\
+             Max-Forwards: 70\nFrom: <sip:bob@example.com>;tag=b\nTo: <sip:+4930@example.com>\n\
+             Call-ID: {call}\nCSeq: {seq} {method}\nContact: <sip:bob@192.0.2.1>\n{more}{body}"
+        ),
+    );
+    resolve(w);
+}
+
+fn values(message: &Message, name: HeaderName) -> Vec<&str> {
+    message.lines(name).collect()
+}
+
+#[test]
+fn a_core_that_challenges_calls_and_messages_hears_the_phone_itself() {
+    let theirs = THEIRS.trim_end().strip_prefix("Proxy-Authorization: ").unwrap();
+    let challenge = PROXY.trim_end().strip_prefix("Proxy-Authenticate: ").unwrap();
+    for method in ["INVITE", "MESSAGE"] {
+        let mut w = cached_with(UpstreamMode::Contact, Some("sbc"));
+        registered(&mut w);
+        of_bob(&mut w, method, "c1", 1, "");
+        let asked = w.expect(Who::A, method);
+        assert!(values(&asked, HeaderName::ProxyAuthorization).is_empty());
+        w.answer(Who::A, &asked, 407, "core", PROXY);
+        let told = w.expect(Who::B, "407");
+        assert_eq!(values(&told, HeaderName::ProxyAuthenticate), [challenge]);
+        assert!(!String::from_utf8_lossy(told.as_bytes()).contains("core-1"), "hosts stay hidden");
+        w.forget(Who::A);
+        // What was meant for us stays here, what is for the core goes there; a malformed one nowhere.
+        let bad = "Proxy-Authorization: Digest realm=\"core\", nonce\n";
+        of_bob(&mut w, method, "c1", 2, &format!("{OURS}{THEIRS}{bad}"));
+        let again = w.expect(Who::A, method);
+        assert_eq!(values(&again, HeaderName::ProxyAuthorization), [theirs]);
+        let rest = if method == "INVITE" { sdp(SDP_B) } else { "\n".to_owned() };
+        w.answer(Who::A, &again, 200, "core", &format!("Contact: <sip:core@10.0.0.1>\n{rest}"));
+        w.expect(Who::B, "200");
+    }
+}
+
+#[test]
+fn without_the_option_a_challenge_is_403_and_credentials_stay_here() {
+    let mut w = cached(UpstreamMode::Contact);
+    registered(&mut w);
+    for (seq, method) in [(1, "INVITE"), (2, "MESSAGE")] {
+        of_bob(&mut w, method, method, seq, THEIRS);
+        let asked = w.expect(Who::A, method);
+        assert!(values(&asked, HeaderName::ProxyAuthorization).is_empty());
+        w.answer(Who::A, &asked, 407, "core", PROXY);
+        let told = w.expect(Who::B, "403");
+        assert!(values(&told, HeaderName::ProxyAuthenticate).is_empty());
+        w.forget(Who::A);
+    }
+}
+
+/// The other way round nothing passes: who calls a phone is not asked by it.
+#[test]
+fn a_phone_challenges_nobody() {
+    let mut w = cached_with(UpstreamMode::Contact, Some("sbc"));
+    let upstream = registered(&mut w);
+    let contact = contact_of(&upstream);
+    let uri = contact.trim_start_matches('<').split('>').next().unwrap();
+    let invite = invite_text(&mut w, &sdp(SDP_A));
+    let (_, rest) = invite.split_once('\n').unwrap();
+    w.says(Who::A, &format!("INVITE {uri} SIP/2.0\n{THEIRS}{rest}"));
+    let invite = w.expect(Who::B, "INVITE");
+    assert!(values(&invite, HeaderName::ProxyAuthorization).is_empty());
+    w.answer(Who::B, &invite, 407, "b", PROXY);
+    let told = w.expect(Who::A, "403");
+    assert!(values(&told, HeaderName::ProxyAuthenticate).is_empty());
 }
