@@ -40,7 +40,9 @@ impl Postgres {
             std::fs::write(&path, text).unwrap();
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
             if nix::unistd::geteuid().is_root() {
-                assert!(Command::new("chown").arg("postgres").arg(&path).status().unwrap().success());
+                assert!(
+                    Command::new("chown").arg("postgres").arg(&path).status().unwrap().success()
+                );
             }
         };
         file("server.pem", pair.cert.pem());

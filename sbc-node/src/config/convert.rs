@@ -19,8 +19,8 @@ use super::value::Span;
 use super::{
     AdminConfig, CdrConfig, ClusterConfig, Config, DnsConfig, FloatingConfig, HepConfig,
     JoinConfig, JoinToken, LogConfig, NodeConfig, Problem, Share, Surroundings, TlsFiles,
-    TraceConfig, TransportConfig, diff, guard, interface, lookup, place, raw, registrar, route, secure,
-    trunk,
+    TraceConfig, TransportConfig, diff, guard, interface, lookup, place, raw, registrar, route,
+    secure, trunk,
 };
 use crate::transport::tls::SYSTEM_ROOTS;
 

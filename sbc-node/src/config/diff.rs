@@ -13,8 +13,7 @@ use super::Config;
 use crate::users::lookup::LookupConfig;
 
 /// Keys whose values are never shown.
-const SECRET_KEYS: [&str; 6] =
-    ["password", "database", "token", "ha1-md5", "ha1-sha256", "secret"];
+const SECRET_KEYS: [&str; 6] = ["password", "database", "token", "ha1-md5", "ha1-sha256", "secret"];
 
 /// Places that only a restart changes; everything below them counts.
 const NEEDS_RESTART: [&str; 27] = [

@@ -163,11 +163,7 @@ fn radius(cx: &mut Context<'_>, text: &Spanned<RadiusText>, node: &str) -> Radiu
 }
 
 /// What each shard remembers of the users of another system, and what it answers without it.
-pub(super) fn remote(
-    cx: &mut Context<'_>,
-    raw: &Registrar,
-    shards: usize,
-) -> Option<RemotePolicy> {
+pub(super) fn remote(cx: &mut Context<'_>, raw: &Registrar, shards: usize) -> Option<RemotePolicy> {
     let each = |all: usize| all.div_ceil(shards.max(1));
     let sql = raw.sql.as_ref().map(Spanned::get_ref);
     let radius = raw.radius.as_ref().map(Spanned::get_ref);

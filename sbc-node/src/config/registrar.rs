@@ -7,16 +7,16 @@ use std::time::Duration;
 use sbc_core::core::RegistrarConfig;
 use sbc_core::digest::{Algorithm, NonceKey};
 use sbc_core::registrar::{
-    AuthPolicy, Flows, Keepalive, KeepaliveKind, Overflow, RegistrarPolicy, Replays,
-    UpstreamMode, UpstreamPolicy, User, Users,
+    AuthPolicy, Flows, Keepalive, KeepaliveKind, Overflow, RegistrarPolicy, Replays, UpstreamMode,
+    UpstreamPolicy, User, Users,
 };
 use sbc_core::sip::Method;
 use serde::Deserialize;
 use toml::Spanned;
 
 use super::convert::Context;
-use super::{lookup, raw};
 use super::value::Span;
+use super::{lookup, raw};
 use crate::users::Source;
 
 /// `[registrar]` as written.

@@ -226,7 +226,8 @@ impl Call {
         let Some(asked) = &exchange.asked else { return };
         let from = exchange.to.other();
         let status = message.status().unwrap_or(500);
-        let pass = match (self.leg_at(exchange.to, exchange.fork), self.leg_at(from, exchange.fork)) {
+        let pass = match (self.leg_at(exchange.to, exchange.fork), self.leg_at(from, exchange.fork))
+        {
             (Some(far), Some(near)) => {
                 super::hide::challenges_pass(&far.trunk.config, &near.trunk.config)
             }

@@ -167,7 +167,13 @@ pub(crate) fn cross_but(out: &mut Builder, message: &Message, way: &Crossing<'_>
                 }
             }
             Class::Credentials => {
-                if way.from.users && way.to.pass_challenges.as_deref().is_some_and(|own| is_for_others(header.value, own)) {
+                if way.from.users
+                    && way
+                        .to
+                        .pass_challenges
+                        .as_deref()
+                        .is_some_and(|own| is_for_others(header.value, own))
+                {
                     out.crossing(header);
                 }
             }

@@ -197,7 +197,9 @@ impl Request {
         match proof(&all) {
             Some((at, given)) => {
                 let (before, after) = (attributes.get(..at), attributes.get(at + 16..));
-                let (Some(before), Some(after)) = (before, after) else { return Err(Fault::Length) };
+                let (Some(before), Some(after)) = (before, after) else {
+                    return Err(Fault::Length);
+                };
                 let made = hmac(secret, &[&head, &self.authenticator, before, &[0; 16], after]);
                 if !same(&made, given) {
                     return Err(Fault::Authenticator);

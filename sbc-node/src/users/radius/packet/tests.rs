@@ -65,14 +65,18 @@ fn rfc2104_hmac_md5() {
 fn an_access_request_holds_the_digest_in_either_dialect() {
     let plain = request(Dialect::Rfc5090);
     assert_eq!(plain.bytes[..2], [1, 7]);
-    assert_eq!(usize::from(u16::from_be_bytes([plain.bytes[2], plain.bytes[3]])), plain.bytes.len());
+    assert_eq!(
+        usize::from(u16::from_be_bytes([plain.bytes[2], plain.bytes[3]])),
+        plain.bytes.len()
+    );
     let all = read(&plain.bytes[HEADER..]).unwrap();
     assert_eq!(all[0].kind, 80, "the first of all");
     let text = |kind: u8| {
         let found = all.iter().find(|a| a.kind == kind).unwrap();
         std::str::from_utf8(found.value).unwrap()
     };
-    let told: Vec<&str> = [1, 32, 103, 104, 105, 108, 109, 110, 111, 113, 114, 115].map(text).into();
+    let told: Vec<&str> =
+        [1, 32, 103, 104, 105, 108, 109, 110, 111, 113, 114, 115].map(text).into();
     let response = "0".repeat(32);
     assert_eq!(
         told,
