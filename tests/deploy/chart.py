@@ -5,6 +5,7 @@ ROOT is the source tree, HELM a Helm binary ("" for none), SBC_NODE the node's b
 line per check and ends with "N checks"; exits 1 at the first that fails.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -76,6 +77,8 @@ def promises(mode, manifests):
     config = one(manifests, "ConfigMap", "voice-sbc")["data"]["sbc.toml"]
     hangup = int(re.search(r'drain-time = "(\d+)s"', config)[1])
     grace = spec["terminationGracePeriodSeconds"]
+    hep = "none" if "[hep]" not in config else re.search(r'transport = "(\w+)"', config)[1]
+    check(f"{mode}: HEP goes as asked for", hep == ("tcp" if mode == "single" else "none"), hep)
     check(f"{mode}: there is grace for the hook and the rest", grace >= waits + hangup + 15, grace)
     pdb = one(manifests, "PodDisruptionBudget")
     if replicas > 1:
@@ -133,6 +136,8 @@ def services(mode, manifests, spec):
         check("pod: peers are found before they are ready", peers["publishNotReadyAddresses"] is True)
         volumes = {v["name"]: v for v in spec["volumes"]}
         check("pod: emptyDir where asked for", "emptyDir" in volumes["data"])
+        check("pod: the priority class is the one asked for", spec["priorityClassName"] == "voice")
+        watched(manifests)
         test = one(manifests, "Pod", "voice-sbc-test-call")
         check("pod: a test places a call", test["spec"]["containers"][0]["args"][0] == "call")
     if mode == "host":
@@ -147,6 +152,52 @@ def services(mode, manifests, spec):
         check("multus: no Secret is made beside one's own", one(manifests, "Secret") is None)
         claims = sts["spec"]["volumeClaimTemplates"]
         check("multus: a volume for each pod", len(claims) == 1)
+
+
+def watched(manifests):
+    """Prometheus and Grafana are given what is there."""
+    monitor = one(manifests, "ServiceMonitor")["spec"]
+    wanted = monitor["selector"]["matchLabels"].items()
+    found = [m for m in manifests if m["kind"] == "Service" and wanted <= m["metadata"]["labels"].items()]
+    check("pod: the ServiceMonitor finds one Service", len(found) == 1, found)
+    ports = {p["name"] for p in found[0]["spec"]["ports"]}
+    check("pod: and its port", {e["port"] for e in monitor["endpoints"]} <= ports, ports)
+    with open(os.path.join(CHART, "files", "alerts.yaml")) as file:
+        check("pod: the PrometheusRule has every alert", one(manifests, "PrometheusRule")["spec"] == yaml.safe_load(file))
+    shown = one(manifests, "ConfigMap", "voice-sbc-dashboard")
+    check("pod: Grafana finds its dashboard", shown["metadata"]["labels"].get("grafana_dashboard") == "1")
+    panels = json.loads(shown["data"]["sbc.json"])["panels"]
+    check(f"pod: a dashboard of {len(panels)} panels", len(panels) > 5)
+
+
+def ordinals(manifests):
+    """Each pod of the list advertises its own entry, and one beyond it says what is missing."""
+    env = one(manifests, "StatefulSet", "voice-sbc")["spec"]["template"]["spec"]["containers"][0]["env"]
+    listed = {e["name"]: e.get("value") for e in env if e["name"].startswith("ADVERTISE_")}
+    check("multus: the list is in the environment", listed == {"ADVERTISE_1": "203.0.113.1,203.0.113.2,203.0.113.3"}, listed)
+    toml = one(manifests, "ConfigMap", "voice-sbc")["data"]["sbc.toml"]
+    check("multus: each pod takes its own entry", 'advertise = "${ADVERTISE_1[ordinal]}"' in toml, toml)
+    if subprocess.run(["unshare", "-ru", "true"], capture_output=True).returncode:
+        print("note: no name of one's own here: ordinals are not tried")
+        return
+    with tempfile.TemporaryDirectory() as place:
+        file = os.path.join(place, "sbc.toml")
+        with open(file, "w") as out:
+            out.write('[[interface]]\nname = "i"\nlisten = "udp://127.0.0.1"\nadvertise = "${ADVERTISE_1[ordinal]}"\n')
+        for ordinal, wanted in [(0, ""), (2, ""), (3, "ADVERTISE_1 has 3 entries, none for ordinal 3 of voice-sbc-3")]:
+            named = f'hostname voice-sbc-{ordinal} && exec "$@"'
+            done = subprocess.run(["unshare", "-ru", "sh", "-c", named, "sh", SBC_NODE, "check", file],
+                                  capture_output=True, text=True, env={**os.environ, **listed})
+            told = wanted in done.stdout + done.stderr and (done.returncode == 0) is (wanted == "")
+            check(f"multus: ordinal {ordinal}", told, done.stdout + done.stderr)
+
+
+def notes(mode, text):
+    """What is said after the installation: what to wait for, what to do next, what is missing."""
+    for command in ["rollout status statefulset/voice-sbc", "sbcctl cluster status", "helm -n voice test voice"]:
+        check(f"{mode}: the notes say {command}", command in text, text)
+    check(f"{mode}: the notes miss a trunk where there is none", ("no trunk yet" in text) is (mode == "single"), text)
+    check(f"{mode}: the notes warn of emptyDir", ("in the pods alone" in text) is (mode == "pod"), text)
 
 
 def configuration(mode, manifests, pod_ip="10.1.2.3"):
@@ -223,6 +274,7 @@ def helm4():
         if not HELM:
             promises(mode, manifests)
             configuration(mode, manifests)
+        notes(mode, "".join(text for file, text in rendered.items() if file.endswith("NOTES.txt")))
         check(f"{mode}: Helm 4 renders it too", one(manifests, "StatefulSet", "voice-sbc") is not None)
 
 
@@ -242,6 +294,8 @@ def main():
             check(f"{mode}: {len(manifests)} manifests fit the API of Kubernetes {', '.join(KUBERNETES)}", True)
             promises(mode, manifests)
             configuration(mode, manifests)
+            if mode == "multus":
+                ordinals(manifests)
             lasting = [m for m in manifests if "helm.sh/hook" not in m["metadata"].get("annotations", {})]
             checkov(mode, yaml.safe_dump_all(lasting))
         done = render("pod", "--set", "ipFamily=IPv6", "--set-string", "config=")

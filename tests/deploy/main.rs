@@ -8,8 +8,8 @@ mod compose;
 mod docker;
 mod image;
 mod systemd;
+mod watch;
 
-use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Command;
@@ -50,37 +50,6 @@ fn the_chart_keeps_its_promises_in_every_mode() {
     let out = run(Command::new(python).arg(script).arg(root()).arg(helm).arg(binary("sbc-node")));
     let checks = out.lines().last().and_then(|line| line.split(' ').next()?.parse().ok());
     assert!(checks.unwrap_or(0) > 10, "{out}");
-}
-
-/// An alert without an explanation helps nobody; one of a metric that does not exist never comes.
-#[test]
-fn every_alert_has_its_entry_and_its_metrics() {
-    let read = |path: &str| std::fs::read_to_string(root().join(path)).expect(path);
-    let (alerts, runbook) = (read("helm/sbc/files/alerts.yaml"), read("docs/runbook.md"));
-    let metrics = read("docs/metrics.md");
-    let named = |text: &str| -> BTreeSet<String> {
-        let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        let words = text.split(|c| !word(c));
-        let metric = |w: &&str| w.starts_with("sbc_") || w.starts_with("process_");
-        words.filter(metric).map(str::to_owned).collect()
-    };
-    let entries: Vec<&str> =
-        alerts.lines().filter_map(|l| l.trim().strip_prefix("- alert: ")).collect();
-    assert!(entries.len() > 10);
-    for alert in &entries {
-        assert!(runbook.contains(&format!("\n## {alert}\n")), "{alert} is not in docs/runbook.md");
-        let link = format!("docs/runbook.md#{}", alert.to_lowercase());
-        assert!(alerts.contains(&link), "{alert} does not say where its entry is");
-    }
-    for section in runbook.lines().filter_map(|l| l.strip_prefix("## Sbc")) {
-        assert!(entries.contains(&format!("Sbc{section}").as_str()), "no alert Sbc{section}");
-    }
-    for text in [&alerts, &runbook, &read("helm/sbc/files/dashboard.json")] {
-        for metric in named(text) {
-            let plain = metric.trim_end_matches("_bucket");
-            assert!(metrics.contains(&format!("`{plain}`")), "{plain} is not in docs/metrics.md");
-        }
-    }
 }
 
 #[test]

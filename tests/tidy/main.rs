@@ -242,3 +242,62 @@ fn every_test_that_conformance_names_exists() {
     }
     report(&bad);
 }
+
+/// `cargo deny` asks the same where it is installed; here it is asked of every build. What is in force:
+/// `OR` by choice, `AND` and the old `/` by both and either.
+#[test]
+fn every_dependency_has_a_licence_of_the_list() {
+    let root = sbc_tests::root();
+    let deny = read(&root.join("deny.toml"));
+    let list = deny.split("allow = [").nth(1).and_then(|l| l.split(']').next()).expect("a list");
+    let allowed: Vec<&str> = list.split('"').skip(1).step_by(2).collect();
+    let out = std::process::Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version=1", "--locked", "--offline", "--all-features"])
+        .current_dir(&root)
+        .output()
+        .expect("cargo metadata");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    let packages = metadata["packages"].as_array().expect("packages");
+    assert!(packages.len() > 100);
+    let bad: Vec<String> = packages
+        .iter()
+        .map(|p| (&p["name"], p["license"].as_str().unwrap_or("no licence")))
+        .filter(|(_, licence)| !permits(licence, &allowed))
+        .map(|(name, licence)| format!("{name}: {licence}"))
+        .collect();
+    report(&bad);
+    for licence in ["(MIT OR X) AND (X OR ISC)", "X/MIT", "MIT AND ISC", "(X) OR MIT"] {
+        assert!(permits(licence, &["MIT", "ISC"]), "{licence}");
+    }
+    for licence in ["X", "MIT AND X", "(MIT OR ISC) AND (X OR Y)", "X OR (MIT AND Y)"] {
+        assert!(!permits(licence, &["MIT", "ISC"]), "{licence}");
+    }
+}
+
+/// Whether an SPDX expression can be kept with the licences of a list.
+fn permits(expression: &str, allowed: &[&str]) -> bool {
+    let parts = |by: &str| {
+        let (mut depth, mut begin, mut found) = (0_i32, 0, Vec::new());
+        for (at, c) in expression.char_indices() {
+            depth += i32::from(c == '(') - i32::from(c == ')');
+            if depth == 0 && expression[at..].starts_with(by) {
+                found.push(&expression[begin..at]);
+                begin = at + by.len();
+            }
+        }
+        found.push(&expression[begin..]);
+        found
+    };
+    for (by, all) in [(" OR ", false), ("/", false), (" AND ", true)] {
+        let parts = parts(by);
+        if parts.len() > 1 {
+            let mut kept = parts.iter().map(|part| permits(part.trim(), allowed));
+            return if all { kept.all(|k| k) } else { kept.any(|k| k) };
+        }
+    }
+    match expression.strip_prefix('(').and_then(|e| e.strip_suffix(')')) {
+        Some(inner) => permits(inner, allowed),
+        None => allowed.contains(&expression),
+    }
+}
