@@ -120,10 +120,19 @@ fn a_minority_lets_go_of_its_addresses() {
     let status = three.node(owner).ctl("status");
     let alarms = status["alarms"].to_string();
     assert!(alarms.contains("no quorum"), "{alarms}");
+    // Nobody sends it new calls; nobody restarts it either.
+    for (number, ready) in [(owner, "503"), (survivor, "200")] {
+        let heard = three.probe(number, "/readyz");
+        assert!(heard.starts_with(ready), "node {number}: {heard}");
+        assert!(three.probe(number, "/healthz").starts_with("200"), "node {number} lives");
+    }
     let metrics = three.node(owner).ctl("stats quorum").to_string();
     assert!(metrics.contains("\"value\":0"), "{metrics}");
     three.mend(owner);
     three.wait_up(3);
+    wait_for("the minority to be ready again", LONG, || {
+        three.probe(owner, "/readyz").starts_with("200").then_some(())
+    });
     wait_for("the minority to forget the calls", LONG, || (three.calls(owner) == 0).then_some(()));
     assert!(!three.has_addresses(owner), "it took the addresses back");
     load.end(&three);

@@ -8,12 +8,13 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use sbc_tests::net::{Net, in_ipv6, ip, nft, run, socket_in};
+use sbc_tests::net::{Net, in_ipv6, ip, nft, run, socket_in, stream_in};
 use sbc_tests::node::Node;
 use sbc_tests::rtp::{End, Talk};
 use sbc_tests::sipp::Sipp;
@@ -265,6 +266,17 @@ impl Three {
         let out = Command::new("ip").args(["-n", &ns, "addr"]).output();
         let text = String::from_utf8_lossy(&out.expect("ip").stdout).into_owned();
         ["10.1.0.100/32", "10.2.0.100/32"].iter().all(|a| text.contains(&self.say(a)))
+    }
+
+    /// What a kubelet hears from a node: the status of `/readyz` or `/healthz`, and the reason.
+    pub(crate) fn probe(&self, number: usize, path: &str) -> String {
+        let mut stream = stream_in(&self.ns(number), "127.0.0.1:9090");
+        stream.set_read_timeout(Some(LONG)).expect("timeout");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: n\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).expect("ask");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("answer");
+        text.trim_start_matches("HTTP/1.1 ").to_owned()
     }
 
     pub(crate) fn kill(&mut self, number: usize) {
@@ -662,6 +674,9 @@ drain-time = "2s"
 
 [admin]
 socket = "@DIR@/sbc.sock"
+
+[metrics]
+listen = "127.0.0.1:9090"
 
 [cdr]
 file = "@DIR@/cdr.jsonl"

@@ -243,8 +243,47 @@ fn every_test_that_conformance_names_exists() {
     report(&bad);
 }
 
-/// `cargo deny` asks the same where it is installed; here it is asked of every build. What is in force:
-/// `OR` by choice, `AND` and the old `/` by both and either.
+/// The last table of `docs/deploy.md` names files and tests: all of them exist.
+#[test]
+fn every_test_that_deploy_names_exists() {
+    let root = sbc_tests::root();
+    let texts: Vec<String> = files("rs").iter().map(|p| read(p)).collect();
+    let tests: std::collections::BTreeSet<&str> =
+        texts.iter().flat_map(|text| tests_of(text)).collect();
+    let text = read(&root.join("docs/deploy.md"));
+    let table = text.split("\n## Where it is shown\n").nth(1).expect("the table");
+    let (mut bad, mut rows) = (Vec::new(), 0);
+    for line in table.lines().filter(|l| l.starts_with("| ")).skip(1) {
+        let [_, what, place, shown, _] = line.split('|').collect::<Vec<_>>()[..] else {
+            bad.push(format!("{line}: not three columns"));
+            continue;
+        };
+        rows += 1;
+        let quoted = |text: &str| -> Vec<String> {
+            text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+        };
+        let paths = quoted(place).into_iter().filter(|p| p.contains('/'));
+        bad.extend(
+            paths.filter(|p| !root.join(p).exists()).map(|p| format!("{}: no {p}", what.trim())),
+        );
+        let names: Vec<String> = quoted(shown).into_iter().filter(|n| n.contains('_')).collect();
+        let whole = ["the chart", "the API"].iter().any(|w| shown.contains(w));
+        if names.is_empty() && !whole {
+            bad.push(format!("{}: nothing shows it", what.trim()));
+        }
+        bad.extend(
+            names
+                .iter()
+                .filter(|n| !tests.contains(n.as_str()))
+                .map(|n| format!("{}: no test {n}", what.trim())),
+        );
+    }
+    assert!(rows > 30, "{rows} rows");
+    report(&bad);
+}
+
+/// `cargo deny` asks the same where it is installed; this is asked everywhere. Of `OR` and the old `/` one
+/// part must be on the list of `deny.toml`, of `AND` every part.
 #[test]
 fn every_dependency_has_a_licence_of_the_list() {
     let root = sbc_tests::root();
