@@ -260,11 +260,17 @@ impl Handle {
     ) -> Result<(), MediaError> {
         let entry = self.sessions.get(&id).ok_or(MediaError::Unknown)?;
         entry.side(index, side).ok_or(MediaError::Unknown)?;
+        let cell = entry.stream(index).map(|stream| stream.cell.clone());
         let stream = u8::try_from(index).map_err(|_| MediaError::Unknown)?;
         if !self.shared.addresses.usable(latched) {
             return Err(MediaError::Forbidden(latched));
         }
-        self.try_post(id, Letter::Command(Command::Restore { id, stream, side, latched }))
+        self.try_post(id, Letter::Command(Command::Restore { id, stream, side, latched }))?;
+        // Whoever writes the call down before the relay thread has come to it still names the source.
+        if let Some(cell) = cell {
+            cell.side(side).latched(Some(latched));
+        }
+        Ok(())
     }
 
     /// Ends one stream (`m=` port 0) and frees its ports.

@@ -125,6 +125,10 @@ fn taken_over(net: &Net, way: Way) {
         let spec = spec(u16::try_from(n).expect("small"));
         handle.bind_at(CALL, 0, StreamKind::Audio, side, spec, PORTS[n]).expect("binds");
         handle.restore(CALL, 0, side, at(HEARD[n])).expect("takes it");
+        // Whatever is written of the call from now on names its source.
+        let stats = handle.stats(CALL)[0];
+        let said = [stats.a, stats.b][n].latched;
+        assert_eq!(said, Some(at(HEARD[n])), "at once");
         handle.remote(CALL, 0, side, &remote(SIGNALLED[n]), false).expect("takes it");
     }
     let kernel = || {
