@@ -76,6 +76,33 @@ fn rtcp_goes_by_the_odd_ports_and_by_mux_where_agreed_rfc5761() {
     assert_eq!((stats.a.rtcp_packets, stats.b.rtcp_packets, stats.b.packets), (1, 1, 1));
 }
 
+/// The sockets are not connected and ask for no errors: what ICMP says of one packet fails no other.
+#[test]
+fn an_endpoint_whose_port_is_closed_costs_no_packet_once_it_is_open() {
+    let mut bench = Bench::new(19, 21_800..=21_899);
+    let (alice, bob) = (bench.endpoint(2), bench.endpoint(3));
+    let [to_a, to_b] = bench.call(StreamKind::Audio, (&alice, Latch::Auto), (&bob, Latch::Auto));
+    let sent = alice.send(to_a.rtp);
+    assert_eq!(bob.receive(), (sent, to_b.rtp));
+    let at = bob.addr();
+    drop(bob);
+    for n in 0..10 {
+        alice.send(to_a.rtp);
+        // One at a time, so that each finds the error of the one before.
+        bench.judged(2 + n);
+    }
+    let bob = Endpoint::new(at);
+    for _ in 0..10 {
+        let sent = alice.send(to_a.rtp);
+        assert_eq!(bob.receive(), (sent, to_b.rtp));
+        let sent = bob.send(to_b.rtp);
+        assert_eq!(alice.receive(), (sent, to_a.rtp));
+    }
+    let stats = bench.handle.stats(ID)[0];
+    assert_eq!((stats.a.packets, stats.b.packets), (21, 10));
+    assert_eq!(bench.anchor.totals().dropped_for(DropReason::Send), 0);
+}
+
 #[test]
 fn garbage_short_rtcp_and_oversize_reach_nobody_and_are_counted() {
     let mut bench = Bench::new(4, 20_300..=20_399);

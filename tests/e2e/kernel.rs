@@ -9,6 +9,7 @@ use sbc_tests::capture::Capture;
 use sbc_tests::net::{Net, ip, socket_in};
 use sbc_tests::node::Node;
 use sbc_tests::{can_make_namespaces, wait_for};
+use serde_json::Value;
 
 use crate::bed::{Bed, Plan, V4, V6};
 
@@ -108,7 +109,7 @@ impl Talk {
     }
 
     /// Hangs up; the CDR has every packet that was sent, by whichever way it went.
-    fn end(mut self) {
+    fn end(mut self) -> Value {
         self.caller.bye();
         self.callee.gone(LONG);
         let cdr = self.bed.node().wait_cdrs(1).remove(0);
@@ -117,6 +118,7 @@ impl Talk {
             wait_for("the kernel to be empty", LONG, || (self.flows() == 0).then_some(()));
         }
         self.bed.finish();
+        cdr
     }
 }
 
@@ -192,6 +194,47 @@ fn numbered(way: &'static str, plan: Plan) {
         assert_eq!(pcap.count("ip && ip.checksum.status != \"Good\""), 0, "{way}");
     }
     talk.end();
+}
+
+/// What the callee reports of the caller's audio (RFC 3550 §6.4.2) passes through, and is what is shown of
+/// it and written down while the kernel relays it; in userspace the relay's own reckoning stands.
+#[test]
+fn loss_and_jitter_are_as_the_far_end_reports_while_the_kernel_relays() {
+    each_way("receiver report", |way| {
+        let mut talk = Talk::new(way, Setup::default());
+        talk.settle();
+        let rtcp = |of: SocketAddr| SocketAddr::new(of.ip(), of.port() + 1);
+        let (out, inside) = (talk.bed.net.ns("out"), talk.bed.net.ns("in"));
+        let at_caller = socket_in(&out, &rtcp(talk.a.address()).to_string());
+        let at_callee = socket_in(&inside, &rtcp(talk.b.address()).to_string());
+        // 7 packets lost in all, a jitter of 40 units of 8,000 Hz.
+        let mut report = vec![0x81, 201, 0, 7, 0, 0, 0, 9];
+        report.extend(talk.a.ssrc().to_be_bytes());
+        report.extend([12, 0, 0, 7, 0, 0, 0, 99, 0, 0, 0, 40, 0, 0, 0, 0, 0, 0, 0, 0]);
+        at_callee.send_to(&report, rtcp(talk.b.to)).expect("send");
+        let mut heard = [0; 64];
+        at_caller.set_read_timeout(Some(LONG)).expect("timeout");
+        let (len, from) = at_caller.recv_from(&mut heard).expect("the report");
+        let port = rtcp(talk.a.to).port();
+        assert_eq!((&heard[..len], from.port()), (&report[..], port), "{way}");
+        let caller = |of: &Value| (of["lost"].as_u64(), of["jitter_us"].as_u64());
+        let list = || talk.bed.node().ctl("media list")["sessions"][0]["streams"][0]["a"].clone();
+        if talk.kernel() {
+            wait_for("the report to be shown", LONG, || {
+                (caller(&list()) == (Some(7), Some(5_000))).then_some(())
+            });
+        }
+        let before = caller(&list());
+        assert_eq!(before.0, Some(if talk.kernel() { 7 } else { 0 }), "{way}: {}", list());
+        talk.exchange();
+        assert_eq!(talk.flows(), if talk.kernel() { 2 } else { 0 }, "{way}: its audio stays there");
+        let cdr = talk.end();
+        let written = caller(&cdr["media"][0]["a"]);
+        assert_eq!(written.0, before.0, "{way}: {cdr}");
+        if way != "off" {
+            assert_eq!(written, before, "{way}: {cdr}");
+        }
+    });
 }
 
 /// Somebody who knows the SBC's ports but is not the endpoint: nothing of it arrives, and it is

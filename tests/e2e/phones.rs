@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sbc_tests::baresip::{Baresip, Phone};
-use sbc_tests::can_make_namespaces;
+use sbc_tests::{can_make_namespaces, wait_for};
 
 use crate::bed::{Bed, Plan, V4, V6};
 
@@ -30,6 +30,12 @@ fn talk(plan: Plan, transport: &'static str) {
         bed.dir.path(),
         &phone("alice", &outside, 440, Some(&dial), 6),
     );
+    if bed.node().ctl("status")["kernel_way"] != "off" {
+        wait_for("the audio to be in the kernel", Duration::from_secs(10), || {
+            let streams = bed.node().ctl("media list").to_string();
+            (streams.matches("\"way\":\"kernel\"").count() == 2).then_some(())
+        });
+    }
     alice.proc.wait(Duration::from_secs(30));
     let cdrs = bed.node().wait_cdrs(1);
     assert_eq!(cdrs[0]["status"], 200, "{}", cdrs[0]);

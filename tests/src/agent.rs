@@ -254,6 +254,11 @@ impl Audio {
         self.socket.local_addr().expect("bound")
     }
 
+    /// The source that its packets name.
+    pub fn ssrc(&self) -> u32 {
+        self.ssrc
+    }
+
     /// Sends the next packet; its sequence number.
     pub fn send(&mut self) -> u16 {
         self.seq = self.seq.wrapping_add(1);

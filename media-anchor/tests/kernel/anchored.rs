@@ -53,6 +53,16 @@ fn remote(rtp: SocketAddr) -> Remote {
 impl Bench {
     /// A call between a and b whose endpoints have signalled.
     fn new(way: Way, test: &str, ips: [&str; 2], peers: [&str; 2]) -> Option<Bench> {
+        Bench::of(StreamKind::Audio, way, test, ips, peers)
+    }
+
+    fn of(
+        kind: StreamKind,
+        way: Way,
+        test: &str,
+        ips: [&str; 2],
+        peers: [&str; 2],
+    ) -> Option<Bench> {
         if !available(test) {
             return None;
         }
@@ -73,7 +83,7 @@ impl Bench {
             [(Side::A, 0, &a), (Side::B, 1, &b)].map(|(side, interface, socket)| {
                 let ipv6 = socket.local_addr().expect("bound").is_ipv6();
                 let spec = SideSpec { interface: InterfaceId(interface), ipv6 };
-                let local = handle.bind(ID, 0, StreamKind::Audio, side, spec).expect("binds");
+                let local = handle.bind(ID, 0, kind, side, spec).expect("binds");
                 let remote = remote(socket.local_addr().expect("bound"));
                 handle.remote(ID, 0, side, &remote, true).expect("takes it");
                 local.rtp
@@ -83,7 +93,12 @@ impl Bench {
     }
 
     fn v4(way: Way, test: &str) -> Option<Bench> {
-        Bench::new(way, test, ["10.1.0.1", "10.2.0.1"], ["10.1.0.2:5000", "10.2.0.2:6000"])
+        Bench::v4_of(StreamKind::Audio, way, test)
+    }
+
+    fn v4_of(kind: StreamKind, way: Way, test: &str) -> Option<Bench> {
+        let (ips, peers) = (["10.1.0.1", "10.2.0.1"], ["10.1.0.2:5000", "10.2.0.2:6000"]);
+        Bench::of(kind, way, test, ips, peers)
     }
 
     fn packet(&mut self) -> (u16, Vec<u8>) {
@@ -98,10 +113,15 @@ impl Bench {
 
     /// One packet each way, received before the next.
     fn exchange(&mut self) {
+        let data = [self.packet().1, self.packet().1];
+        self.exchange_of(&data);
+    }
+
+    fn exchange_of(&mut self, data: &[Vec<u8>; 2]) {
         for (from, to, into) in [(0, self.to[0], 1), (1, self.to[1], 0)] {
-            let (_, data) = self.packet();
+            let data = &data[from];
             let sockets = [&self.a, &self.b];
-            sockets[from].send_to(&data, to).expect("sends");
+            sockets[from].send_to(data, to).expect("sends");
             let mut got = [0; 2048];
             let (len, src) = sockets[into].recv_from(&mut got).expect("relayed");
             assert_eq!((&got[..len], src), (&data[..], self.to[into]));
@@ -291,6 +311,36 @@ fn ipv6_calls_move_into_the_kernel_too() {
         for _ in 0..10 {
             bench.exchange();
         }
+    });
+}
+
+#[test]
+fn t38_and_video_go_into_the_kernel_too() {
+    both(|way| {
+        let Some(mut fax) = Bench::v4_of(StreamKind::Image, way, "T.38") else { return };
+        // UDPTL has no RTP header: a number of 16 bits, and what is fax.
+        let packets = |n: u8| [vec![0, n, 1, 0, 0, 0], vec![0, n, 3, 0xe0, 1, 2, 3]];
+        let deadline = Instant::now() + PATIENCE;
+        for n in (0..=255).cycle() {
+            fax.exchange_of(&packets(n));
+            if fax.paths() == [Path::Kernel; 2] {
+                break;
+            }
+            assert!(Instant::now() < deadline, "stays: {:?}", fax.paths());
+        }
+        let before = fax.in_userspace();
+        for n in 0..20 {
+            fax.exchange_of(&packets(n));
+        }
+        assert_eq!(fax.in_userspace(), before);
+        drop(fax);
+        let Some(mut video) = Bench::v4_of(StreamKind::Video, way, "video") else { return };
+        video.until_in_kernel();
+        let before = video.in_userspace();
+        for _ in 0..20 {
+            video.exchange();
+        }
+        assert_eq!(video.in_userspace(), before);
     });
 }
 
