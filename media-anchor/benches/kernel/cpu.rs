@@ -44,7 +44,7 @@ impl Bed {
         let sender = Sender::open(&net.a, "eth0");
         let offload = way.map(|way| {
             let mut offload = opened(&net.sbc, way);
-            net.sbc.run(|| traffic::install_marked(offload.as_mut(), frames.len(), mark));
+            net.sbc.run(|| traffic::install_marked(offload.as_mut(), 0..frames.len(), mark));
             offload
         });
         Bed { name, net, sender, frames, offload, nanos: Vec::new() }

@@ -1,7 +1,7 @@
 //! What the kernel ways cost: CPU per relayed packet beside plain forwarding, calls set up and torn
 //! down per second, added latency, the price of bans.
 //!
-//! `cargo bench -p media-anchor --bench kernel [-- cpu|rate|latency|bans]`, as root.
+//! `cargo bench -p media-anchor --bench kernel [-- cpu|rate|memory|latency|bans]`, as root.
 //!
 //! Wall-clock packets per second on a shared machine mean nothing, so CPU is counted: a pinned
 //! AF_PACKET sender runs all softirq work of the veth chain on its own thread's clock; what
@@ -10,6 +10,9 @@
 
 mod clock;
 mod cpu;
+#[path = "../support/footprint.rs"]
+mod footprint;
+mod memory;
 #[path = "../../tests/kernel/netns.rs"]
 mod netns;
 mod other;
@@ -41,6 +44,9 @@ fn main() {
     }
     if chosen("rate") {
         other::rate();
+    }
+    if chosen("memory") {
+        memory::run();
     }
     if chosen("latency") {
         other::latency();

@@ -1,6 +1,5 @@
-//! Calls per second, memory, added latency, and what bans cost.
+//! Calls per second, added latency, and what bans cost. Memory is in `memory.rs`.
 
-use std::fs;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -32,19 +31,14 @@ pub(crate) fn rate() {
                 &[FlowChange::Remove(traffic::flow(0).id), FlowChange::Remove(traffic::back(0).id)],
                 &mut Vec::new(),
             );
-            let (mut used, mut install, mut remove) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut install, mut remove) = (Vec::new(), Vec::new());
             for _ in 0..ROUNDS {
-                let memory = kernel_memory();
                 install.push(changed(offload.as_mut(), FlowChange::Install));
-                let more = kernel_memory().saturating_sub(memory);
-                used.push(more as f64 / (2 * CALLS) as f64);
                 remove.push(changed(offload.as_mut(), |flow| FlowChange::Remove(flow.id)));
             }
-            let (used, install, remove) =
-                (clock::median(used), clock::median(install), clock::median(remove));
+            let (install, remove) = (clock::median(install), clock::median(remove));
             println!(
-                "{:<10}  install {:>7.0}/s  remove {:>7.0}/s  both {:>7.0} calls/s  {used:.0} bytes \
-                 of kernel memory per flow",
+                "{:<10}  install {:>7.0}/s  remove {:>7.0}/s  both {:>7.0} calls/s",
                 offload.name(),
                 CALLS as f64 / install,
                 CALLS as f64 / remove,
@@ -65,16 +59,6 @@ fn changed(offload: &mut dyn Offload, change: impl Fn(Flow) -> FlowChange) -> f6
         offload.apply(&changes, &mut Vec::new());
     }
     (clock::thread() - begun).as_secs_f64()
-}
-
-/// Bytes of slab, per-CPU and vmalloc memory in use.
-fn kernel_memory() -> usize {
-    let info = fs::read_to_string("/proc/meminfo").expect("procfs");
-    let field = |name: &str| {
-        let line = info.lines().find(|l| l.starts_with(name)).unwrap_or_default();
-        line.split_whitespace().nth(1).and_then(|n| n.parse::<usize>().ok()).unwrap_or(0)
-    };
-    (field("Slab:") + field("Percpu:") + field("VmallocUsed:")) * 1024
 }
 
 /// From before the send to after the receive on one thread, where all of a veth chain happens. A

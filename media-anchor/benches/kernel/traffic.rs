@@ -2,7 +2,9 @@
 
 use std::cell::Cell;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use media_anchor::plan_types::{Flow, FlowChange, FlowId, FlowOutcome, Offload, Tuple};
 use media_anchor::{Component, InterfaceId, SessionId, Side, StreamKind};
@@ -81,18 +83,32 @@ pub(crate) fn back(n: usize) -> Flow {
 
 /// Installs both directions of `flows` calls.
 pub(crate) fn install(offload: &mut dyn Offload, flows: usize) {
-    install_marked(offload, flows, Some(46));
+    install_marked(offload, 0..flows, Some(46));
 }
 
-/// The same with that code point.
-pub(crate) fn install_marked(offload: &mut dyn Offload, flows: usize, dscp: Option<u8>) {
-    let changes: Vec<FlowChange> = (0..flows)
+/// The same of those numbers, with that code point.
+pub(crate) fn install_marked(offload: &mut dyn Offload, flows: Range<usize>, dscp: Option<u8>) {
+    let mut changes: Vec<FlowChange> = flows
         .flat_map(|n| [flow(n), back(n)])
         .map(|flow| FlowChange::Install(Flow { dscp, ..flow }))
         .collect();
-    let mut outcomes = Vec::new();
-    offload.apply(&changes, &mut outcomes);
-    assert!(outcomes.iter().all(|o| matches!(o, FlowOutcome::Installed(_))), "{:?}", outcomes[0]);
+    // On a busy machine the links of the namespaces take a moment to have their routes.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let mut outcomes = Vec::new();
+        offload.apply(&changes, &mut outcomes);
+        let refused: Vec<FlowId> = outcomes
+            .iter()
+            .filter(|o| !matches!(o, FlowOutcome::Installed(_)))
+            .map(FlowOutcome::id)
+            .collect();
+        if refused.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{:?}", outcomes.last());
+        changes.retain(|c| matches!(c, FlowChange::Install(flow) if refused.contains(&flow.id)));
+        offload.poll(&mut Vec::new());
+    }
 }
 
 /// A frame with an RTP packet; 12 bytes of it differ between flows.

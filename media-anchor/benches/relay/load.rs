@@ -123,7 +123,7 @@ impl Load {
         }
         for (index, call) in self.calls.iter().enumerate().skip(slot).step_by(SLOTS) {
             for (side, to) in [(0, call.to_a), (1, call.to_b)] {
-                let data = packet(index, side, self.sequence, self.start);
+                let data = packet(index, side, self.sequence, self.start.elapsed());
                 if self.sides[side][index % SOCKETS].send_to(&data, to).is_ok() {
                     self.sent += 1;
                 }
@@ -148,14 +148,15 @@ impl Load {
     }
 }
 
-fn packet(call: usize, side: usize, sequence: u16, start: Instant) -> [u8; LENGTH] {
+/// An RTP packet that says when it was sent.
+pub(crate) fn packet(call: usize, side: usize, sequence: u16, at: Duration) -> [u8; LENGTH] {
     let mut data = [0x55; LENGTH];
     let ssrc = u32::try_from(call * 2 + side).expect("few calls");
     data[..2].copy_from_slice(&[0x80, 8]);
     data[2..4].copy_from_slice(&sequence.to_be_bytes());
     data[4..8].copy_from_slice(&(u32::from(sequence) * 160).to_be_bytes());
     data[8..12].copy_from_slice(&ssrc.to_be_bytes());
-    let stamp = u64::try_from(start.elapsed().as_nanos()).expect("short runs");
+    let stamp = u64::try_from(at.as_nanos()).expect("short runs");
     data[HEADER..HEADER + 8].copy_from_slice(&stamp.to_be_bytes());
     data
 }

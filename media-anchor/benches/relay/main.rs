@@ -5,6 +5,8 @@
 //! the run time of the relay's threads (`/proc/…/schedstat`), the load generator's is not in it.
 //! `memory=5000` prints the memory per established call instead. Rounds alternate between the relays; medians are printed.
 
+#[path = "../support/footprint.rs"]
+mod footprint;
 mod load;
 mod memory;
 mod ours;
