@@ -21,7 +21,7 @@ pub(crate) const LONG: Duration = Duration::from_secs(60);
 pub(crate) struct Shared {
     pub(crate) net: Net,
     dir: TempDir,
-    nodes: Vec<Node>,
+    pub(crate) nodes: Vec<Node>,
 }
 
 impl Shared {
@@ -137,7 +137,7 @@ source = "outside"
 target = "inside"
 "#;
 
-const PHONES: &str = r#"
+pub(crate) const PHONES: &str = r#"
 [[trunk]]
 name = "phones"
 interface = "access"
@@ -183,21 +183,28 @@ fn requests_of_a_dialog_may_come_by_any_node() {
 }
 
 /// A phone at the end of one node's connection.
-struct Phone {
+pub(crate) struct Phone {
     stream: TcpStream,
     read: Vec<u8>,
 }
 
 impl Phone {
-    fn register(shared: &Shared, node: &str) -> Phone {
+    pub(crate) fn register(shared: &Shared, node: &str) -> Phone {
+        Phone::register_as(shared, node, 1)
+    }
+
+    /// The same with the CSeq of its REGISTER.
+    pub(crate) fn register_as(shared: &Shared, node: &str, cseq: u32) -> Phone {
         let mut stream = stream_in(&shared.net.ns("out"), node);
         stream.set_read_timeout(Some(LONG)).expect("timeout");
-        let register = "REGISTER sip:example.com SIP/2.0\r\n\
-             Via: SIP/2.0/TCP 192.168.1.5:5060;branch=z9hG4bKreg1;rport\r\n\
+        let register = format!(
+            "REGISTER sip:example.com SIP/2.0\r\n\
+             Via: SIP/2.0/TCP 192.168.1.5:5060;branch=z9hG4bKreg{cseq};rport\r\n\
              From: <sip:alice@example.com>;tag=r1\r\nTo: <sip:alice@example.com>\r\n\
-             Call-ID: reg-1\r\nCSeq: 1 REGISTER\r\nMax-Forwards: 70\r\n\
+             Call-ID: reg-1\r\nCSeq: {cseq} REGISTER\r\nMax-Forwards: 70\r\n\
              Contact: <sip:alice@192.168.1.5:5060;transport=tcp>;expires=600\r\n\
-             Content-Length: 0\r\n\r\n";
+             Content-Length: 0\r\n\r\n"
+        );
         stream.write_all(register.as_bytes()).expect("register");
         let mut phone = Phone { stream, read: Vec::new() };
         let answer = phone.next();
@@ -206,7 +213,7 @@ impl Phone {
     }
 
     /// The next whole message.
-    fn next(&mut self) -> String {
+    pub(crate) fn next(&mut self) -> String {
         loop {
             let text = String::from_utf8_lossy(&self.read).into_owned();
             if let Some(head) = text.find("\r\n\r\n") {
@@ -223,7 +230,7 @@ impl Phone {
         }
     }
 
-    fn answer(&mut self, request: &str, body: &str) {
+    pub(crate) fn answer(&mut self, request: &str, body: &str) {
         let same: String = request
             .lines()
             .filter(|line| {

@@ -191,6 +191,8 @@ impl Agent {
         self.local = to;
         self.remote = header(&request, "From").to_owned();
         self.target = header(&request, "Contact").trim_matches(['<', '>']).to_owned();
+        // Another node may carry the call on.
+        self.peer = from;
         let body = self.sdp(media, direction);
         self.reply(&request, from, &body);
         media_of(&request)

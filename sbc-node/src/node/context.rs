@@ -499,6 +499,7 @@ fn core_samples(
         calls.adopt_failed
     });
     push("sbc_legs_moved", "Legs moved here by re-INVITE", c, calls.legs_moved);
+    push("sbc_legs_rebound", "Lost legs that go by another connection", c, calls.legs_rebound);
     push("sbc_leg_move_refusals", "Re-INVITEs to here that were refused", c, calls.move_refusals);
     push("sbc_transactions_client", "Client transactions", g, count(txn.clients));
     push("sbc_transactions_server", "Server transactions", g, count(txn.servers));

@@ -110,6 +110,7 @@ fn leg_out(leg: &LegRecord) -> wire::Leg {
         routes: leg.routes.clone(),
         transport: transport_out(leg.transport).into(),
         next_hop: address_out(leg.next_hop),
+        connection: leg.connection,
         allow: leg.allow,
         supported: leg.supported,
         session_timer: leg
@@ -126,6 +127,7 @@ fn leg_in(leg: wire::Leg) -> Result<LegRecord, RecordError> {
     Ok(LegRecord {
         transport: transport_in(leg.transport)?,
         next_hop: address_in(&leg.next_hop, "next hop")?,
+        connection: leg.connection,
         trunk: leg.trunk,
         interface: leg.interface,
         call_id: leg.call_id,
@@ -319,6 +321,7 @@ mod tests {
             transport in transport(),
             next_hop in proptest::option::of(address()),
             numbers in any::<[u32; 4]>(),
+            connection in any::<bool>(),
             timer in proptest::option::of((any::<u32>(), any::<bool>())),
             sdp_numbers in any::<[u64; 2]>(),
             sdp_local in sdp(),
@@ -336,6 +339,7 @@ mod tests {
                 routes,
                 transport,
                 next_hop,
+                connection,
                 local_seq: numbers[0],
                 remote_seq: numbers[1],
                 allow: numbers[2],

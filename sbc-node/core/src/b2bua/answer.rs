@@ -77,9 +77,19 @@ pub(crate) struct Media {
     pub(crate) id: MediaId,
     pub(crate) open: bool,
     pub(crate) streams: SmallVec<[StreamState; 1]>,
-    /// The streams as they were before the offer that is open in the dialog, to go back to.
-    before: Option<Box<SmallVec<[StreamState; 1]>>>,
+    before: Option<Box<Before>>,
 }
+
+/// What held before the offer that is open in the dialog, to go back to.
+#[derive(Debug)]
+struct Before {
+    streams: SmallVec<[StreamState; 1]>,
+    /// The last description sent and received on each leg.
+    a: Said,
+    b: Option<Said>,
+}
+
+type Said = (Option<Bytes>, Option<Bytes>);
 
 /// Whose description goes where.
 pub(crate) struct Passing<'a> {
@@ -234,8 +244,10 @@ impl Media {
     }
 
     /// Remembers how things are, before an offer inside the dialog is tried.
-    pub(crate) fn begin_offer(&mut self) {
-        self.before = Some(Box::new(self.streams.clone()));
+    pub(crate) fn begin_offer(&mut self, a: &Leg, b: Option<&Leg>) {
+        let said = |leg: &Leg| (leg.sdp.local.clone(), leg.sdp.remote.clone());
+        let streams = self.streams.clone();
+        self.before = Some(Box::new(Before { streams, a: said(a), b: b.map(said) }));
     }
 
     /// The offer was answered.
@@ -244,8 +256,13 @@ impl Media {
     }
 
     /// The offer was refused: everything is as before it (RFC 3261 §14.1).
-    pub(crate) fn roll_back(&mut self, cx: &mut Cx<'_>) {
+    pub(crate) fn roll_back(&mut self, cx: &mut Cx<'_>, a: &mut Leg, b: Option<&mut Leg>) {
         let Some(before) = self.before.take() else { return };
+        (a.sdp.local, a.sdp.remote) = before.a;
+        if let (Some(b), Some(said)) = (b, before.b) {
+            (b.sdp.local, b.sdp.remote) = said;
+        }
+        let before = before.streams;
         for index in 0..self.streams.len() {
             let Some(old) = before.get(index) else {
                 cx.anchor.drop_stream(self.id, index);

@@ -339,7 +339,7 @@ fn stray_dialog(cx: &Cx<'_>, message: &Message, flow: Option<&Flow>) -> Option<(
             })?;
             let transport = listener.transport;
             let unknown = Target::new(transport, listener.local);
-            let hop = Hop { interface, target: unknown, flow: None };
+            let hop = Hop { interface, target: unknown, flow: None, lost: None };
             match wire::next_hop(&dialog, &hop) {
                 wire::NextHop::Address(target) => Hop { target, ..hop },
                 wire::NextHop::Name(_) | wire::NextHop::Unusable => return None,

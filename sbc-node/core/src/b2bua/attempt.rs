@@ -395,7 +395,7 @@ pub(crate) fn outgoing_dialog(
     target: Target,
 ) -> Option<(Dialog, Hop)> {
     let config = &to.trunk.config;
-    let route = Hop { interface: config.interface, target, flow: None };
+    let route = Hop { interface: config.interface, target, flow: None, lost: None };
     let listener = cx.listener(&route)?;
     let own_host = match &config.from_domain {
         Some(domain) => Host::Name(domain.clone()),

@@ -75,6 +75,8 @@ pub(crate) struct Hop {
     pub(crate) target: Target,
     /// The connection or source of the peer's last message, where requests go back on it.
     pub(crate) flow: Option<Flow>,
+    /// The host at the far end of a connection that is gone: see `rebind.rs`.
+    pub(crate) lost: Option<IpAddr>,
 }
 
 /// What we say in SDP on a leg.
@@ -341,6 +343,8 @@ pub(crate) struct Call {
     pub(crate) conn: Option<ConnId>,
     pub(crate) trace: bool,
     pub(crate) revision: u32,
+    /// How often each lost leg was looked for.
+    pub(crate) seeks: [u8; 2],
 }
 
 /// Timers of a call that is up; those of a leg are indexed by [`slot`].
@@ -349,6 +353,7 @@ pub(crate) struct CallTimers {
     pub(crate) session: [Option<TimerKey>; 2],
     pub(crate) retry: [Option<TimerKey>; 2],
     pub(crate) duration: Option<TimerKey>,
+    pub(crate) seek: [Option<TimerKey>; 2],
 }
 
 /// The place of a side in a pair.
@@ -395,6 +400,8 @@ pub(crate) enum CallTimer {
     Duration,
     /// Our own re-INVITE hit glare and may be tried again.
     Retry(Side),
+    /// Look for the peer of a leg whose connection is gone.
+    Seek(Side),
     /// None of a call's: a subscription, by its index and number, has run out.
     Subscription,
 }
@@ -428,6 +435,7 @@ impl Call {
             conn: None,
             trace: cx.is_traced(key.id),
             revision: 0,
+            seeks: [0; 2],
         }
     }
 
@@ -491,22 +499,24 @@ impl Call {
         }
     }
 
-    /// The connection that leg A lives on is gone: its requests go to where its Contact says.
+    /// The connection that leg A lives on is gone: its requests go to where its Contact says, or wait.
     pub(crate) fn conn_closed(&mut self, cx: &mut Cx<'_>, conn: ConnId) {
         if self.a.hop.flow.is_some_and(|f| f.conn == Some(conn)) {
-            self.a.hop.flow = None;
-            self.follow(cx, Side::A, 0);
+            self.lose_connection(cx, Side::A);
         }
     }
 
     /// A peer behind NAT is where its last request came from.
-    pub(crate) fn came_by(&mut self, side: Side, fork: u8, flow: &Flow) {
+    pub(crate) fn came_by(&mut self, cx: &mut Cx<'_>, side: Side, fork: u8, flow: &Flow) {
         // A datagram that came by another node is answered there; who sent it may be reached from
         // here all the same.
         if !flow.transport.is_reliable() && flow.conn.is_some() {
             return;
         }
-        if let Some(leg) = self.leg_at_mut(side, fork).filter(|l| l.trunk.config.symmetric) {
+        let Some(leg) = self.leg_at_mut(side, fork) else { return };
+        if leg.hop.lost.is_some() && flow.conn.is_some() {
+            self.bound(cx, side, flow);
+        } else if leg.trunk.config.symmetric {
             leg.hop = wire::hop_of_flow(flow);
         }
     }

@@ -149,7 +149,10 @@ impl Call {
         }
     }
 
-    fn send_bye(&mut self, cx: &mut Cx<'_>, side: Side, reason: Option<&str>) {
+    pub(crate) fn send_bye(&mut self, cx: &mut Cx<'_>, side: Side, reason: Option<&str>) {
+        if self.leg(side).is_some_and(|leg| !leg.has_way()) {
+            return self.hold_bye(cx, side);
+        }
         self.start_exchange(cx, Request::own(side, Method::Bye, ExchangeKind::Bye), |out| {
             if let Some(reason) = reason {
                 out.header(HeaderName::Reason, reason);
@@ -191,7 +194,7 @@ impl Call {
     /// Gives media, timers, permits and descriptions back; the last counters of the media.
     pub(crate) fn release(&mut self, cx: &mut Cx<'_>) -> Vec<crate::media::StreamStats> {
         self.end_repeat(cx, None);
-        let CallTimers { session, retry, duration } = &mut self.timers;
+        let CallTimers { session, retry, duration, seek: _ } = &mut self.timers;
         for timer in session.iter_mut().chain(retry).chain([duration]) {
             cx.disarm(timer);
         }
@@ -215,6 +218,7 @@ impl Call {
 
     /// Takes what is left of the call out of the shard's tables; the call is gone after this.
     pub(crate) fn forget(&mut self, cx: &mut Cx<'_>) {
+        self.timers.seek.iter_mut().for_each(|timer| cx.disarm(timer));
         if let Some(conn) = self.conn
             && let Some(calls) = cx.env.conns.get_mut(&conn)
         {

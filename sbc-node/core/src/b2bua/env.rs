@@ -2,7 +2,7 @@
 //! anchor, and the queue of outputs. One per shard; passed to every operation as [`Cx`].
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -111,6 +111,11 @@ pub(crate) enum ResolveFor {
         call: CallKey,
         side: Side,
     },
+    /// Where the user of a leg is whose connection is gone.
+    Lost {
+        call: CallKey,
+        side: Side,
+    },
     Relay {
         index: u32,
         number: u32,
@@ -164,6 +169,8 @@ pub(crate) struct Env {
     pub(crate) tags: HashMap<Box<str>, DialogRef>,
     /// Calls whose INVITE came by a connection.
     pub(crate) conns: HashMap<ConnId, SmallVec<[CallKey; 1]>>,
+    /// The connection that a trunk's peer last sent a request by.
+    pub(crate) peers: HashMap<(InterfaceId, IpAddr), Flow>,
     pub(crate) resolves: HashMap<ResolveId, ResolveFor>,
     /// Requests whose users another system is asked for.
     pub(crate) waiting: crate::core::Waiting,

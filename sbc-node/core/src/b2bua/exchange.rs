@@ -46,7 +46,7 @@ impl Call {
         let Request { to, fork, method, kind, asked, max_forwards } = request;
         let (hint, number) = (self.hint, self.next_exchange);
         let early_tag = self.early_a_tag(to, fork);
-        let Some(leg) = self.leg_at_mut(to, fork) else { return false };
+        let Some(leg) = self.leg_at_mut(to, fork).filter(|l| l.has_way()) else { return false };
         let seq = leg.dialog.next_seq();
         let early = early_tag.map(|tag| Dialog { local_tag: tag, ..leg.dialog.clone() });
         let dialog = early.as_ref().unwrap_or(&leg.dialog);
@@ -156,6 +156,9 @@ impl Call {
         let status = message.status().unwrap_or(500);
         let provisional = status < 200;
         let Some(exchange) = self.exchanges.get(at) else { return };
+        let to = exchange.to;
+        self.reached(cx, to);
+        let Some(exchange) = self.exchanges.get(at) else { return };
         if provisional {
             if exchange.method == Method::Invite {
                 self.reinvite_progress(cx, at, message);
@@ -195,9 +198,13 @@ impl Call {
             self.answer(cx, from, asked, answer, &[]);
         }
         if matches!(exchange.kind, ExchangeKind::Session { .. }) {
-            self.media.roll_back(cx);
+            self.roll_back(cx);
         }
-        if exchange.kind != ExchangeKind::Bye {
+        let up = matches!(self.phase, Phase::Up | Phase::Ending);
+        let lost = |leg: &Leg| leg.by_connection() && (status == 503 || leg.hop.lost.is_some());
+        if up && self.leg(exchange.to).is_some_and(lost) {
+            self.lost_failed(cx, &exchange, status);
+        } else if exchange.kind != ExchangeKind::Bye {
             self.check_alive(cx, &exchange, status);
         }
     }

@@ -23,6 +23,7 @@ mod outside;
 mod policy;
 mod prack;
 mod progress;
+mod rebind;
 mod record;
 mod refer;
 mod repeat;
@@ -48,4 +49,5 @@ pub use summary::*;
 
 pub(crate) use env::{Cx, Env, Purpose};
 pub(crate) use invite::{Incoming, is_emergency};
+pub(crate) use rebind::heard_peer;
 pub(crate) use table::Calls;

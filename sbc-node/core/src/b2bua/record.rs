@@ -150,6 +150,8 @@ pub struct LegRecord {
     pub transport: Transport,
     /// Where requests of this leg went last; `None` if it was never resolved.
     pub next_hop: Option<SocketAddr>,
+    /// Requests went by a connection that the peer had opened from there.
+    pub connection: bool,
     /// Bit sets of `sip::Method` and option tags that the peer announced.
     pub allow: u32,
     pub supported: u32,

@@ -97,6 +97,7 @@ pub(crate) fn leg_record(cx: &Cx<'_>, leg: &Leg) -> LegRecord {
         routes: d.routes.iter().map(|r| str::to_owned(r)).collect(),
         transport: leg.hop.target.transport,
         next_hop: Some(leg.hop.target.addr),
+        connection: leg.by_connection(),
         allow: leg.peer.allow,
         supported: leg.peer.bits(),
         session_timer: leg
@@ -136,12 +137,19 @@ impl Calls {
         let Some(key) = key else { return };
         cx.env.stats.adopted += 1;
         cx.env.stats.calls_up += 1;
-        self.with(cx, key, |call, cx| match mode {
-            AdoptMode::Address => {
-                call.take_media(cx, record);
-                call.repeat_answer(cx, record);
+        self.with(cx, key, |call, cx| {
+            for (side, leg) in [(Side::A, &record.a), (Side::B, &record.b)] {
+                if leg.connection {
+                    call.lose_connection(cx, side);
+                }
             }
-            AdoptMode::Reinvite => call.move_media(cx, record),
+            match mode {
+                AdoptMode::Address => {
+                    call.take_media(cx, record);
+                    call.repeat_answer(cx, record);
+                }
+                AdoptMode::Reinvite => call.move_media(cx, record),
+            }
         });
     }
 }
@@ -201,6 +209,7 @@ pub(crate) fn restored_leg(cx: &Cx<'_>, record: &LegRecord) -> Option<Leg> {
     let transport = record.transport;
     let unknown = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), transport.default_port());
     let target = Target::new(transport, record.next_hop.unwrap_or(unknown));
+    let lost = record.connection.then(|| target.addr.ip());
     let timer = record.session_timer.map(|t| SessionTimer {
         expires_s: t.expires_s,
         we_refresh: t.we_refresh,
@@ -219,7 +228,7 @@ pub(crate) fn restored_leg(cx: &Cx<'_>, record: &LegRecord) -> Option<Leg> {
             target: record.target.as_str().into(),
             routes: record.routes.iter().map(|r| r.as_str().into()).collect(),
         },
-        hop: Hop { interface, target, flow: None },
+        hop: Hop { interface, target, flow: None, lost },
         peer: Peer::from_bits(record.allow, record.supported),
         timer,
         sdp: SdpState {

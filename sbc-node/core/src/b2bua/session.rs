@@ -158,13 +158,13 @@ impl Call {
         let Some(forwards) = forwards.unwrap_or(wire::MAX_FORWARDS).checked_sub(1) else {
             return self.answer(cx, from, &asked, 483, &[]);
         };
-        self.media.begin_offer();
+        self.media.begin_offer(&self.a, self.b.as_ref());
         let offered = offer.is_some();
         let sdp = match offer.map(|sdp| self.cross_sdp(cx, from, fork, Role::Offer, &sdp)) {
             None => None,
             Some(Ok(sdp)) => Some(sdp),
             Some(Err(refusal)) => {
-                self.media.roll_back(cx);
+                self.roll_back(cx);
                 let seconds = cx.env.config.calls.retry_after_s.to_string();
                 let retry: &[_] = &[(HeaderName::RetryAfter, seconds)];
                 let headers = if refusal.retry { retry } else { &[] };
@@ -196,9 +196,15 @@ impl Call {
             sdp.map(|sdp| ("application/sdp".to_owned(), sdp))
         });
         if !sent {
-            self.media.roll_back(cx);
+            self.roll_back(cx);
             self.answer(cx, from, &again, 503, &[]);
         }
+    }
+
+    /// An offer came to nothing: what was said before it holds (RFC 3261 §14.1).
+    pub(crate) fn roll_back(&mut self, cx: &mut Cx<'_>) {
+        let Call { media, a, b, .. } = self;
+        media.roll_back(cx, a, b.as_mut());
     }
 
     /// Writes a description of one side anew for the other.
@@ -236,7 +242,7 @@ impl Call {
     ) {
         let status = message.status().unwrap_or(500);
         if status >= 300 {
-            self.media.roll_back(cx);
+            self.roll_back(cx);
             self.relay_final(cx, &exchange, message, None);
             return self.check_alive(cx, &exchange, status);
         }

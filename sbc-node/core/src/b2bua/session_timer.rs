@@ -64,12 +64,12 @@ impl Call {
             sdp.map(|sdp| -> (String, bytes::Bytes) { ("application/sdp".to_owned(), sdp) }) as Body
         });
         if !sent {
-            self.retry_later(cx, side);
+            self.refresh_later(cx, side);
         }
     }
 
     /// Tries our own request on a leg again after a while.
-    fn retry_later(&mut self, cx: &mut Cx<'_>, side: Side) {
+    pub(crate) fn retry_later(&mut self, cx: &mut Cx<'_>, side: Side) {
         let (at, key) = (cx.now + RETRY, self.key);
         cx.disarm(&mut self.timers.retry[slot(side)]);
         self.timers.retry[slot(side)] = Some(cx.arm(at, key, CallTimer::Retry(side)));

@@ -56,6 +56,8 @@ pub struct Stats {
     /// refused them (the re-INVITE is sent again while the call lives).
     pub legs_moved: u64,
     pub move_refusals: u64,
+    /// Legs that lost their connection and go by another.
+    pub legs_rebound: u64,
 }
 
 impl Stats {

@@ -328,6 +328,7 @@ impl Calls {
                 call.end(cx, EndedBy::Sbc(EndCause::DurationLimit), None, Some(reason));
             }
             CallTimer::Retry(side) => call.retry_reinvite(cx, side),
+            CallTimer::Seek(side) => call.seek(cx, side),
             CallTimer::Subscription => {}
         });
     }
@@ -349,6 +350,7 @@ impl Calls {
             ResolveFor::Relay { index, number } => {
                 self.relays.resolved(cx, index, number, result);
             }
+            ResolveFor::Lost { .. } => {}
             ResolveFor::Subscription { key, side } => {
                 self.relays.subscriptions.resolved(key, side, result);
             }
@@ -363,6 +365,9 @@ impl Calls {
             }
             Some(ResolveFor::Relay { index, number }) => {
                 self.relays.located(cx, index, number, found);
+            }
+            Some(ResolveFor::Lost { call, side }) => {
+                self.with(cx, call, |call, cx| call.sought(cx, side, &found));
             }
             Some(ResolveFor::Leg { .. } | ResolveFor::Subscription { .. }) | None => {}
         }
@@ -478,9 +483,14 @@ impl Call {
         if let Err(refuse) = invite::require(&asked.request) {
             return self.answer(cx, side, &asked, refuse.status, &refuse.headers);
         }
-        self.came_by(side, fork, &asked.flow);
+        self.came_by(cx, side, fork, &asked.flow);
         let ending = matches!(self.phase, Phase::Ending);
         let up = matches!(self.phase, Phase::Up);
+        if method == Method::Bye {
+            self.drop_waiting_bye(side);
+        } else {
+            self.bye_again(cx, side);
+        }
         match method {
             Method::Bye => self.bye(cx, side, &asked),
             Method::Options if !ending => self.answer_options(cx, side, &asked),

@@ -250,6 +250,7 @@ pub(crate) fn hop_of_flow(flow: &Flow) -> Hop {
         interface: flow.interface,
         target: Target::new(flow.transport, flow.remote),
         flow: Some(*flow),
+        lost: None,
     }
 }
 

@@ -57,6 +57,7 @@ impl Core {
             out: VecDeque::new(),
             tags: HashMap::new(),
             conns: HashMap::new(),
+            peers: HashMap::new(),
             resolves: HashMap::new(),
             waiting: Default::default(),
             rooms: Default::default(),
@@ -496,6 +497,7 @@ fn request(
     message: Message,
     merged: bool,
 ) {
+    crate::b2bua::heard_peer(cx, &flow);
     if message.to_tag().is_some() {
         return calls.request(cx, server, flow, message);
     }

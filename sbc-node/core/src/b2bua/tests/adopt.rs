@@ -9,7 +9,7 @@ use crate::net::{ConnId, Flow};
 use crate::sip::HeaderName;
 
 /// A call that is up on a node that dies: its record, and what its peers hold.
-fn lost_call() -> (CallRecord, UpCall) {
+pub(super) fn lost_call() -> (CallRecord, UpCall) {
     let mut w = World::new();
     let call = set_up(&mut w, "", "");
     // Long ago.
@@ -105,6 +105,92 @@ fn without_its_addresses_both_sides_are_reinvited() {
     w.expect(Who::A, "200");
     let bye = w.expect(Who::B, "BYE");
     w.answer(Who::B, &bye, 200, "", "");
+    w.assert_clean();
+}
+
+/// RFC 3261 §12.2.1.1, RFC 4028 §7.4, RFC 4566 §5.2, RFC 3264 §8.4: the bytes of what another node
+/// sends in a call that was on hold.
+#[test]
+fn what_is_sent_after_a_takeover_goes_on_where_the_other_node_stopped() {
+    let (mut record, call) = lost_call();
+    let routes = ["<sip:192.0.2.1:5060;lr>", "<sip:core.example;lr>"];
+    record.b.routes = routes.iter().map(|&r| r.to_owned()).collect();
+    record.b.target = "sip:desk@192.0.2.1:5099;x=1".to_owned();
+    record.b.allow = 0;
+    record.b.session_timer =
+        Some(crate::b2bua::SessionTimerRecord { expires_s: 600, we_refresh: true });
+    let said = String::from_utf8(record.b.sdp_local.clone().unwrap().to_vec()).unwrap();
+    let held = said.replace("sendrecv", "sendonly");
+    assert_ne!(held, said);
+    record.b.sdp_local = Some(held.clone().into());
+    record.a.session_timer = None;
+    let mut w = survivor();
+    w.input(Input::Adopt { record: Box::new(record.clone()), mode: AdoptMode::Address });
+    let counted = |w: &mut World| {
+        let mut count = |name| w.core.routing().table().trunk_by_name(name).unwrap().calls();
+        (count("pbx"), count("one"))
+    };
+    assert_eq!(counted(&mut w), (1, 1));
+    w.ms(299_000);
+    w.nothing(Who::B);
+    w.until(Who::B);
+    let refresh = w.expect(Who::B, "INVITE sip:desk@192.0.2.1:5099;x=1 SIP/2.0");
+    assert_eq!(refresh.values(HeaderName::Route).collect::<Vec<_>>(), routes);
+    let step = crate::b2bua::CallPolicy::default().adopt_cseq_step;
+    assert_eq!(refresh.cseq().unwrap().number, record.b.local_seq + step + 1);
+    assert_eq!(refresh.header(HeaderName::SessionExpires), Some("600;refresher=uac"));
+    assert_eq!(refresh.call_id().unwrap(), record.b.call_id);
+    assert_eq!((refresh.from_tag(), refresh.to_tag()), (&*record.b.local_tag, Some("bobtag")));
+    let body = |m: &crate::sip::Message| String::from_utf8(m.body().to_vec()).unwrap();
+    assert_eq!(body(&refresh), held, "on hold, in the words of the node that died");
+    w.answer(
+        Who::B,
+        &refresh,
+        200,
+        "",
+        &format!("Session-Expires: 600;refresher=uac\n{}", sdp(SDP_B)),
+    );
+    // The answer names another target.
+    w.expect(Who::B, "ACK sip:peer@192.0.2.1:5060 SIP/2.0");
+
+    // The caller ends the hold: a new description, of a later version of the same session.
+    let resume = a_request(
+        &mut w,
+        &call.ok,
+        "INVITE",
+        102,
+        &sdp(&SDP_A.replace("2353687637", "2353687638")),
+    );
+    w.says(Who::A, &resume);
+    let offer = w.expect(Who::B, "INVITE sip:peer@192.0.2.1:5060 SIP/2.0");
+    assert_eq!(offer.cseq().unwrap().number, record.b.local_seq + step + 2);
+    assert_eq!(offer.values(HeaderName::Route).collect::<Vec<_>>(), routes);
+    let origin = |text: &str| {
+        let words: Vec<u64> = text
+            .lines()
+            .find_map(|l| l.strip_prefix("o="))
+            .unwrap()
+            .split(' ')
+            .filter_map(|word| word.parse().ok())
+            .collect();
+        (words[0], words[1])
+    };
+    let (before, after) = (origin(&held), origin(&body(&offer)));
+    assert_eq!(after.0, before.0);
+    assert!(after.1 > before.1 + 99, "past what the dead node may have said: {before:?} {after:?}");
+    assert!(!body(&offer).contains("sendonly"), "{}", body(&offer));
+    w.answer(Who::B, &offer, 200, "", &sdp(SDP_B));
+    w.expect(Who::A, "200");
+    let ack = a_request(&mut w, &call.ok, "ACK", 102, "");
+    w.says(Who::A, &ack);
+    w.expect(Who::B, "ACK");
+    let bye = a_request(&mut w, &call.ok, "BYE", 103, "");
+    w.says(Who::A, &bye);
+    w.expect(Who::A, "200");
+    let bye = w.expect(Who::B, "BYE");
+    assert_eq!(bye.cseq().unwrap().number, record.b.local_seq + step + 3);
+    w.answer(Who::B, &bye, 200, "", "");
+    assert_eq!(counted(&mut w), (0, 0));
     w.assert_clean();
 }
 

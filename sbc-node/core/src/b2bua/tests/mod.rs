@@ -13,6 +13,7 @@ mod features;
 mod forking;
 mod limits;
 mod operator;
+mod rebind;
 mod refuse;
 mod session;
 mod storm;

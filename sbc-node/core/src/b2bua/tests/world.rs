@@ -11,11 +11,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::b2bua::{CallPolicy, CallRecord, Cdr, WallClock};
-use crate::core::{Config, Core, Destination, Event, Input, Output, Record, ResolveId, StoreId};
+use crate::core::{
+    Config, Core, Destination, Event, Input, Output, Record, ResolveId, SendError, StoreId,
+};
 use crate::media::{
     Anchor, Local, MediaError, MediaId, Remote, Side, SideSpec, StreamKind, StreamStats, Taken,
 };
-use crate::net::{Flow, Host, Interface, InterfaceId, Listener, Transport};
+use crate::net::{ConnId, Flow, Host, Interface, InterfaceId, Listener, Transport};
 use crate::routing::{
     CallLimits, GroupConfig, Member, Peer, RouteConfig, RouteMatch, RouteTarget, RoutingConfig,
     Strategy, Table, TrunkConfig,
@@ -210,6 +212,10 @@ pub(super) struct World {
     /// Commits are answered at once unless held.
     pub(super) hold_stores: bool,
     pub(super) held: VecDeque<StoreId>,
+    /// The only connection that takes what is sent; without one all streams do.
+    pub(super) only_conn: Option<ConnId>,
+    /// The connection that something was last sent by.
+    pub(super) last_conn: Option<ConnId>,
     branch: u32,
 }
 
@@ -237,6 +243,8 @@ pub(super) struct Settings {
     pub(super) guard: Option<Arc<crate::guard::Guard>>,
     pub(super) overload: Option<Arc<crate::guard::Overload>>,
     pub(super) admission: crate::routing::AdmissionConfig,
+    /// The public side is reached by TCP as well.
+    pub(super) tcp: bool,
 }
 
 impl Settings {
@@ -252,6 +260,7 @@ impl Settings {
             guard: None,
             overload: None,
             admission: crate::routing::AdmissionConfig::default(),
+            tcp: false,
         }
     }
 
@@ -294,12 +303,15 @@ impl Settings {
             media: true,
             large_by_tcp: true,
         };
+        let inside = interface(INSIDE, "core", "10.0.0.9:5060", "10.0.0.9");
+        let mut outside = interface(OUTSIDE, "public", "198.51.100.9:5060", "203.0.113.9");
+        if self.tcp {
+            let udp = outside.listeners[0].clone();
+            outside.listeners.push(Listener { transport: Transport::Tcp, ..udp });
+        }
         Config {
             product: "".into(),
-            interfaces: vec![
-                interface(INSIDE, "core", "10.0.0.9:5060", "10.0.0.9"),
-                interface(OUTSIDE, "public", "198.51.100.9:5060", "203.0.113.9"),
-            ],
+            interfaces: vec![inside, outside],
             calls: self.calls.clone(),
             routing: Arc::new(self.routing(now)),
             transactions: crate::transaction::Config::default(),
@@ -337,6 +349,8 @@ impl Settings {
             resolves: VecDeque::new(),
             hold_stores: false,
             held: VecDeque::new(),
+            only_conn: None,
+            last_conn: None,
             branch: 0,
         }
     }
@@ -355,7 +369,14 @@ impl World {
     fn drain(&mut self) {
         while let Some(output) = self.core.poll() {
             match output {
-                Output::Transmit { dest, data, .. } => self.sent(&dest, data),
+                Output::Transmit { dest, data, token } => {
+                    if self.reaches(&dest) {
+                        self.sent(&dest, data);
+                    } else if let Some(token) = token {
+                        let failed = Input::SendFailed { token, error: SendError::Closed };
+                        self.core.handle(self.now, failed, &mut self.anchor);
+                    }
+                }
                 Output::Resolve { id, query } => self.resolves.push_back((id, query.host)),
                 Output::Store { id, wait, record } => {
                     match record {
@@ -395,6 +416,17 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Whether a way that is no datagram still leads to its peer.
+    fn reaches(&mut self, dest: &Destination) -> bool {
+        let (transport, conn) = match dest {
+            Destination::Flow(flow) => (flow.transport, flow.conn),
+            Destination::Target { target, .. } => (target.transport, None),
+        };
+        self.last_conn = conn.filter(|_| transport.is_reliable());
+        let open = self.only_conn.is_none_or(|only| conn == Some(only));
+        open || !transport.is_reliable()
     }
 
     fn sent(&mut self, dest: &Destination, data: Bytes) {
