@@ -73,15 +73,29 @@ pub struct Timing {
     pub propose: Duration,
 }
 
+impl Timing {
+    /// A hand-over after what the kernel needs to have dropped an address of a node that was stopped
+    /// (the node's `floating` asserts it), and a lease that is up well before.
+    pub const DEFAULT: Timing = Timing {
+        lease: Duration::from_millis(1_050),
+        handover: Duration::from_millis(1_280),
+        heartbeat: Duration::from_millis(100),
+        election: Duration::from_millis(400),
+        propose: Duration::from_millis(500),
+    };
+}
+
+/// The parting of a node that was removed, each stage outliving the one before it: so long the leader
+/// waits for it to hear of its removal before it changes the membership without that,
+pub(crate) const FAREWELL: Duration = Duration::from_secs(1);
+/// so long the others still send to it,
+pub(crate) const FAREWELL_SEND: Duration = Duration::from_secs(2 * FAREWELL.as_secs());
+/// and so long its word is still heard, for the change of membership may need its vote.
+pub(crate) const FAREWELL_HEAR: Duration = Duration::from_secs(2 * FAREWELL_SEND.as_secs());
+
 impl Default for Timing {
     fn default() -> Self {
-        Timing {
-            lease: Duration::from_millis(1_000),
-            handover: Duration::from_millis(1_200),
-            heartbeat: Duration::from_millis(100),
-            election: Duration::from_millis(400),
-            propose: Duration::from_millis(500),
-        }
+        Timing::DEFAULT
     }
 }
 

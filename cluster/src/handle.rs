@@ -117,6 +117,12 @@ impl Handle {
         self.shared.lease.is_valid(clock::now())
     }
 
+    /// How long ago the confirmation was asked for that the lease runs from; `None` without a lease.
+    /// Nobody is given what is ours before the hand-over delay has passed since then.
+    pub fn lease_age(&self) -> Option<Duration> {
+        self.shared.lease.age(clock::now(), self.shared.timing.lease)
+    }
+
     /// The floating addresses that are ours at this moment.
     pub fn owned_addresses(&self) -> Vec<String> {
         if !self.lease_valid() {

@@ -4,7 +4,8 @@ use std::net::IpAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use sbc_node::floating::{Floating, FloatingError, Placed};
+use sbc_cluster::Timing;
+use sbc_node::floating::{Floating, FloatingError, Lifetime, Placed};
 
 fn ip(words: &str) -> String {
     let out = Command::new("ip").args(words.split_whitespace()).output().expect("ip");
@@ -40,7 +41,7 @@ fn placed(address: &str) -> Placed {
 #[test]
 fn an_address_is_taken_and_released() {
     in_namespace(async || {
-        let mut floating = Floating::new(Duration::from_secs(60)).expect("netlink");
+        let mut floating = Floating::new(60).expect("netlink");
         for address in ["192.0.2.9", "2001:db8::9"] {
             let placed = placed(address);
             floating.take(&placed).await.expect("take");
@@ -55,29 +56,65 @@ fn an_address_is_taken_and_released() {
     });
 }
 
+fn is_there(address: &str) -> bool {
+    let address: IpAddr = address.parse().expect("address");
+    let mut all = nix::ifaddrs::getifaddrs().expect("addresses");
+    all.any(|i| {
+        let held =
+            i.address.as_ref().and_then(|a| match (a.as_sockaddr_in(), a.as_sockaddr_in6()) {
+                (Some(v4), _) => Some(IpAddr::V4(v4.ip())),
+                (_, Some(v6)) => Some(IpAddr::V6(v6.ip())),
+                (None, None) => None,
+            });
+        held == Some(address)
+    })
+}
+
+/// What [`Lifetime`] counts on: within a quarter of a second after the lifetime that began with the
+/// last refresh the kernel has dropped the address, whenever in a second that was.
 #[test]
 fn an_address_nobody_refreshes_is_dropped_by_the_kernel() {
     in_namespace(async || {
-        let mut floating = Floating::new(Duration::from_millis(900)).expect("netlink");
-        for address in ["192.0.2.9", "2001:db8::9"] {
-            floating.take(&placed(address)).await.expect("take");
-        }
-        let begin = Instant::now();
-        loop {
-            let shown = ip("addr show dev f0");
-            if !shown.contains("192.0.2.9") && !shown.contains("2001:db8::9") {
-                break;
+        let lifetime = Lifetime::within(Timing::DEFAULT.handover).expect("one second fits");
+        assert_eq!((lifetime.seconds, lifetime.fresh.as_millis()), (1, 30));
+        let both = ["192.0.2.9", "2001:db8::9"];
+        for phase_ms in [0, 130, 370, 610, 850] {
+            let mut floating = Floating::new(lifetime.seconds).expect("netlink");
+            for address in both {
+                floating.take(&placed(address)).await.expect("take");
             }
-            assert!(begin.elapsed() < Duration::from_secs(10), "still there: {shown}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(phase_ms)).await;
+            floating.refresh().await.expect("refresh");
+            let begin = Instant::now();
+            for address in both {
+                while is_there(address) {
+                    let late = begin.elapsed() > Duration::from_millis(1_300);
+                    assert!(!late, "{address} is still there, phase {phase_ms} ms");
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                let after = begin.elapsed();
+                eprintln!("{address} gone after {after:?}, phase {phase_ms} ms");
+                assert!(after > Duration::from_millis(900), "{address}: {after:?}");
+            }
         }
     });
 }
 
 #[test]
+fn lifetime_lateness_and_freshness_fill_the_hand_over() {
+    let within = |ms| Lifetime::within(Duration::from_millis(ms)).map(|l| (l.seconds, l.fresh));
+    let ms = Duration::from_millis;
+    assert_eq!(within(0), None);
+    assert_eq!(within(1_279), None);
+    assert_eq!(within(1_280), Some((1, ms(30))));
+    assert_eq!(within(2_270), Some((1, ms(1_020))));
+    assert_eq!(within(2_280), Some((2, ms(30))));
+}
+
+#[test]
 fn a_device_that_does_not_exist_is_named() {
     in_namespace(async || {
-        let mut floating = Floating::new(Duration::from_secs(1)).expect("netlink");
+        let mut floating = Floating::new(1).expect("netlink");
         let nowhere = Placed { device: "f9".to_owned(), ..placed("192.0.2.9") };
         match floating.take(&nowhere).await {
             Err(FloatingError::NoDevice(name)) => assert_eq!(name, "f9"),

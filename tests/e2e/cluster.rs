@@ -79,14 +79,15 @@ fn a_sleeper_does_not_answer_for_what_it_no_longer_owns() {
     let sleeper = three.nodes[owner - 1].take().expect("the owner runs");
     load.mark();
     sleeper.proc.signal(Signal::SIGSTOP);
+    // The kernel drops what the sleeping process does not refresh, before another node has it.
+    wait_for("another node to have the addresses", LONG, || {
+        (1..=3).any(|n| n != owner && three.has_addresses(n)).then_some(())
+    });
+    assert!(!three.has_addresses(owner), "two kernels answer for the addresses");
     let new_calls = until_new_calls(&three);
     let survivor = three.survivor(owner);
     three.wait_carried(&[survivor], CALLS);
     went("owner stopped", &load, new_calls);
-    // The kernel drops what the sleeping process does not refresh.
-    wait_for("the sleeper's kernel to drop the addresses", LONG, || {
-        (!three.has_addresses(owner)).then_some(())
-    });
     sleeper.proc.signal(Signal::SIGCONT);
     three.nodes[owner - 1] = Some(sleeper);
     three.wait_up(3);

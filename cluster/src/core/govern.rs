@@ -10,6 +10,7 @@ use sbc_proto::cluster::v1 as pb;
 use sbc_proto::cluster::v1::command::Op;
 
 use super::{Core, Time};
+use crate::config::FAREWELL;
 use crate::event::Event;
 use crate::state::NodeState;
 use crate::types::NodeId;
@@ -19,8 +20,6 @@ const CLOCK_EVERY: Duration = Duration::from_secs(1);
 const VERDICT_AGAIN: Duration = Duration::from_secs(1);
 /// How long those who live have to be heard by a new leader before any is declared down.
 const GREETING: Duration = Duration::from_millis(500);
-/// How long a node that was removed is waited for to hear of it.
-const FAREWELL: Duration = Duration::from_secs(1);
 /// A learner this few entries behind may vote.
 const CAUGHT_UP: u64 = 256;
 

@@ -35,6 +35,12 @@ impl LeaseCell {
         now < Duration::from_nanos(self.0.load(Ordering::Acquire))
     }
 
+    /// How long ago a lease of this length began that still runs.
+    pub(crate) fn age(&self, now: Time, lease: Duration) -> Option<Duration> {
+        let left = Duration::from_nanos(self.0.load(Ordering::Acquire)).checked_sub(now)?;
+        (!left.is_zero()).then(|| lease.saturating_sub(left))
+    }
+
     /// The node has stopped.
     pub(crate) fn revoke(&self) {
         self.set(Time::ZERO);
@@ -192,6 +198,10 @@ impl Core {
         if wanted != self.lease.held {
             let add = wanted.difference(&self.lease.held).cloned().collect();
             let remove = self.lease.held.difference(&wanted).cloned().collect();
+            if !wanted.is_subset(&self.lease.held) {
+                // An address is put on its device by a fresh confirmation only.
+                self.lease.renew_at = self.now;
+            }
             self.lease.held = wanted;
             self.event(Event::OwnedAddresses { add, remove });
         }

@@ -27,6 +27,8 @@ use std::time::Duration;
 
 use world::World;
 
+use crate::config::Timing;
+
 /// A bug put in on purpose, to see that the simulation finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Plant {
@@ -168,8 +170,9 @@ fn the_death_of_a_leader_takes_no_longer_than_that_of_another() {
             let mut world = World::calm(seed, nodes);
             let gap = world.kill_holder(leads).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
             println!("seed {seed}, {nodes} nodes, leads {leads}: {gap:?}");
-            assert!(gap > Duration::from_millis(1_000), "before the lease ran out: {gap:?}");
-            assert!(gap < Duration::from_millis(1_300), "lease + 300 ms missed: {gap:?}");
+            let lease = Timing::DEFAULT.lease;
+            assert!(gap > lease, "before the lease ran out: {gap:?}");
+            assert!(gap < lease + Duration::from_millis(300), "lease + 300 ms missed: {gap:?}");
         }
     }
 }

@@ -11,6 +11,7 @@ use super::edge::Edge;
 use super::faults::Faults;
 use super::operator::Operator;
 use super::{Chance, Plant};
+use crate::config::Timing;
 use crate::core::{Core, CoreConfig, CoreError, Input, LeaseCell, Output};
 use crate::state::{FORMAT_VERSION, Node, Position, Tables};
 use crate::types::NodeId;
@@ -322,8 +323,11 @@ impl World {
             tick: Duration::from_millis(25),
             heartbeat_ticks: 4,
             election_ticks: 16,
-            lease: Duration::from_millis(1_000),
-            handover: Duration::from_millis(if early { 500 } else { 1_200 }),
+            lease: Timing::DEFAULT.lease,
+            handover: match early {
+                true => Duration::from_millis(500),
+                false => Timing::DEFAULT.handover,
+            },
             wall_ms_at_zero: host.wall_ms,
             snapshot_log_bytes: 16 * 1024,
             keep_log_bytes: 4 * 1024,

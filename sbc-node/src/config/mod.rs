@@ -291,6 +291,8 @@ pub struct ClusterConfig {
     pub on_quorum_loss: OnQuorumLoss,
     pub failover: FailoverMode,
     pub early_dialogs: bool,
+    /// Calls re-INVITEd per second after a takeover without addresses.
+    pub reinvite_rate: u32,
     pub addresses: Vec<FloatingConfig>,
 }
 

@@ -585,6 +585,7 @@ pub(super) struct Cluster {
     pub(super) on_quorum_loss: OnQuorumLoss,
     pub(super) failover: Option<Spanned<FailoverMode>>,
     pub(super) early_dialogs: Option<Spanned<bool>>,
+    pub(super) reinvite_rate: Option<Spanned<u32>>,
     #[serde(default)]
     pub(super) address: Vec<Spanned<FloatingAddress>>,
 }

@@ -241,6 +241,7 @@ fn a_cluster_needs_sane_times_and_addresses() {
         [
             "line 33: the node listens on all addresses: say in advertise where the others reach it",
             "line 34: the lease is shorter than three heartbeats",
+            "line 35: failover = \"address\" needs a handover delay of 1.28 s or more",
             "line 35: the handover delay is not longer than the lease",
             "line 36: failover = \"address\" and [[cluster.address]] go together",
             "line 37: joining needs exactly one of seeds, dns and etcd",

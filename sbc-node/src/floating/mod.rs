@@ -4,7 +4,7 @@
 //! Whose an address is, is decided elsewhere (the replicated log). What lives here is only the
 //! doing, with one safety of its own: an address is added with a short kernel lifetime and
 //! refreshed while the lease holds, so that a process that is stopped, hung or killed loses its
-//! addresses without doing anything.
+//! addresses without doing anything. [`Lifetime`] says how that fits with the hand-over.
 
 mod announce;
 
@@ -21,6 +21,40 @@ pub struct Placed {
     pub address: IpAddr,
     pub device: String,
 }
+
+/// What the kernel may take beyond an address's lifetime until it drops it: `ADDRCONF_TIMER_FUZZ`, a
+/// quarter of a second, for both families.
+const KERNEL_LATE: Duration = Duration::from_millis(250);
+/// A confirmation of the lease is that young at best when it is acted upon.
+const FRESH_MIN: Duration = Duration::from_millis(30);
+
+/// How long the kernel keeps an address that nobody refreshes, and how old the confirmation of the
+/// lease may be by which it is refreshed. Together with what the kernel is late by that is the
+/// hand-over delay at most: also the kernel of a node that was stopped in the middle of anything has
+/// dropped an address before another node is given it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifetime {
+    /// The kernel counts whole seconds.
+    pub seconds: u32,
+    pub fresh: Duration,
+}
+
+impl Lifetime {
+    /// The longest lifetime for a hand-over delay; `None` where not even one second fits.
+    pub const fn within(handover: Duration) -> Option<Lifetime> {
+        let Some(left) = handover.checked_sub(KERNEL_LATE) else { return None };
+        let Some(whole) = left.checked_sub(FRESH_MIN) else { return None };
+        let whole = whole.as_secs();
+        if whole == 0 || whole > 3_600 {
+            return if whole == 0 { None } else { Some(Lifetime { seconds: 3_600, fresh: left }) };
+        }
+        let Some(fresh) = left.checked_sub(Duration::from_secs(whole)) else { return None };
+        #[expect(clippy::cast_possible_truncation, reason = "3,600 at most")]
+        Some(Lifetime { seconds: whole as u32, fresh })
+    }
+}
+
+const _: () = assert!(Lifetime::within(sbc_cluster::Timing::DEFAULT.handover).is_some());
 
 /// Why an address could not be moved.
 #[derive(Debug, thiserror::Error)]
@@ -47,14 +81,13 @@ pub struct Floating {
 }
 
 impl Floating {
-    /// Opens netlink; must be called inside a tokio runtime. `lifetime` is rounded up to seconds.
-    pub fn new(lifetime: Duration) -> Result<Floating, FloatingError> {
+    /// Opens netlink; must be called inside a tokio runtime.
+    pub fn new(lifetime_s: u32) -> Result<Floating, FloatingError> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(FloatingError::Open)?;
         tokio::spawn(connection);
-        let seconds = lifetime.as_millis().div_ceil(1000).max(1);
         Ok(Floating {
             handle,
-            lifetime_s: u32::try_from(seconds).unwrap_or(u32::MAX),
+            lifetime_s: lifetime_s.max(1),
             held: HashMap::new(),
             announcer: Announcer::new().map_err(FloatingError::Packet)?,
         })

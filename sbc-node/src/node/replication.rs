@@ -418,5 +418,6 @@ impl Replication {
             read(&t.link_lost)
         });
         push("sbc_cluster_address_errors", "Addresses that failed", c, read(&t.address_errors));
+        push("sbc_cluster_address_late", "Kept by an old confirmation", c, read(&t.address_late));
     }
 }

@@ -7,6 +7,8 @@ pub mod carrier;
 pub mod cluster;
 pub mod follow;
 pub mod link;
+mod owed;
+mod pace;
 pub mod record;
 pub mod registrants;
 pub mod rooms;

@@ -15,21 +15,22 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::carrier::Carriers;
 use super::cluster::call_of;
+use super::owed::{Owed, Word};
+use super::pace::Pace;
 use super::record;
 use super::tell::Tell;
 use crate::config::{ClusterConfig, FailoverMode, JoinToken, OnQuorumLoss};
-use crate::floating::{Floating, FloatingError, Placed};
+use crate::floating::{Floating, FloatingError, Lifetime, Placed};
 
 /// How often leases are looked at and addresses refreshed.
 const TICK: Duration = Duration::from_millis(50);
-/// Kernel lifetime of a floating address is this much longer than the lease, so that a late refresh
-/// does not flap it.
-const LIFETIME_SLACK: Duration = Duration::from_millis(500);
+/// How often it is looked whether the lease was confirmed anew, to give addresses a further lifetime.
+const KEEP: Duration = Duration::from_millis(10);
+/// Where no confirmation is fresh enough for so long, one that is not is better than none.
+const LATE: Duration = Duration::from_millis(400);
 /// Announcements after a takeover: a switch may miss the first.
 const ANNOUNCE_AGAIN: [Duration; 3] =
     [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3)];
-/// Calls re-INVITEd per second after a takeover by re-INVITE.
-const REINVITES_PER_S: u32 = 200;
 
 /// File in the data directory of a node that was removed from its cluster.
 pub const REMOVED: &str = "removed";
@@ -44,6 +45,8 @@ pub struct TakeoverStats {
     pub addresses_taken: AtomicU64,
     pub addresses_released: AtomicU64,
     pub address_errors: AtomicU64,
+    /// Addresses kept or taken by a confirmation of the lease that was older than it should be.
+    pub address_late: AtomicU64,
     /// 1 while there is no quorum.
     pub no_quorum: AtomicU64,
     /// 1 while a device of a floating address has no carrier.
@@ -56,13 +59,22 @@ pub struct Takeover {
     events: Events,
     tell: Arc<Tell>,
     floating: Option<Floating>,
+    /// How old a confirmation of the lease may be by which addresses are kept or taken.
+    fresh: Duration,
+    /// When addresses were last kept, or wanted, and when the confirmation for that was asked for.
+    kept: Instant,
+    kept_by: Instant,
+    /// Addresses that are ours and wait for a fresh confirmation.
+    wanted: Vec<String>,
     places: HashMap<String, (Placed, u32)>,
     mode: FailoverMode,
     on_quorum_loss: OnQuorumLoss,
     /// Dialogs to be re-INVITEd, oldest first, and when the next one may go.
     reinvites: std::collections::VecDeque<DialogKey>,
+    pace: Pace,
     announce_at: Vec<Instant>,
     held: bool,
+    owed: Owed,
     carriers: Carriers,
     /// Whether this node drains because a link is lost, and not because somebody said so.
     drains_for_link: bool,
@@ -85,8 +97,10 @@ impl Takeover {
         tell: Arc<Tell>,
         config: &ClusterConfig,
     ) -> Result<Takeover, FloatingError> {
+        let lifetime = Lifetime::within(config.timing.handover);
+        let lifetime = lifetime.unwrap_or(Lifetime { seconds: 1, fresh: Duration::ZERO });
         let floating = match config.failover {
-            FailoverMode::Address => Some(Floating::new(config.timing.lease + LIFETIME_SLACK)?),
+            FailoverMode::Address => Some(Floating::new(lifetime.seconds)?),
             FailoverMode::None | FailoverMode::Reinvite => None,
         };
         let places = config.addresses.iter().map(|a| {
@@ -98,12 +112,18 @@ impl Takeover {
             handle,
             tell,
             floating,
+            fresh: lifetime.fresh,
+            kept: Instant::now(),
+            kept_by: Instant::now(),
+            wanted: Vec::new(),
             places: places.collect(),
             mode: config.failover,
             on_quorum_loss: config.on_quorum_loss,
             reinvites: std::collections::VecDeque::new(),
+            pace: Pace::new(config.reinvite_rate),
             announce_at: Vec::new(),
             held: false,
+            owed: Owed::default(),
             carriers: Carriers::new(config.addresses.iter().map(|a| a.device.clone())),
             drains_for_link: false,
             draining: false,
@@ -120,6 +140,8 @@ impl Takeover {
     pub async fn run(mut self) {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut keep = interval(KEEP);
+        keep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut declared = self.places.is_empty();
         loop {
             tokio::select! {
@@ -133,6 +155,7 @@ impl Takeover {
                     }
                     self.event(event).await;
                 }
+                _ = keep.tick(), if self.holds_or_wants() => self.keep().await,
                 _ = tick.tick() => {
                     self.fence().await;
                     self.tell.flush();
@@ -145,6 +168,7 @@ impl Takeover {
                             declared = self.declare().await;
                         }
                         self.watch_links().await;
+                        self.owed.say(&self.handle).await;
                     }
                 }
             }
@@ -160,12 +184,9 @@ impl Takeover {
             }
             return;
         }
+        self.keep().await;
         let Some(floating) = &mut self.floating else { return };
         if self.held {
-            if let Err(error) = floating.refresh().await {
-                self.stats.address_errors.fetch_add(1, Ordering::Relaxed);
-                tracing::error!(%error, "a floating address could not be refreshed");
-            }
             let now = Instant::now();
             let due = self.announce_at.iter().filter(|at| **at <= now).count();
             if due > 0 {
@@ -174,6 +195,42 @@ impl Takeover {
                     tracing::warn!(%error, "a floating address could not be announced");
                 }
             }
+        }
+    }
+
+    fn holds_or_wants(&self) -> bool {
+        self.held || !self.wanted.is_empty()
+    }
+
+    /// Gives what is held another lifetime, and takes what is wanted, by each confirmation of the
+    /// lease once and while it is fresh: see [`Lifetime`].
+    async fn keep(&mut self) {
+        if self.floating.is_none() || !self.holds_or_wants() {
+            return;
+        }
+        let Some(age) = self.handle.lease_age() else { return };
+        let now = Instant::now();
+        let asked = now.checked_sub(age).unwrap_or(now);
+        let late = age > self.fresh;
+        let again = asked.saturating_duration_since(self.kept_by) < Duration::from_millis(1);
+        if (again && self.wanted.is_empty()) || (late && now - self.kept < LATE) {
+            return;
+        }
+        (self.kept, self.kept_by) = (now, asked);
+        if late {
+            self.stats.address_late.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(?age, "floating addresses by a confirmation that is not fresh");
+        }
+        if !self.wanted.is_empty() {
+            let wanted = std::mem::take(&mut self.wanted);
+            self.take(wanted).await;
+        }
+        let Some(floating) = &mut self.floating else { return };
+        if self.held
+            && let Err(error) = floating.refresh().await
+        {
+            self.stats.address_errors.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(%error, "a floating address could not be refreshed");
         }
     }
 
@@ -248,10 +305,22 @@ impl Takeover {
     }
 
     async fn add(&mut self, addresses: Vec<String>) {
+        if self.floating.is_none() || addresses.is_empty() {
+            return;
+        }
+        if !self.holds_or_wants() {
+            self.kept = Instant::now();
+        }
+        self.wanted.extend(addresses);
+        self.keep().await;
+    }
+
+    async fn take(&mut self, addresses: Vec<String>) {
         let Some(floating) = &mut self.floating else { return };
         for address in addresses {
             // Another node's configuration may know addresses that ours does not.
-            let Some((placed, _)) = self.places.get(&address) else { continue };
+            let Some((placed, group)) = self.places.get(&address) else { continue };
+            self.owed.took(*group);
             // Asked again for each: a sleeper must not take what a late event promised.
             if !self.handle.lease_valid() {
                 return;
@@ -273,6 +342,7 @@ impl Takeover {
     }
 
     async fn remove(&mut self, addresses: Vec<String>) {
+        self.wanted.retain(|address| !addresses.contains(address));
         let Some(floating) = &mut self.floating else { return };
         let mut groups = Vec::new();
         for address in addresses {
@@ -294,19 +364,15 @@ impl Takeover {
             }
         }
         for group in groups {
-            let (handle, id) = (self.handle.clone(), self.handle.id());
-            let asked = handle.read(|tables| {
-                tables.addresses().any(|(_, row)| row.group == group && row.holder == Some(id))
-            });
-            if asked && let Err(error) = handle.addresses_dropped(group).await {
-                tracing::error!(group, %error, "could not say that the addresses are free");
-            }
+            self.owed.note(Word::Dropped(group));
         }
+        self.owed.say(&self.handle).await;
     }
 
     /// Takes every floating address off at once.
     async fn let_go(&mut self, why: &str) {
         self.held = false;
+        self.wanted.clear();
         self.announce_at.clear();
         let Some(floating) = &mut self.floating else { return };
         tracing::warn!(why, "letting go of the floating addresses");
@@ -343,8 +409,7 @@ impl Takeover {
 
     /// Some of the calls that wait for their re-INVITE, as many as the pace allows in one tick.
     fn reinvite_some(&mut self) {
-        let per_tick = REINVITES_PER_S * u32::try_from(TICK.as_millis()).unwrap_or(50) / 1000;
-        for _ in 0..per_tick.max(1) {
+        for _ in 0..self.pace.due(Instant::now(), self.reinvites.len()) {
             let Some(key) = self.reinvites.pop_front() else { return };
             self.adopt_one(&key, AdoptMode::Reinvite);
         }
@@ -463,9 +528,8 @@ impl Takeover {
         self.draining = true;
         self.tell.broadcast(|| Input::Command(CoreCommand::Drain(true)));
         self.let_go("this node drains").await;
-        if let Err(error) = self.handle.hand_over(drain).await {
-            tracing::error!(%error, "could not hand over");
-        }
+        self.owed.note(Word::HandOver(drain));
+        self.owed.say(&self.handle).await;
     }
 }
 
