@@ -33,6 +33,7 @@ use sbc_proto::cluster::v1::membership_client::MembershipClient;
 use tokio::net::TcpListener;
 use tokio::sync::broadcast;
 
+use crate::config::FAREWELL_SEND;
 use crate::core::Input;
 use crate::driver::Orders;
 use crate::event::Event;
@@ -50,10 +51,6 @@ const FRAME_BYTES_MAX: usize = 8 * 1024 * 1024;
 const RELAY_BYTES_MAX: usize = 1024 * 1024;
 /// How often addresses and certificates are looked at.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
-/// How long a node that was removed is still sent what it needs to learn of it.
-const FAREWELL: Duration = Duration::from_secs(2);
-/// How long the stream of a node that was removed is still listened to.
-const PATIENCE: Duration = Duration::from_secs(4);
 
 /// What is known of the way to a peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -123,6 +120,9 @@ struct Local {
     peers: Mutex<HashMap<NodeId, Peer>>,
     /// Whether the table of members once had a row of this node.
     was_member: AtomicBool,
+    /// Whether it came from its disk with a table of members: one without its row is of a cluster that
+    /// it has left, if its peers say so too.
+    had_members: bool,
     told_removed: AtomicBool,
 }
 
@@ -156,6 +156,10 @@ impl Channel {
             .runtime
             .block_on(TcpListener::bind(setup.listen))
             .map_err(|e| PkiError::Io(Path::new(&setup.listen.to_string()).to_owned(), e))?;
+        let had_members = {
+            let tables = setup.tables.read().unwrap_or_else(PoisonError::into_inner);
+            tables.nodes().next().is_some()
+        };
         let local = Arc::new(Local {
             id: setup.id,
             address: setup.address,
@@ -172,6 +176,7 @@ impl Channel {
             runtime: setup.runtime.clone(),
             peers: Mutex::default(),
             was_member: AtomicBool::new(false),
+            had_members,
             told_removed: AtomicBool::new(false),
         });
         let closed = Arc::new(tokio::sync::Notify::new());
@@ -407,7 +412,7 @@ impl Local {
 
 /// Drops the streams to nodes that are no members any more, once they have heard of it.
 async fn forget_gone(local: Arc<Local>) {
-    tokio::time::sleep(FAREWELL).await;
+    tokio::time::sleep(FAREWELL_SEND).await;
     let tables = local.tables.read().unwrap_or_else(PoisonError::into_inner);
     let mut peers = local.peers.lock().unwrap_or_else(PoisonError::into_inner);
     // Before there are tables the peers are those that a joiner was told of.

@@ -312,7 +312,7 @@ impl Local {
             let tables = self.tables.read().unwrap_or_else(|e| e.into_inner());
             tables.node(self.id).is_some()
         };
-        if known || self.was_member.load(Ordering::Relaxed) {
+        if known || self.had_members || self.was_member.load(Ordering::Relaxed) {
             self.tell_removed();
         }
     }

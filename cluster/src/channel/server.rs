@@ -25,8 +25,9 @@ use super::content::{self, Content, OutOfPlace};
 use super::key::Proof;
 use super::pki::{self, Ca};
 use super::tls::{Accepted, Caller};
-use super::{FRAME_BYTES_MAX, Local, PATIENCE, snapshot};
+use super::{FRAME_BYTES_MAX, Local, snapshot};
 use crate::clock;
+use crate::config::FAREWELL_HEAR;
 use crate::core::Input;
 use crate::types::{NodeId, Outcome, Rejection};
 
@@ -203,7 +204,7 @@ impl Service {
             // this. Until then its word may be needed for the change of membership itself.
             if let Err(status) = self.known(from) {
                 let now = clock::now();
-                if now.saturating_sub(*removed_since.get_or_insert(now)) >= PATIENCE {
+                if now.saturating_sub(*removed_since.get_or_insert(now)) >= FAREWELL_HEAR {
                     let _ = acks.send(Err(status)).await;
                     return;
                 }
