@@ -63,6 +63,41 @@ fn countries_and_lists_of_bans_decide_before_parsing_and_follow_a_reload() {
     bed.finish();
 }
 
+/// The list of a trunk is about its own sources, which are trusted otherwise; it is asked after parsing
+/// and before anything is answered.
+#[test]
+fn the_countries_of_a_trunk_are_asked_of_its_own_sources() {
+    if !can_make_namespaces("countries of a trunk") {
+        return;
+    }
+    let bed = Bed::prepared(V4, "udp", |dir, config| {
+        country_file(dir, "FR");
+        let trunk = "name = \"outside\"";
+        let listed = format!(
+            "{trunk}\nsources = [\"10.1.0.10\", \"10.1.0.61\", \"10.1.0.62\"]\n\
+             deny-countries = [\"FR\"]"
+        );
+        config.replacen(trunk, &listed, 1)
+            + "\n[guard]\ncountry-file = \"@DIR@/countries.mmdb\"\n\
+               \n[[guard.limit]]\nby = \"trunk\"\nmethods = \"OPTIONS\"\nper-second = 0.01\n\
+               burst = 5\nover = \"silence\"\n"
+    });
+    for host in 61..=63 {
+        ip(&format!("-n {} addr add 10.1.0.{host}/24 dev to-sbc", bed.net.ns("out")));
+    }
+    let dropped = |reason: &str| bed.node().metric("sbc_guard_dropped_messages", reason);
+    assert!(!answered(&bed, "10.1.0.61", 1), "a source of the trunk in a country it denies");
+    assert_eq!(dropped("access"), 1);
+    assert!(answered(&bed, "10.1.0.62", 1), "another country");
+    assert!(answered(&bed, "10.1.0.10", 1), "no country is known");
+    assert!(answered(&bed, "10.1.0.63", 1), "no source of the trunk: its list is not about it");
+    // The trunk's rate: its sources are trusted and share it.
+    let more = (2..=8).filter(|n| answered(&bed, "10.1.0.62", *n)).count();
+    assert_eq!(more, 3, "five in all");
+    assert!(answered(&bed, "10.1.0.63", 2), "a stranger is not of the trunk");
+    bed.finish();
+}
+
 #[test]
 fn descriptions_that_name_forbidden_addresses_are_488() {
     if !can_make_namespaces("forbidden addresses") {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use sbc_tests::net::{exchange, socket_in};
 use sbc_tests::{can_make_namespaces, wait_for};
 
@@ -267,6 +268,30 @@ fn calls_of_users_prefixes_and_groups_are_counted_for_the_whole_cluster() {
     });
     callers.burst(8, "dave", "+4930");
     assert!((28..=30).contains(&up(&shared)), "{}", up(&shared));
+}
+
+/// Nobody can be asked: a node admits an even part of a user's limit, here one call of three.
+#[test]
+fn without_a_quorum_a_user_has_an_even_part() {
+    if !can_make_namespaces("limits of users without a quorum") {
+        return;
+    }
+    let limit = "\n[[admission.limit]]\nname = \"users\"\nby = \"user\"\nmax-calls = 3\n";
+    let mut shared = Shared::new(&format!("{PHONES}{limit}"));
+    let _ringing = Ringing::start(&shared);
+    let mut callers = Callers::new(&shared);
+    assert!(callers.rings(1, "alice", "+4930"));
+    for mut node in shared.nodes.drain(1..) {
+        node.proc.signal(Signal::SIGKILL);
+        node.proc.wait(LONG);
+    }
+    wait_for("the quorum to be gone", LONG, || {
+        (shared.metric(1, "sbc_cluster_quorum") == 0).then_some(())
+    });
+    let rang = (0..3).filter(|_| callers.rings(1, "carol", "+4930")).count();
+    assert_eq!(rang, 1);
+    // Who had a call then has it still, and that was the part.
+    assert!(!callers.rings(1, "alice", "+4930"));
 }
 
 const RATE: &str = r#"

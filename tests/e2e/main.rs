@@ -1,6 +1,7 @@
 //! End-to-end tests: a real node between two networks, real peers on both sides.
 
 mod bad_input;
+mod bans;
 mod basic;
 mod bed;
 mod border;

@@ -25,7 +25,8 @@ use super::super::netlink::{
 use super::super::network::{Network, Prefix, Stack};
 use super::elements::{Elements, fault};
 use super::ruleset::{
-    BanMatch, NETDEV, SetSpec, ban_chain, delete_chain, delete_table, msg_type, replace_table,
+    BanMatch, NETDEV, SHOWN_AS_IPV4, SHOWN_AS_IPV6, SetSpec, ban_chain, delete_chain, delete_table,
+    msg_type, replace_table,
 };
 
 /// What is banned.
@@ -186,6 +187,7 @@ impl BanSet {
             name,
             id,
             key_len,
+            key_type: if key_len == 4 { SHOWN_AS_IPV4 } else { SHOWN_AS_IPV6 },
             data_len: None,
             size: self.config.bans_max,
             timeout: true,

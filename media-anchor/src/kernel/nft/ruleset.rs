@@ -61,11 +61,18 @@ unsafe impl NlMsg for Raw {
     }
 }
 
+/// Types of keys by nft's numbers.
+pub(super) const SHOWN_AS_NUMBER: u32 = 0;
+pub(super) const SHOWN_AS_IPV4: u32 = 7;
+pub(super) const SHOWN_AS_IPV6: u32 = 8;
+
 /// What a set is.
 pub(super) struct SetSpec<'a> {
     pub(super) name: &'a str,
     pub(super) id: u32,
     pub(super) key_len: u32,
+    /// How `nft` shows a key: see [`SHOWN_AS_NUMBER`] and its like. The kernel does not look at it.
+    pub(super) key_type: u32,
     /// Bytes of data: makes it a map.
     pub(super) data_len: Option<u32>,
     /// Most elements; without a timeout it also makes the set a hash of fixed size.
@@ -95,7 +102,7 @@ fn new_set(table: &str, spec: &SetSpec<'_>) -> Raw {
         set_flags |= if on { flag } else { 0 };
     }
     buf.attr_be32(3, set_flags);
-    buf.attr_be32(4, 0); // key type: an integer of ours
+    buf.attr_be32(4, spec.key_type);
     buf.attr_be32(5, spec.key_len);
     if let Some(len) = spec.data_len {
         buf.attr_be32(6, 0); // data type: a value, not a verdict
@@ -144,6 +151,7 @@ pub(super) fn relay_sets(size: u32) -> [SetSpec<'static>; 3] {
         name,
         id,
         key_len: u32::try_from(key).expect("small"),
+        key_type: SHOWN_AS_NUMBER,
         data_len: Some(u32::try_from(data).expect("small")),
         size,
         timeout: false,

@@ -314,6 +314,7 @@ impl Guard {
             aor: "",
             ruri_user: "",
             method: "",
+            trusted: false,
         };
         let rates = self.handshakes.read().unwrap_or_else(PoisonError::into_inner);
         if rates.check(now, &facts).is_ok() {
@@ -367,10 +368,13 @@ impl Guard {
         {
             return blocked;
         }
-        if facts.in_dialog || trusted || facts.emergency {
+        if facts.in_dialog || facts.emergency {
             return Verdict::Pass;
         }
-        if facts.trunk.is_none() && scanners.is_some_and(|s| s.matches(&facts.fingerprint)) {
+        if !trusted
+            && facts.trunk.is_none()
+            && scanners.is_some_and(|s| s.matches(&facts.fingerprint))
+        {
             self.ban_source(now, source, BanReason::Scanner, "scanner");
             return Verdict::Drop(Reason::Scanner);
         }
@@ -381,6 +385,7 @@ impl Guard {
             aor: facts.aor,
             ruri_user: facts.ruri_user,
             method: facts.method,
+            trusted,
         };
         match self.rates().check(now, &rate) {
             Ok(()) => Verdict::Pass,

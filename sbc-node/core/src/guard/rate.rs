@@ -81,6 +81,8 @@ pub struct RateFacts<'a> {
     pub aor: &'a str,
     pub ruri_user: &'a str,
     pub method: &'a str,
+    /// Of a trusted network: only limits that name its trunk are about it.
+    pub trusted: bool,
 }
 
 /// The answer of a limit that is exceeded.
@@ -159,6 +161,9 @@ impl Rates {
         let now = nanos(now.saturating_duration_since(self.epoch));
         for (index, limit) in self.limits.iter().enumerate() {
             let c = &limit.config;
+            if facts.trusted && c.key != RateKey::Trunk {
+                continue;
+            }
             let counts = c.methods.is_empty() || c.methods.iter().any(|m| **m == *facts.method);
             let Some(key) = counts.then(|| self.key(index, c.key, facts)).flatten() else {
                 continue;
@@ -339,6 +344,7 @@ mod tests {
             aor: "alice@example.com",
             ruri_user: "+4930123",
             method: "INVITE",
+            trusted: false,
         }
     }
 
@@ -393,6 +399,11 @@ mod tests {
         let trunk = RateFacts { trunk: Some(7), ..facts(1) };
         assert!(r.check(t0, &trunk).is_ok());
         assert_eq!(r.check(t0, &trunk).unwrap_err().limit, 1);
+        let trusted = RateFacts { trunk: Some(8), trusted: true, ..facts(1) };
+        assert!(r.check(t0, &trusted).is_ok());
+        assert_eq!(r.check(t0, &trusted).unwrap_err().limit, 1, "trunks have their limits");
+        let nobodys = RateFacts { trusted: true, ..facts(1) };
+        assert!((0..9).all(|_| r.check(t0, &nobodys).is_ok()), "no other limit is about it");
         let other = RateFacts { ruri_user: "+4", ..facts(1) };
         assert!(r.check(t0, &facts(1)).is_ok());
         assert_eq!(

@@ -160,6 +160,27 @@ fn access_lists_and_rate_limits_answer_by_policy() {
 }
 
 #[test]
+fn a_trunk_has_its_rate_though_its_sources_are_trusted() {
+    let t0 = Instant::now();
+    let limit = |key| RateLimit {
+        key,
+        methods: vec![],
+        algorithm: Algorithm::Bucket { per_second: 0.1, burst: 1 },
+        over: OverLimit::Forbidden,
+        cluster: false,
+    };
+    let trusted = vec!["198.51.100.0/24".parse().unwrap()];
+    let limits = vec![limit(RateKey::Source), limit(RateKey::Trunk)];
+    let guard = Guard::new(GuardConfig { trusted, limits, ..config() }, t0);
+    let flow = flow("198.51.100.7:5060");
+    let of = |trunk| RequestFacts { trunk, ..facts(&flow, "INVITE", "") };
+    assert_eq!(guard.request(t0, &of(Some((1, "carrier")))), Verdict::Pass);
+    let over = Verdict::Reject { status: 403, retry_after_s: None, reason: Reason::RateLimit };
+    assert_eq!(guard.request(t0, &of(Some((1, "carrier")))), over);
+    assert!((0..9).all(|_| guard.request(t0, &of(None)) == Verdict::Pass));
+}
+
+#[test]
 fn handshakes_are_limited_by_source_and_in_all() {
     let t0 = Instant::now();
     let limits = |handshakes_per_second, handshakes_per_source| GuardConfig {
