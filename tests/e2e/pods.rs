@@ -6,6 +6,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use sbc_tests::net::wait_listening;
+use sbc_tests::proc::Proc;
 use sbc_tests::{binary, can_make_namespaces, wait_for};
 
 use crate::three::{LONG, Load, Plan, Three};
@@ -53,6 +55,45 @@ fn place_call(three: &Three) {
     callee.expect_success(LONG);
 }
 
+/// What the chart's `preStop` runs, as pod `n-ORDINAL` of a StatefulSet that wants so many; what it said.
+/// The API that it asks is a server in the pod's namespace that has this one answer.
+fn pre_stop(three: &Three, number: usize, replicas: usize) -> String {
+    let dir = three.dir.path().join(format!("api{number}-{replicas}"));
+    let sets = dir.join("apis/apps/v1/namespaces/voice/statefulsets");
+    std::fs::create_dir_all(&sets).expect("folders");
+    let answer = format!("{{\"metadata\":{{}},\"spec\":{{\"replicas\":{replicas}}}}}");
+    std::fs::write(sets.join("n"), answer).expect("answer");
+    std::fs::write(dir.join("token"), "token").expect("token");
+    let at = dir.to_string_lossy().into_owned();
+    sbc_tests::net::run(
+        "openssl",
+        &format!(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=api \
+             -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE \
+             -keyout {at}/key.pem -out {at}/ca.crt"
+        ),
+    );
+    let words = "s_server -accept 127.0.0.1:6443 -cert ca.crt -key key.pem -WWW";
+    let words: Vec<String> = words.split(' ').map(str::to_owned).collect();
+    let ns = three.ns(number);
+    let _api = Proc::start(&ns, &dir, "api", std::path::Path::new("openssl"), &words);
+    wait_listening(&ns, 6443);
+    let out = Command::new("ip")
+        .args(["netns", "exec", &ns])
+        .arg(binary("sbcctl"))
+        .arg("--socket")
+        .arg(three.node(number).dir.join("sbc.sock"))
+        .args(["kube", "pre-stop", "--timeout=50", "--statefulset=n", "--namespace=voice"])
+        .arg(format!("--pod=n-{}", number - 1))
+        .args(["--api-host=127.0.0.1", "--api-port=6443", &format!("--account={at}")])
+        .output()
+        .expect("sbcctl");
+    let said = String::from_utf8_lossy(&out.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && errors.is_empty(), "{said}{errors}");
+    said
+}
+
 /// A rolling update: each pod in turn is told to stop while it carries calls (the hook drains it,
 /// SIGTERM ends it within its grace) and comes back elsewhere under its name, with its disk.
 #[test]
@@ -67,8 +108,8 @@ fn a_rolling_update_loses_no_call() {
         let load = Load::start_own(&three, number, CALLS, CALLS, HOLD);
         let id = three.id(number);
         load.mark();
-        let hook = three.node(number).ctl("node drain --wait --timeout 50");
-        assert_eq!(hook["state"], "drained", "node {number}");
+        let said = pre_stop(&three, number, 3);
+        assert!(said.contains("drained") && !said.contains("left"), "node {number}: {said}");
         let others: Vec<usize> = (1..=3).filter(|n| *n != number).collect();
         let node = three.nodes[number - 1].take().expect("it runs");
         // There is nothing left to wait for: it ends at once, and with 0.
@@ -132,8 +173,8 @@ fn a_removed_ordinal_leaves_and_a_reborn_one_is_a_member_again() {
         let load = Load::start_own(&three, 3, CALLS, CALLS, HOLD);
         let id = three.id(3);
         load.mark();
-        let hook = three.node(3).ctl("node drain --wait --leave --timeout 50");
-        assert_eq!(hook["state"], "drained, left the cluster");
+        let said = pre_stop(&three, 3, 2);
+        assert!(said.contains("drained, left the cluster"), "{said}");
         let mut node = three.nodes[2].take().expect("it runs");
         let data = node.dir.join("raft");
         // Without a place in the cluster it stops by itself.

@@ -299,6 +299,12 @@ fn every_dependency_has_a_licence_of_the_list() {
     let metadata: serde_json::Value = serde_json::from_slice(&out.stdout).expect("JSON");
     let packages = metadata["packages"].as_array().expect("packages");
     assert!(packages.len() > 100);
+    let denied = deny.split("[bans]").nth(1).expect("bans").split("name = \"").skip(1);
+    let denied: Vec<&str> = denied.filter_map(|name| name.split('"').next()).collect();
+    assert!(denied.contains(&"openssl-sys"), "{denied:?}");
+    let there = packages.iter().filter_map(|p| p["name"].as_str());
+    let there: Vec<&str> = there.filter(|name| denied.contains(name)).collect();
+    assert!(there.is_empty(), "deny.toml keeps out {there:?}");
     let bad: Vec<String> = packages
         .iter()
         .map(|p| (&p["name"], p["license"].as_str().unwrap_or("no licence")))
