@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use sbc_tests::baresip::{Baresip, Phone};
-use sbc_tests::can_make_namespaces;
+use sbc_tests::{can_make_namespaces, wait_for};
 use sbc_tests::net::{Net, ip, nft, run};
 use sbc_tests::node::Node;
 use sbc_tests::proc::Proc;
@@ -168,6 +168,57 @@ fn a_phone_behind_a_symmetric_nat_is_called_over_tcp() {
 #[test]
 fn a_phone_behind_nat_is_called_over_tls() {
     called_behind_nat("nat tls", "tls", "masquerade");
+}
+
+/// What a user types into linphonec, which then goes on for as long as the test does.
+fn linphone(edge: &Edge) -> Proc {
+    let dir = edge.dir.path().join("linphone");
+    // It makes its database there and nothing above it.
+    std::fs::create_dir_all(dir.join(".local/share/linphone")).expect("directory");
+    let at = dir.to_string_lossy().into_owned();
+    run("sox", &format!("-n -r 8000 -c 1 -b 16 {at}/in.wav synth 60 sine 1000"));
+    let config = "[sip]\nsip_port=5062\nsip_tcp_port=0\nsip_tls_port=0\nuse_ipv6=0\ndefault_proxy=0\n\
+                  [auth_info_0]\nusername=alice\npasswd=secret\nrealm=example.com\n\
+                  [proxy_0]\nreg_proxy=<sip:10.1.0.1:5060>\nreg_identity=sip:alice@10.1.0.1\n\
+                  reg_expires=60\nreg_sendregister=1\n";
+    std::fs::write(dir.join("rc"), config).expect("configuration");
+    let typed = format!("soundcard use files\\nplay {at}/in.wav\\nrecord {at}/heard.wav\\n");
+    let line = format!(
+        "exec linphonec -c {at}/rc -a < <(printf '{typed}'; exec setpriv --pdeathsig KILL sleep 1000)"
+    );
+    let args = [format!("HOME={at}"), "bash".to_owned(), "-c".to_owned(), line];
+    let ns = edge.net.ns("home");
+    Proc::start(&ns, edge.dir.path(), "linphonec", std::path::Path::new("/usr/bin/env"), &args)
+}
+
+#[test]
+fn linphone_registers_behind_nat_and_is_called() {
+    if !can_make_namespaces("linphone") {
+        return;
+    }
+    let edge = Edge::new("masquerade");
+    let alice = linphone(&edge);
+    let contact = wait_for("linphone to register", Duration::from_secs(30), || {
+        let online = edge.node.ctl("registrations list");
+        (online["total"] == 1).then(|| online["registrations"][0]["contacts"][0].clone())
+    });
+    assert_eq!((&contact["transport"], &contact["natted"]), (&"udp".into(), &true.into()));
+    let phone = Phone {
+        user: "bob",
+        listen: "10.1.0.10:5062",
+        transport: "udp",
+        tone_hz: 440,
+        params: "",
+        dial: Some("sip:alice@10.1.0.1:5060"),
+        quit_after_s: 8,
+    };
+    let mut bob = edge.phone("out", "bob", "udp", &phone);
+    bob.proc.wait(Duration::from_secs(40));
+    let cdrs = edge.node.wait_cdrs(1);
+    assert_eq!(cdrs[0]["status"], 200, "{}", cdrs[0]);
+    bob.assert_heard(1000.0, 2.0);
+    drop(alice);
+    edge.node.stop();
 }
 
 /// JsSIP with its modules, installed once by the lock file; `None` where there is no node.js.

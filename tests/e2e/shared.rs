@@ -370,3 +370,74 @@ fn a_phone_may_register_again_by_another_node() {
         });
     }
 }
+
+/// Busy to every INVITE, for good; says from where each came.
+fn busy(phone: &std::net::UdpSocket, heard: &std::sync::mpsc::Sender<std::net::SocketAddr>) {
+    let mut message = [0; 65_536];
+    while let Ok((length, from)) = phone.recv_from(&mut message) {
+        let text = String::from_utf8_lossy(&message[..length]).into_owned();
+        if !text.starts_with("INVITE ") {
+            continue;
+        }
+        let copied = |name: &str| {
+            let lines = text.lines().filter(|l| l.starts_with(name));
+            lines.map(|l| format!("{l}\r\n")).collect::<String>()
+        };
+        let to = copied("To: ").replace("\r\n", ";tag=busy\r\n");
+        let answer = [
+            "SIP/2.0 486 Busy Here\r\n".to_owned(),
+            copied("Via: "),
+            copied("From: "),
+            to,
+            copied("Call-ID: "),
+            copied("CSeq: "),
+            "Content-Length: 0\r\n\r\n".to_owned(),
+        ];
+        phone.send_to(answer.concat().as_bytes(), from).expect("answer");
+        if heard.send(from).is_err() {
+            return;
+        }
+    }
+}
+
+/// Registered over UDP by one node, called through the others, before and after that node died.
+#[test]
+fn a_phone_over_udp_is_called_through_others_after_its_node_died() {
+    if !can_make_namespaces("phones of a dead node") {
+        return;
+    }
+    let mut shared = Shared::new(PHONES);
+    let phone = socket_in(&shared.net.ns("out"), "10.1.0.10:5070");
+    phone.set_read_timeout(Some(LONG)).expect("timeout");
+    let text = "REGISTER sip:example.com SIP/2.0\r\n\
+                Via: SIP/2.0/UDP 10.1.0.10:5070;branch=z9hG4bKr1\r\n\
+                From: <sip:alice@example.com>;tag=r1\r\nTo: <sip:alice@example.com>\r\n\
+                Call-ID: reg-1\r\nCSeq: 1 REGISTER\r\nMax-Forwards: 70\r\n\
+                Contact: <sip:alice@10.1.0.10:5070>;expires=600\r\nContent-Length: 0\r\n\r\n";
+    phone.send_to(text.as_bytes(), "10.1.0.11:5060").expect("send");
+    let mut answer = [0; 65_536];
+    let length = phone.recv(&mut answer).expect("an answer");
+    assert!(answer[..length].starts_with(b"SIP/2.0 200 "));
+    for number in [2, 3] {
+        wait_for("the others to know the phone", LONG, || {
+            (shared.metric(number, "sbc_cluster_bindings_followed_total") >= 1).then_some(())
+        });
+    }
+    let (heard, calls) = std::sync::mpsc::channel();
+    let answering = std::thread::spawn(move || busy(&phone, &heard));
+    assert_eq!(call(&shared, "10.2.0.12", 1), 486);
+    assert_eq!(calls.recv_timeout(LONG).expect("a call").ip().to_string(), "10.1.0.12");
+
+    let mut first = shared.nodes.remove(0);
+    first.proc.signal(Signal::SIGKILL);
+    first.proc.wait(LONG);
+    for (number, node) in [(2, "12"), (3, "13")] {
+        assert_eq!(call(&shared, &format!("10.2.0.{node}"), number), 486, "through {node}");
+        let from = calls.recv_timeout(LONG).expect("a call");
+        assert_eq!(from.ip().to_string(), format!("10.1.0.{node}"));
+    }
+    // Ends at its next call.
+    drop(calls);
+    drop(shared);
+    drop(answering);
+}

@@ -12,7 +12,7 @@ calls=(sip-tester sox nftables iproute2)
 images=(buildah libcap2-bin python3)
 packages=(dpkg-dev)
 containers=(podman runc containernetworking-plugins mmdebstrap python3-venv docker.io docker-compose)
-tests=(baresip-core tshark tcpdump ethtool python3-pip kamailio postgresql etcd-server dnsmasq-base chromium logrotate freeradius prometheus)
+tests=(baresip-core tshark tcpdump ethtool python3-pip kamailio postgresql etcd-server dnsmasq-base chromium logrotate freeradius linphone-cli prometheus)
 peers=(valgrind kamailio-extra-modules rtpengine-daemon)
 
 for_what=${1:-test}

@@ -207,7 +207,8 @@ fn tests_of(text: &str) -> Vec<&str> {
     names
 }
 
-/// `docs/conformance.md` names tests, targets of the Makefile and benchmarks: all of them exist.
+/// `docs/conformance.md` and the last table of `docs/registrar.md` name tests, targets of the Makefile and
+/// benchmarks: all of them exist.
 #[test]
 fn every_test_that_conformance_names_exists() {
     let root = sbc_tests::root();
@@ -232,7 +233,10 @@ fn every_test_that_conformance_names_exists() {
         _ => tests.contains(name),
     };
     let mut bad = Vec::new();
-    for line in read(&root.join("docs/conformance.md")).lines().filter(|l| l.starts_with("| ")) {
+    let registrar = read(&root.join("docs/registrar.md"));
+    let shown = registrar.split_once("\n## Where it is shown\n").map_or("", |(_, shown)| shown);
+    let conformance = read(&root.join("docs/conformance.md"));
+    for line in conformance.lines().chain(shown.lines()).filter(|l| l.starts_with("| ")) {
         let Some((what, place)) = line.trim_matches('|').rsplit_once('|') else { continue };
         let mut named = place.split('`').skip(1).step_by(2).peekable();
         if named.peek().is_none() && what.trim() != "what" {

@@ -44,6 +44,7 @@ pub(super) struct Registrar {
     #[serde(default)]
     keepalive: KeepaliveText,
     keepalive_interval: Option<Spanned<Span>>,
+    keepalive_longest: Option<Spanned<Span>>,
     keepalive_misses: Option<u8>,
     store_ahead: Option<Spanned<Span>>,
     users_file: Option<Spanned<PathBuf>>,
@@ -288,6 +289,15 @@ fn policy(cx: &mut Context<'_>, raw: &Registrar, shards: usize) -> RegistrarPoli
     };
     let standard = Keepalive::default();
     let interval = cx.span(raw.keepalive_interval.as_ref(), standard.interval);
+    let longest = raw.keepalive_longest.as_ref().map(|l| cx.span(Some(l), standard.interval));
+    if let Some(text) = &raw.keepalive_longest {
+        if kind != Some(KeepaliveKind::Options) {
+            cx.problem(text.span(), "keepalive-longest needs keepalive = \"options\": CRLF is not answered");
+        }
+        if longest.is_some_and(|l| l < interval || l > Duration::from_secs(3_600)) {
+            cx.problem(text.span(), "keepalive-longest is from keepalive-interval to 1h");
+        }
+    }
     let misses = raw.keepalive_misses.unwrap_or(standard.misses);
     let all = cx.bounded(raw.max_bindings.as_ref(), default.bindings_max, 1..=10_000_000);
     RegistrarPolicy {
@@ -302,7 +312,7 @@ fn policy(cx: &mut Context<'_>, raw: &Registrar, shards: usize) -> RegistrarPoli
         bindings_max: all.div_ceil(shards.max(1)),
         service_route: routes(cx, raw),
         auth: raw.auth.then(|| auth(cx, raw, shards)),
-        keepalive: kind.map(|kind| Keepalive { kind, interval, misses }),
+        keepalive: kind.map(|kind| Keepalive { kind, interval, longest, misses }),
         store_ahead: cx.span(raw.store_ahead.as_ref(), default.store_ahead),
         parallel: matches!(raw.fork, ForkText::Parallel),
         gruu_key: default.gruu_key,

@@ -210,7 +210,7 @@ pub(super) fn ping_event(cx: &mut Cx<'_>, event: &transaction::Event) {
                 && message.status().is_some_and(|s| s >= 200)
                 && let Some(registrar) = &mut cx.env.registrar
             {
-                registrar.bindings().ping_answered(id);
+                registrar.bindings().ping_answered(cx.now, id);
             }
         }
         E::ClientTimeout { owner, .. } | E::ClientTransportError { owner, .. } => {

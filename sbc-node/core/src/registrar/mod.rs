@@ -10,6 +10,7 @@ mod auth;
 mod binding;
 mod flows;
 mod gruu;
+mod learn;
 mod nat;
 mod policy;
 mod register;
@@ -85,7 +86,7 @@ impl Registrar {
             self.remote = remote.map(Remote::new);
         }
         self.bindings.max = self.policy.bindings_max;
-        self.bindings.keepalive = self.policy.keepalive;
+        self.bindings.set_keepalive(self.policy.keepalive);
         self.bindings.store_ahead = self.policy.store_ahead;
     }
 

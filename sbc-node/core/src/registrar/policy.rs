@@ -33,13 +33,20 @@ pub enum KeepaliveKind {
 pub struct Keepalive {
     pub kind: KeepaliveKind,
     pub interval: Duration,
+    /// Gaps up to this are tried where phones answer, per public address; `None`: always `interval`.
+    pub longest: Option<Duration>,
     /// OPTIONS in a row without an answer after which a binding is dropped; 0 never drops.
     pub misses: u8,
 }
 
 impl Default for Keepalive {
     fn default() -> Self {
-        Keepalive { kind: KeepaliveKind::Options, interval: Duration::from_secs(30), misses: 3 }
+        Keepalive {
+            kind: KeepaliveKind::Options,
+            interval: Duration::from_secs(30),
+            longest: None,
+            misses: 3,
+        }
     }
 }
 

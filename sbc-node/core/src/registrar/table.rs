@@ -14,6 +14,7 @@ use smallvec::SmallVec;
 
 use super::binding::{AorRecord, AorState, Binding, Gone, Held, Reached, contact_key};
 use super::gruu::Device;
+use super::learn::Learner;
 use super::policy::{Keepalive, KeepaliveKind};
 use super::upstream::Upstream;
 use crate::net::{ConnId, Flow};
@@ -85,6 +86,9 @@ pub struct Stats {
     /// Dropped because keepalives were not answered or the connection closed.
     pub gone: u64,
     pub pings: u64,
+    /// Longer gaps between keepalives that were tried, and those that were too long.
+    pub ping_trials: u64,
+    pub ping_trials_missed: u64,
     /// Refreshes that needed no replicated write, and writes.
     pub coalesced: u64,
     pub stores: u64,
@@ -111,6 +115,7 @@ pub struct Bindings {
     stats: Stats,
     pub(super) max: usize,
     pub(super) keepalive: Option<Keepalive>,
+    learner: Learner,
     pub(super) store_ahead: Duration,
 }
 
@@ -132,12 +137,19 @@ impl Bindings {
             stats: Stats::default(),
             max: usize::MAX,
             keepalive: None,
+            learner: Learner::default(),
             store_ahead: Duration::ZERO,
         }
     }
 
     pub fn stats(&self) -> Stats {
-        Stats { aors: self.aors.len(), ..self.stats }
+        let Learner { trials, trials_missed, .. } = self.learner;
+        Stats {
+            aors: self.aors.len(),
+            ping_trials: trials,
+            ping_trials_missed: trials_missed,
+            ..self.stats
+        }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -347,13 +359,29 @@ impl Bindings {
         }
     }
 
+    /// Takes what keepalives are configured with.
+    pub(super) fn set_keepalive(&mut self, keepalive: Option<Keepalive>) {
+        self.keepalive = keepalive;
+        let seconds = |d: Duration| u32::try_from(d.as_secs()).unwrap_or(SECONDS_MAX);
+        let longest = keepalive.and_then(|k| k.longest).map_or(0, seconds);
+        self.learner.configure(self.ping_interval().unwrap_or(0), longest);
+    }
+
     /// A keepalive was answered.
-    pub fn ping_answered(&mut self, id: u64) {
+    pub fn ping_answered(&mut self, now: Instant, id: u64) {
         let (index, check) = open_ping(id);
-        if let Some(entry) = self.aors.get_mut(index as usize) {
-            let named = |b: &&mut Binding| check_of(&self.hasher, b.contact()) == check;
-            entry.bindings.iter_mut().filter(named).for_each(|b| b.missed = 0);
+        let now_s = self.seconds(now);
+        let Some(entry) = self.aors.get_mut(index as usize) else { return };
+        let named = |b: &&mut Binding| check_of(&self.hasher, b.contact()) == check;
+        for b in entry.bindings.iter_mut().filter(named) {
+            b.missed = 0;
+            if b.ping_s != u32::MAX
+                && let Some(gap_s) = self.learner.answered(b.remote.ip(), id, now_s)
+            {
+                b.ping_s = now_s + gap_s;
+            }
         }
+        self.settle(index, now_s);
     }
 
     /// A keepalive was not answered; after as many as the policy says the binding is gone.
@@ -362,10 +390,13 @@ impl Bindings {
         let misses = self.keepalive.map_or(0, |k| k.misses);
         let now_s = self.seconds(now);
         let Some(entry) = self.aors.get_mut(index as usize) else { return };
-        let hasher = &self.hasher;
+        let (hasher, learner) = (&self.hasher, &mut self.learner);
         let (mut lost, mut ended) = (Vec::new(), Vec::new());
         entry.bindings.retain_mut(|b| {
             if check_of(hasher, b.contact()) != check {
+                return true;
+            }
+            if b.missed == 0 && learner.missed(b.remote.ip(), id, now_s) {
                 return true;
             }
             b.missed = b.missed.saturating_add(1);
@@ -526,7 +557,7 @@ impl Bindings {
     }
 
     /// First keepalives: spread evenly over the interval by the contact's hash.
-    fn schedule_pings(&self, index: u32, new: &mut [Binding], now_s: u32) {
+    fn schedule_pings(&mut self, index: u32, new: &mut [Binding], now_s: u32) {
         let interval = self.ping_interval();
         let old = self.aors.get(index as usize).map_or(&[][..], |a| &a.bindings);
         for b in new {
@@ -535,7 +566,14 @@ impl Bindings {
                 .filter(|_| b.keeper && b.natted && b.conn.is_none() && b.path().is_empty());
             b.ping_s = match (wanted, old.iter().find(|o| o.contact() == b.contact())) {
                 (None, _) => u32::MAX,
-                (Some(_), Some(before)) if before.ping_s != u32::MAX => before.ping_s,
+                (Some(_), Some(before)) if before.ping_s != u32::MAX => {
+                    let (ip, id) = (before.remote.ip(), ping_id(&self.hasher, index, b.contact()));
+                    let again = b.refreshed_s > before.refreshed_s;
+                    let moved = b.remote != before.remote;
+                    let gap_s =
+                        again.then(|| self.learner.refreshed(ip, id, moved, now_s)).flatten();
+                    gap_s.map_or(before.ping_s, |gap_s| now_s + gap_s)
+                }
                 (Some(interval), _) => {
                     let phase = check_of(&self.hasher, b.contact()) % interval;
                     now_s + 1 + phase
@@ -553,13 +591,13 @@ impl Bindings {
         let (Some(interval), Some(policy)) = (self.ping_interval(), self.keepalive) else { return };
         let Some(entry) = self.aors.get_mut(index as usize) else { return };
         for b in entry.bindings.iter_mut().filter(|b| b.ping_s <= now_s) {
-            b.ping_s = now_s + interval;
+            b.ping_s = now_s + self.learner.gap(b.remote.ip()).unwrap_or(interval);
             self.stats.pings += 1;
             self.due.push_back(Due::Ping(Ping {
                 flow: b.flow(),
                 uri: b.contact().into(),
                 kind: policy.kind,
-                id: u64::from(index) << 31 | u64::from(check_of(&self.hasher, b.contact())),
+                id: ping_id(&self.hasher, index, b.contact()),
             }));
         }
     }
@@ -590,6 +628,10 @@ impl Bindings {
         entry.timer = Some(self.wheel.insert(at, index));
         entry.timer_s = at_s;
     }
+}
+
+fn ping_id(hasher: &DefaultHashBuilder, index: u32, contact: &str) -> u64 {
+    u64::from(index) << 31 | u64::from(check_of(hasher, contact))
 }
 
 fn open_ping(id: u64) -> (u32, u32) {

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics fails")]
 
 mod gruu;
+mod learn;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -384,7 +385,7 @@ fn keepalives_go_to_natted_bindings_and_drop_the_dead() {
     let mut pings = Vec::new();
     for due in b.run(90) {
         let Due::Ping(ping) = due else { panic!("{due:?}") };
-        b.registrar.bindings().ping_answered(ping.id);
+        b.registrar.bindings().ping_answered(b.now, ping.id);
         pings.push(ping);
     }
     assert_eq!(pings.len(), 3);
@@ -393,7 +394,7 @@ fn keepalives_go_to_natted_bindings_and_drop_the_dead() {
     let id = pings[0].id;
     for answered in [false, false, true, false, false] {
         match answered {
-            true => b.registrar.bindings().ping_answered(id),
+            true => b.registrar.bindings().ping_answered(b.now, id),
             false => b.registrar.bindings().ping_failed(b.now, id),
         }
         assert_eq!(b.contacts("alice"), ["sip:a@10.0.0.5"]);
