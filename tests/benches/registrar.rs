@@ -10,7 +10,9 @@
 //! - `memory`: `MEMORY` users (1,000,000) register once, without digest; resident memory of the whole
 //!   process, before and after.
 //! - `refresh`: `REFRESH` users (300,000) register every 60 s, for `REFRESH_SECONDS`, on a node with a
-//!   log on disk (a cluster of one); CPU and writes to the log per second in the last half.
+//!   log on disk (a cluster of one) that holds registrations of an hour with a core registrar (this program
+//!   again, on 127.0.0.2; `UPSTREAM=no`: without); CPU, writes to the log and REGISTERs that reach the
+//!   core per second in the last half.
 //! - `restart`: the node of `refresh` is ended and started again: until a user that registered before
 //!   is known again, and until all are.
 //!
@@ -22,6 +24,7 @@ use std::io::{Read, Write as _};
 use std::net::{TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Child;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use sbc_core::digest::{Account, Algorithm, Answerer};
@@ -29,6 +32,7 @@ use sbc_tests::load::{cpu, end, env, median, pinned, resident_kib, udp_bound};
 use sbc_tests::{binary, root, wait_for};
 
 const SBC: &str = "127.0.0.1:5080";
+const CORE: &str = "127.0.0.2:5090";
 
 fn number(name: &str, default: &str) -> usize {
     env(name, default).parse().unwrap_or_else(|_| panic!("{name} is no number"))
@@ -235,6 +239,43 @@ fn authorize(answer: &Answered) -> String {
     answerer.authorize("REGISTER", "sip:example.com", b"", "c0ffee")
 }
 
+// ---- core registrar --------------------------------------------------------------------------
+
+/// REGISTERs that reached the core.
+static ASKED: AtomicU64 = AtomicU64::new(0);
+
+/// A registrar that grants every contact what is asked for, until this program ends.
+fn start_core() {
+    let socket = UdpSocket::bind(CORE).expect("the core's socket");
+    nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBuf, &(8 << 20))
+        .expect("buffer");
+    std::thread::spawn(move || {
+        stay_on_core_1();
+        let mut buffer = vec![0; 65_536];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            if !text.starts_with("REGISTER ") {
+                continue;
+            }
+            ASKED.fetch_add(1, Ordering::Relaxed);
+            let mut answer = "SIP/2.0 200 OK\r\n".to_owned();
+            for line in text.lines() {
+                let name = line.split(':').next().unwrap_or("");
+                match name {
+                    "Via" | "From" | "Call-ID" | "CSeq" | "Contact" => {
+                        write!(answer, "{line}\r\n").expect("text");
+                    }
+                    "To" => write!(answer, "{line};tag=core\r\n").expect("text"),
+                    _ => {}
+                }
+            }
+            answer.push_str("Content-Length: 0\r\n\r\n");
+            // What is lost is asked for again.
+            let _ = socket.send_to(answer.as_bytes(), from);
+        }
+    });
+}
+
 // ---- phases ----------------------------------------------------------------------------------
 
 fn digest() {
@@ -316,9 +357,17 @@ fn refresh(restart: bool) {
     let seconds = u64::try_from(number("REFRESH_SECONDS", "180")).expect("seconds");
     let dir = tempfile::tempdir().expect("temporary directory");
     write_users(dir.path(), 0);
-    let cluster = format!("[cluster]\ndata = \"{}/data\"", dir.path().display());
-    let mut nodes = [start("sbc", dir.path(), "auth = false", &cluster).expect("the node")];
-    let (share, writes, answered) = on_core_1(|| {
+    let mut cluster = format!("[cluster]\ndata = \"{}/data\"\n", dir.path().display());
+    let mut registrar = format!("auth = false\nmax-bindings = {}\n", users.max(1_000_000) * 2);
+    if env("UPSTREAM", "yes") == "yes" {
+        start_core();
+        registrar += "[[registrar.upstream]]\ntrunk = \"core\"\nexpires = \"1h\"\n";
+        cluster +=
+            &format!("[[trunk]]\nname = \"core\"\ninterface = \"load\"\npeers = \"{CORE}\"\n");
+        cluster += "[[route]]\nsource = \"core\"\ntarget = \"phones\"\n";
+    }
+    let mut nodes = [start("sbc", dir.path(), &registrar, &cluster).expect("the node")];
+    let (share, writes, answered, asked) = on_core_1(|| {
         let mut phones = Phones::new();
         phones.all(users, 60, 256);
         let begin = Instant::now();
@@ -326,14 +375,18 @@ fn refresh(restart: bool) {
         phones.evenly(users, Duration::from_secs(60), begin + half);
         let (spent, written, middle) =
             (cpu(&nodes), metric("sbc_cluster_bindings_written_total"), Instant::now());
+        let asked = ASKED.load(Ordering::Relaxed);
         let answered = phones.evenly(users, Duration::from_secs(60), begin + 2 * half);
         let time = middle.elapsed().as_secs_f64();
         let writes = metric("sbc_cluster_bindings_written_total") - written;
-        ((cpu(&nodes) - spent) / time, writes / time, answered as f64 / time)
+        let asked = (ASKED.load(Ordering::Relaxed) - asked) as f64 / time;
+        ((cpu(&nodes) - spent) / time, writes / time, answered as f64 / time, asked)
     });
+    let in_all = ASKED.load(Ordering::Relaxed);
     println!(
         "{users} bindings with 60 s refreshes: {answered:.0} REGISTER/s answered, {:.0} % of a core, \
-         {writes:.0} bindings written to the log per second, {} KiB resident",
+         {writes:.0} bindings written to the log and {asked:.1} REGISTERs to the core per second ({in_all} in \
+         all), {} KiB resident",
         share * 100.0,
         resident_kib(nodes[0].id())
     );
@@ -341,7 +394,7 @@ fn refresh(restart: bool) {
     end(&mut nodes[0]);
     if restart {
         let begin = Instant::now();
-        let mut node = start("sbc", dir.path(), "auth = false", &cluster).expect("the node");
+        let mut node = start("sbc", dir.path(), &registrar, &cluster).expect("the node");
         let served = wait_for("a user to be known", Duration::from_secs(120), || {
             (metric("sbc_registered_contacts") > 0.0).then(|| begin.elapsed())
         });

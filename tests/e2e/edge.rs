@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use sbc_tests::baresip::{Baresip, Phone};
-use sbc_tests::{can_make_namespaces, wait_for};
 use sbc_tests::net::{Net, ip, nft, run};
 use sbc_tests::node::Node;
 use sbc_tests::proc::Proc;
+use sbc_tests::{can_make_namespaces, wait_for};
 use tempfile::TempDir;
 
 const CONFIG: &str = r#"

@@ -397,3 +397,118 @@ fn another_node_registers_its_own_contact_and_takes_the_dead_ones_out() {
     let removed = after.iter().find(|h| h.expires == 0).expect("taken out");
     assert_eq!(removed.contact, last.contact);
 }
+
+/// A REGISTER of bob's, sent until it is answered finally.
+fn registers(ns: &str, from: &str, to: &str, cseq: u32, contact: &str) -> String {
+    let message = format!(
+        "REGISTER sip:core.example SIP/2.0\r\nVia: SIP/2.0/UDP {from};branch=z9hG4bKb{cseq};rport\r\n\
+         From: <sip:bob@core.example>;tag=b\r\nTo: <sip:bob@core.example>\r\nCall-ID: bob-1\r\n\
+         CSeq: {cseq} REGISTER\r\nMax-Forwards: 70\r\nContact: {contact}\r\nContent-Length: 0\r\n\r\n"
+    );
+    wait_for("an answer to REGISTER", LONG, || {
+        let answer = exchange(ns, from, to, message.as_bytes());
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        (answer.starts_with("SIP/2.0 ") && !answer.starts_with("SIP/2.0 100")).then_some(answer)
+    })
+}
+
+#[test]
+fn registrars_of_a_core_are_asked_one_after_the_other() {
+    if !can_make_namespaces("registrars that fail") {
+        return;
+    }
+    let peers = "peers = [\"10.4.0.10:5081\", \"10.4.0.10:5082\"]";
+    let core = Core::new(&CACHE.replace("peers = \"10.4.0.10\"", peers));
+    let (phone, ns) = (core.net.ns("in"), core.net.ns("core"));
+    let register = |cseq: u32, contact: &str| {
+        registers(&phone, "10.5.0.10:5070", "10.5.0.1:5060", cseq, contact)
+    };
+    // Nobody is there, then the second alone, then the first alone.
+    let none = register(1, "<sip:bob@10.5.0.10:5070>;expires=60");
+    assert!(none.starts_with("SIP/2.0 503 ") && none.contains("\r\nRetry-After: "), "{none}");
+    let second = Registrar::start(&ns, "10.4.0.10:5082");
+    let answer = register(2, "<sip:bob@10.5.0.10:5070>;expires=60");
+    assert!(answer.starts_with("SIP/2.0 200 "), "{answer}");
+    let heard = second.heard();
+    assert_eq!((heard.len(), heard[0].expires), (1, 3_600), "{heard:?}");
+    drop(second);
+    let first = Registrar::start(&ns, "10.4.0.10:5081");
+    let answer = register(3, "<sip:bob@10.5.0.10:5070>;expires=0");
+    assert!(answer.starts_with("SIP/2.0 200 "), "{answer}");
+    let taken = first.heard();
+    assert_eq!((taken.len(), taken[0].expires), (1, 0), "{taken:?}");
+    assert_eq!((&taken[0].contact, &taken[0].call_id), (&heard[0].contact, &heard[0].call_id));
+    assert!(taken[0].cseq > heard[0].cseq, "{taken:?}");
+    core.node.stop();
+}
+
+const CACHED: &str = r#"
+[[trunk]]
+name = "registrars"
+interface = "access"
+peers = "10.1.0.21:5080"
+
+[[trunk]]
+name = "phones"
+interface = "access"
+
+[registrar]
+trunk = "phones"
+domains = ["core.example"]
+min-expires = "5s"
+
+[[registrar.upstream]]
+trunk = "registrars"
+
+[[route]]
+source = "phones"
+target = "registrars"
+"#;
+
+/// What the core holds of a phone is known to the heir of the address: it goes on answering refreshes by
+/// itself, and takes out what its predecessor registered.
+#[test]
+fn the_registration_cache_goes_on_at_another_node() {
+    if !can_make_namespaces("registration cache of a cluster") {
+        return;
+    }
+    let mut three = Three::with(Plan { failover: "address", ..Plan::default() });
+    let out = three.net.ns("out");
+    three.net.address("out", "to-swo", "10.1.0.20/24 10.1.0.21/24");
+    let registrar = Registrar::start(&out, "10.1.0.21:5080");
+    for node in three.nodes.iter().flatten() {
+        let file = node.dir.join("sbc.toml");
+        let text = std::fs::read_to_string(&file).expect("configuration");
+        std::fs::write(&file, format!("{text}{CACHED}")).expect("configuration");
+        node.order("config reload");
+    }
+    let contact = |expires: u32| format!("<sip:bob@10.1.0.20:5070>;expires={expires}");
+    let register = |cseq: u32, expires: u32| {
+        registers(&out, "10.1.0.20:5070", "10.1.0.100:5060", cseq, &contact(expires))
+    };
+    let answer = register(1, 60);
+    assert!(answer.starts_with("SIP/2.0 200 "), "{answer}");
+    let before = registrar.heard();
+    assert_eq!(before.len(), 1, "{before:?}");
+    let holder = three.holder();
+    for number in (1..=3).filter(|n| *n != holder) {
+        wait_for("the others to know the phone", LONG, || {
+            (three.node(number).metric("sbc_cluster_bindings_followed_total", "") >= 1)
+                .then_some(())
+        });
+    }
+    three.kill(holder);
+    let heir = three.survivor(holder);
+    wait_for("the heir to have the addresses", LONG, || three.has_addresses(heir).then_some(()));
+    let answer = register(2, 60);
+    assert!(answer.starts_with("SIP/2.0 200 ") && answer.contains(";expires=60"), "{answer}");
+    assert_eq!(registrar.heard(), before, "the core hears nothing of a refresh");
+    assert_eq!(three.node(heir).metric("sbc_upstream_absorbed", ""), 1);
+    let answer = register(3, 0);
+    assert!(answer.starts_with("SIP/2.0 200 "), "{answer}");
+    let after = registrar.heard();
+    let gone = after.last().expect("a removal");
+    assert_eq!((after.len(), gone.expires), (2, 0), "{after:?}");
+    assert_eq!((&gone.contact, &gone.call_id), (&before[0].contact, &before[0].call_id));
+    assert!(gone.cseq > before[0].cseq, "{after:?}");
+}

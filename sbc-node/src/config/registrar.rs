@@ -292,7 +292,10 @@ fn policy(cx: &mut Context<'_>, raw: &Registrar, shards: usize) -> RegistrarPoli
     let longest = raw.keepalive_longest.as_ref().map(|l| cx.span(Some(l), standard.interval));
     if let Some(text) = &raw.keepalive_longest {
         if kind != Some(KeepaliveKind::Options) {
-            cx.problem(text.span(), "keepalive-longest needs keepalive = \"options\": CRLF is not answered");
+            cx.problem(
+                text.span(),
+                "keepalive-longest needs keepalive = \"options\": CRLF is not answered",
+            );
         }
         if longest.is_some_and(|l| l < interval || l > Duration::from_secs(3_600)) {
             cx.problem(text.span(), "keepalive-longest is from keepalive-interval to 1h");

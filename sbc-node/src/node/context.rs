@@ -582,5 +582,10 @@ fn user_samples(shard: usize, users: &sbc_core::registrar::Stats, out: &mut Vec<
     push("sbc_registrations_stored", "Replicated writes of users", c, users.stores);
     push("sbc_registrar_pings", "Keepalives sent to phones", c, users.pings);
     push("sbc_registrar_ping_trials", "Longer gaps tried", c, users.ping_trials);
-    push("sbc_registrar_ping_trials_missed", "Gaps that were too long", c, users.ping_trials_missed);
+    push(
+        "sbc_registrar_ping_trials_missed",
+        "Gaps that were too long",
+        c,
+        users.ping_trials_missed,
+    );
 }

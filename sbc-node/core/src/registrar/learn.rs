@@ -164,7 +164,13 @@ impl Learner {
 
     /// A phone registered again, from another port of its NAT when `moved`. Yields how long it is to be left
     /// alone now, when it was trying.
-    pub(super) fn refreshed(&mut self, ip: IpAddr, id: u64, moved: bool, now_s: u32) -> Option<u32> {
+    pub(super) fn refreshed(
+        &mut self,
+        ip: IpAddr,
+        id: u64,
+        moved: bool,
+        now_s: u32,
+    ) -> Option<u32> {
         let learnt = self.known.get_mut(&ip)?;
         let trial = learnt.trial.take_if(|t| t.id == id)?;
         learnt.spoilt = learnt.spoilt.saturating_add(1);

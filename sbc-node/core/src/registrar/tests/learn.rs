@@ -33,7 +33,8 @@ fn live(b: &mut Bench, phones: &mut [Phone], seconds: u64, every_s: u64, forgets
     for _ in 0..seconds {
         let now_s = (b.now - b.t0).as_secs();
         for (n, phone) in phones.iter_mut().enumerate() {
-            if (now_s + 7 * n as u64) % every_s == 0 || phone.open.is_none() && now_s == 0 {
+            if (now_s + 7 * n as u64).is_multiple_of(every_s) || phone.open.is_none() && now_s == 0
+            {
                 b.flow = phone.flow;
                 b.register(&format!("Contact: <{}>;expires=3600\r\n", phone.contact));
                 phone.open = Some(now_s);
