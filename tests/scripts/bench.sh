@@ -8,7 +8,7 @@ export SBC_BIN
 SBC_BIN=$(realpath "$1")
 for bench in ${BENCHES:-sbc-core:message sbc-core:instructions sbc-core:transaction sbc-core:routing sbc-core:guard \
     sbc-core:registrar media-anchor:relay media-anchor:kernel sbc-cluster:replication sbc-tests:signalling \
-    sbc-tests:guard sbc-tests:siege sbc-tests:registrar}; do
+    sbc-tests:guard sbc-tests:siege sbc-tests:registrar sbc-tests:answers}; do
     echo
     echo "== $bench"
     cargo bench -q -p "${bench%%:*}" --bench "${bench##*:}"
