@@ -6,11 +6,15 @@ use std::net::UdpSocket;
 use std::sync::mpsc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use common::{Bench, Echo, PATIENCE, eventually, free_port, options};
 use sbc_core::core::{SendError, SendToken};
 use sbc_core::media::Anchor;
-use sbc_core::net::Transport;
+use sbc_core::net::{InterfaceId, Transport};
 use sbc_node::shard::command::Command;
+use sbc_node::transport::Settings;
+use sbc_node::transport::mmsg::{RecvBatch, SendBatch};
+use sbc_node::transport::udp::UdpListener;
 
 fn client(ip: &str) -> UdpSocket {
     let socket = UdpSocket::bind((ip, 0)).unwrap();
@@ -91,6 +95,37 @@ fn an_icmp_error_names_the_message_that_could_not_be_delivered() {
     });
     assert_eq!(failed, [(SendToken(2), SendError::Unreachable)]);
     assert!(answer(&listening).starts_with("OPTIONS "));
+}
+
+/// The kernel tells of each refusal once, at whatever is sent next: that datagram goes all the same.
+#[test]
+fn errors_of_a_closed_port_cost_no_datagram_to_an_open_one() {
+    let local = "127.0.0.1:0".parse().expect("address");
+    let mut listener =
+        UdpListener::bind(InterfaceId(0), local, &Settings::default()).expect("bind");
+    let open = client("127.0.0.1");
+    let closed = client("127.0.0.1").local_addr().expect("was bound");
+    let to = open.local_addr().expect("bound");
+    let (mut batch, mut failed) = (SendBatch::default(), Vec::new());
+    let (mut refused, mut sent) = (0, 0_u64);
+    for n in 0..100 {
+        // One, and many before it: each raises an error of its own.
+        for _ in 0..=n % 5 {
+            refused += 1;
+            let text = Bytes::from(format!("to nobody {refused}"));
+            assert!(listener.send(closed, text, Some(SendToken(refused))));
+        }
+        sent += 1;
+        assert!(listener.send(to, Bytes::from(sent.to_string()), None));
+        let flushed = listener.flush(&mut batch, &mut failed);
+        assert_eq!((flushed.errors, listener.queued()), (0, 0));
+        assert_eq!(answer(&open), sent.to_string());
+    }
+    assert_eq!(failed, [], "nothing is said to have failed that left");
+    listener.drain_errors(&mut RecvBatch::default(), &mut failed, &mut Vec::new());
+    let mut told: Vec<u64> = failed.iter().map(|(token, _)| token.0).collect();
+    told.sort_unstable();
+    assert_eq!(told, (1..=refused).collect::<Vec<u64>>(), "each by its own error");
 }
 
 #[test]
