@@ -461,7 +461,7 @@ pub(crate) fn refuse(cx: &mut Cx<'_>, incoming: &Incoming<'_>, refuse: &Refuse) 
     if matches!(refuse.status, 405 | 501) {
         out.header(HeaderName::Allow, wire::ALLOW);
     }
-    cx.respond(None, &incoming.flow, incoming.server, refuse.status, out.finish());
+    cx.answer(incoming, refuse.status, out.finish());
 }
 
 /// A call's name: random, so that no node needs to ask another.

@@ -53,6 +53,23 @@ pub(crate) fn source(cx: &mut Cx<'_>, incoming: &Incoming<'_>) -> Result<Arc<Tru
     }
 }
 
+impl Cx<'_> {
+    /// Answers a request that has come to nothing. A challenge by UDP keeps no transaction, nor does any
+    /// refusal where only strangers are not trunks: who asked may be spoofed, and would cost a place for
+    /// 32 s and repeats of the answer to somebody who never asked. A repeat is answered anew (RFC 3261
+    /// §8.2.7, §26.3.2.4).
+    pub(crate) fn answer(&mut self, incoming: &Incoming<'_>, status: u16, data: bytes::Bytes) {
+        let flow = &incoming.flow;
+        let stranger = !flow.transport.is_reliable()
+            && self.env.routing.identify(flow).is_none()
+            && (matches!(status, 401 | 407) || users_trunk(self, flow).is_none());
+        if !stranger {
+            return self.respond(None, flow, incoming.server, status, data);
+        }
+        self.env.txn.answer_once(incoming.server, data);
+    }
+}
+
 /// Whether a request in the name of a domain whose registrar stands behind us comes from a phone that
 /// this one has let in under that very name; `None` for other domains.
 fn behind_core(cx: &Cx<'_>, registrar: &Registrar, incoming: &Incoming<'_>) -> Option<bool> {

@@ -59,7 +59,7 @@ pub(super) fn register(cx: &mut Cx<'_>, incoming: &Incoming<'_>) {
     for (name, value) in &answer.headers {
         out.header(*name, value.as_str());
     }
-    cx.respond(None, &incoming.flow, incoming.server, answer.status, out.finish());
+    cx.answer(incoming, answer.status, out.finish());
 }
 
 /// What a REGISTER says of its source: a guesser, a scanner of users, or one of ours.

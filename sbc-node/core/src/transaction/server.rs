@@ -190,6 +190,18 @@ impl TransactionLayer {
         }
     }
 
+    /// Answers once and keeps nothing: a repeat of the request is a new one, its ACK is nobody's
+    /// (RFC 3261 §8.2.7).
+    pub fn answer_once(&mut self, id: ServerId, data: Bytes) {
+        if let Some(index) = self.servers.check(id.index, id.generation)
+            && let Some((_, server)) = self.servers.get(index)
+        {
+            let dest = server.dest;
+            self.transmit(dest, data);
+            self.remove_server(index);
+        }
+    }
+
     /// Says whose the transaction is; told with its later events.
     pub fn set_owner(&mut self, id: ServerId, owner: Owner) {
         if let Some(index) = self.servers.check(id.index, id.generation)

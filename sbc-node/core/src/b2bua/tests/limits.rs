@@ -298,6 +298,28 @@ fn calls_of_a_user_wait_for_room_where_other_nodes_share_its_limit() {
 }
 
 #[test]
+fn rfc3261_26_3_2_4_a_challenge_of_a_stranger_keeps_nothing_and_is_not_repeated() {
+    let mut w = super::users::settings(true).begin();
+    for n in 0..20 {
+        let invite = phone_invite(&mut w, n, "+4930", "");
+        for _ in 0..2 {
+            w.says(Who::B, &invite);
+            let challenge = w.expect(Who::B, "407");
+            assert!(challenge.header(HeaderName::ProxyAuthenticate).is_some());
+        }
+        w.says(Who::B, &invite.replace("INVITE", "ACK"));
+    }
+    assert_eq!(w.core.transaction_stats().servers, 0);
+    w.ms(40_000);
+    w.nothing(Who::B);
+    // A trunk's request has its transaction, whatever becomes of it.
+    let invite = invite_text(&mut w, "Require: wings\n");
+    w.says(Who::A, &invite);
+    w.expect(Who::A, "420");
+    assert_eq!(w.core.transaction_stats().servers, 1);
+}
+
+#[test]
 fn overload_sheds_new_calls_says_when_to_come_back_and_keeps_dialogs() {
     let config = OverloadConfig::default();
     let overload = Arc::new(Overload::new(config));
