@@ -512,3 +512,78 @@ fn the_registration_cache_goes_on_at_another_node() {
     assert_eq!((&gone.contact, &gone.call_id), (&before[0].contact, &before[0].call_id));
     assert!(gone.cseq > before[0].cseq, "{after:?}");
 }
+
+/// A phone that answers challenges, over one socket.
+struct Caller {
+    socket: std::net::UdpSocket,
+    cseq: u32,
+}
+
+impl Caller {
+    /// Sends a request and yields its final answer.
+    fn ask(&mut self, method: &str, uri: &str, more: &str, body: &str) -> String {
+        self.cseq += 1;
+        let (n, to) = (self.cseq, if method == "REGISTER" { "bob" } else { "9000" });
+        let message = format!(
+            "{method} {uri} SIP/2.0\r\nVia: SIP/2.0/UDP 10.5.0.10:5070;branch=z9hG4bKc{n};rport\r\n\
+             From: <sip:bob@core.example>;tag=c\r\nTo: <sip:{to}@core.example>\r\n\
+             Call-ID: bob-{method}\r\nCSeq: {n} {method}\r\nMax-Forwards: 70\r\n\
+             Contact: <sip:bob@10.5.0.10:5070>\r\n{more}Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        self.socket.send_to(message.as_bytes(), "10.5.0.1:5060").expect("send");
+        let mut buffer = [0; 65_536];
+        let wanted = format!("\r\nCSeq: {n} {method}\r\n");
+        loop {
+            let length = self.socket.recv(&mut buffer).expect("an answer");
+            let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            if text.contains(&wanted) && !text.starts_with("SIP/2.0 1") {
+                return text;
+            }
+        }
+    }
+
+    /// The same, challenged and answered.
+    fn answered(&mut self, method: &str, uri: &str, body: &str) -> String {
+        use sbc_core::digest::{Account, Answerer};
+        let (asked, given) = match method {
+            "REGISTER" => ("WWW-Authenticate: ", "Authorization"),
+            _ => ("Proxy-Authenticate: ", "Proxy-Authorization"),
+        };
+        let kind = if body.is_empty() { "" } else { "Content-Type: application/sdp\r\n" };
+        let challenge = self.ask(method, uri, kind, body);
+        let account = Account { username: "bob".into(), realm: None, password: "secret".into() };
+        let offers = challenge.lines().filter_map(|l| l.strip_prefix(asked));
+        let mut answerer = Answerer::choose(offers, &account).expect(&challenge);
+        let value = answerer.authorize(method, uri, body.as_bytes(), "cn");
+        self.ask(method, uri, &format!("{kind}{given}: {value}\r\n"), body)
+    }
+}
+
+#[test]
+fn a_core_that_challenges_calls_is_answered_by_the_phone_itself() {
+    if !can_make_namespaces("challenges of a core") {
+        return;
+    }
+    let pass = "peers = \"10.4.0.10\"\npass-challenges = true";
+    let core = Core::new(&CACHE.replace("peers = \"10.4.0.10\"", pass));
+    wait_for("the core", SOON, || core.kamailio.output().contains("Aliases").then_some(()));
+    let callee = Sipp::start(
+        &core.net.ns("core"),
+        core.dir.path(),
+        "callee",
+        "uas-answer.xml",
+        "-i 10.4.0.10 -p 5090 -m 1",
+    );
+    let socket = socket_in(&core.net.ns("in"), "10.5.0.10:5070");
+    socket.set_read_timeout(Some(SOON)).expect("timeout");
+    let mut bob = Caller { socket, cseq: 0 };
+    let answer = bob.answered("REGISTER", "sip:core.example", "");
+    assert!(answer.starts_with("SIP/2.0 200 "), "{answer}");
+    let body = "v=0\r\no=- 1 1 IN IP4 10.5.0.10\r\ns=-\r\nc=IN IP4 10.5.0.10\r\nt=0 0\r\n\
+                m=audio 4000 RTP/AVP 8\r\n";
+    let answer = bob.answered("INVITE", "sip:9000@core.example", body);
+    assert!(answer.starts_with("SIP/2.0 200 "), "{answer}\n{}", core.kamailio.output());
+    drop(callee);
+    core.node.stop();
+}

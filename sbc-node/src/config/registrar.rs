@@ -139,9 +139,19 @@ pub(super) fn domain(file: &raw::File, trunk: &str) -> Option<String> {
     (registrar.trunk.get_ref() == trunk).then(|| first.to_ascii_lowercase())
 }
 
-/// What our own challenges of phones name.
-pub(super) fn realm(file: &raw::File) -> Option<std::sync::Arc<str>> {
+/// What our own challenges of phones name; empty where a core challenges the phones of every domain.
+pub(super) fn realm(file: &raw::File) -> Option<Arc<str>> {
     let registrar = file.registrar.as_ref()?.get_ref();
+    let behind = |domain: &str| {
+        let of = |u: &Spanned<UpstreamText>| {
+            let domains = &u.get_ref().domains;
+            domains.is_empty() || domains.iter().any(|d| d.eq_ignore_ascii_case(domain))
+        };
+        registrar.upstream.iter().any(of)
+    };
+    if registrar.domains.iter().all(|d| behind(d.get_ref())) {
+        return Some("".into());
+    }
     let realm = registrar.realm.as_ref().or(registrar.domains.first())?;
     Some(realm.get_ref().as_str().into())
 }
