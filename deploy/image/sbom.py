@@ -23,7 +23,10 @@ def run(*words):
 
 
 def crates():
-    meta = json.loads(run("cargo", "metadata", "--format-version=1", "--locked", "--offline"))
+    # Of this platform: what only others need was not even fetched.
+    host = next(l.split()[1] for l in run("rustc", "-vV").splitlines() if l.startswith("host: "))
+    words = ("--format-version=1", "--locked", "--offline", "--filter-platform", host)
+    meta = json.loads(run("cargo", "metadata", *words))
     packages = {p["id"]: p for p in meta["packages"]}
     nodes = {n["id"]: n for n in meta["resolve"]["nodes"]}
     lock = {}

@@ -65,7 +65,7 @@ def containers(manifests):
                 yield spec, container
 
 
-def promises(mode, manifests):
+def promises(mode, manifests, render_again):
     """What the documentation promises of every pod."""
     sts = one(manifests, "StatefulSet", "voice-sbc")
     spec = sts["spec"]["template"]["spec"]
@@ -113,7 +113,7 @@ def promises(mode, manifests):
         if body.get("clusterIP") != "None":
             check(f"{mode}: {name} has affinity", body["sessionAffinity"] == "ClientIP")
     for secret in [m for m in manifests if m["kind"] == "Secret"]:
-        again = one(list(yaml.safe_load_all(render(mode).stdout)), "Secret", secret["metadata"]["name"])
+        again = one(render_again(), "Secret", secret["metadata"]["name"])
         check(f"{mode}: no secret is the same in two installations", again["data"] != secret["data"])
     for role in [m for m in manifests if m["kind"] in ("Role", "ClusterRole")]:
         for rule in role["rules"]:
@@ -268,11 +268,16 @@ def helm4():
         with open(values_of(mode)) as file:
             values = yaml.safe_load(file)
         chart.validate_schema(values)
-        rendered = chart.render(values, name="voice", namespace="voice")
-        manifests = [m for file, text in rendered.items() if file.endswith(".yaml")
-                     for m in yaml.safe_load_all(text) if isinstance(m, dict)]
+        rendered = {}
+
+        def manifests_of():
+            rendered.update(chart.render(values, name="voice", namespace="voice"))
+            return [m for file, text in rendered.items() if file.endswith(".yaml")
+                    for m in yaml.safe_load_all(text) if isinstance(m, dict)]
+
+        manifests = manifests_of()
         if not HELM:
-            promises(mode, manifests)
+            promises(mode, manifests, manifests_of)
             configuration(mode, manifests)
         notes(mode, "".join(text for file, text in rendered.items() if file.endswith("NOTES.txt")))
         check(f"{mode}: Helm 4 renders it too", one(manifests, "StatefulSet", "voice-sbc") is not None)
@@ -292,7 +297,7 @@ def main():
                     if manifest["kind"] not in CUSTOM:
                         kubernetes_validate.validate(manifest, version, strict=True)
             check(f"{mode}: {len(manifests)} manifests fit the API of Kubernetes {', '.join(KUBERNETES)}", True)
-            promises(mode, manifests)
+            promises(mode, manifests, lambda: list(yaml.safe_load_all(render(mode).stdout)))
             configuration(mode, manifests)
             if mode == "multus":
                 ordinals(manifests)

@@ -20,10 +20,17 @@ fn call(shared: &Shared) -> (Phone, Agent) {
     (phone, caller)
 }
 
-fn kill_first(shared: &mut Shared) {
+/// Such a call whose node was killed, with the phone's connection. The caller answers audio both ways.
+fn orphaned() -> (Shared, Agent) {
+    let mut shared = Shared::new(PHONES);
+    let (gone, mut caller) = call(&shared);
     let mut first = shared.nodes.remove(0);
     first.proc.signal(Signal::SIGKILL);
     first.proc.wait(LONG);
+    drop(gone);
+    // Nobody has to wait for the phone.
+    caller.answer("10.2.0.10:4000".parse().expect("an address"), Direction::Both);
+    (shared, caller)
 }
 
 fn sum(shared: &Shared, name: &str) -> f64 {
@@ -41,12 +48,7 @@ fn a_call_over_a_dead_connection_goes_on_when_its_phone_registers_again() {
     if !can_make_namespaces("calls over connections") {
         return;
     }
-    let mut shared = Shared::new(PHONES);
-    let (gone, mut caller) = call(&shared);
-    kill_first(&mut shared);
-    drop(gone);
-    // Nobody has to wait for the phone.
-    caller.answer("10.2.0.10:4000".parse().expect("an address"), Direction::Both);
+    let (shared, mut caller) = orphaned();
     let mut phone = Phone::register_as(&shared, "10.1.0.12:5060", 2);
     let invite = phone.next();
     assert!(invite.starts_with("INVITE sip:alice@192.168.1.5:5060;transport=tcp "), "{invite}");
@@ -74,11 +76,7 @@ fn a_bye_waits_for_the_phone_to_come_back() {
     if !can_make_namespaces("a BYE that waits") {
         return;
     }
-    let mut shared = Shared::new(PHONES);
-    let (gone, mut caller) = call(&shared);
-    kill_first(&mut shared);
-    drop(gone);
-    caller.answer("10.2.0.10:4000".parse().expect("an address"), Direction::Both);
+    let (shared, mut caller) = orphaned();
     caller.bye();
     wait_for("the call's record", LONG, || (cdrs(&shared) == 1).then_some(()));
     let mut phone = Phone::register_as(&shared, "10.1.0.13:5060", 2);
