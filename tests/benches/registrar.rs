@@ -187,6 +187,12 @@ impl Phones {
                     done += usize::from(under_way.remove(&a.user).is_some());
                 }
                 Some(a) if a.status == 100 || a.status == 401 => {}
+                // A core that is full sheds some: they are asked again, as phones do.
+                Some(a) if a.status == 503 => {
+                    if let Some(at) = under_way.get_mut(&a.user) {
+                        *at = Instant::now();
+                    }
+                }
                 Some(a) => panic!("{}", a.text),
                 None => {
                     let late = |at: &Instant| at.elapsed() > Duration::from_millis(500);
