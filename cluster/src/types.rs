@@ -58,6 +58,15 @@ pub enum Outcome {
     Rejected(Rejection),
 }
 
+impl Outcome {
+    pub fn is_applied(self) -> bool {
+        match self {
+            Outcome::Done { .. } | Outcome::Node(_) => true,
+            Outcome::Rejected(_) => false,
+        }
+    }
+}
+
 /// Why a committed command was not applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {

@@ -317,7 +317,9 @@ fn every_dependency_has_a_licence_of_the_list() {
     let denied = deny.split("[bans]").nth(1).expect("bans").split("name = \"").skip(1);
     let denied: Vec<&str> = denied.filter_map(|name| name.split('"').next()).collect();
     assert!(denied.contains(&"openssl-sys"), "{denied:?}");
-    let there = packages.iter().filter_map(|p| p["name"].as_str());
+    // Of every platform and with every feature.
+    let lock = read(&root.join("Cargo.lock"));
+    let there = lock.split("name = \"").skip(1).filter_map(|name| name.split('"').next());
     let there: Vec<&str> = there.filter(|name| denied.contains(name)).collect();
     assert!(there.is_empty(), "deny.toml keeps out {there:?}");
     let bad: Vec<String> = packages

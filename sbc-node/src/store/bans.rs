@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message as _;
-use sbc_cluster::{Ban as Row, BanKey, Command, Handle, Outcome};
+use sbc_cluster::{Ban as Row, BanKey, Command, Handle};
 use sbc_core::cidr::Cidr;
 use sbc_proto::record::v1 as wire;
 
@@ -117,10 +117,8 @@ impl ClusterBans {
     fn submit(&self, command: Command) {
         let shared = Arc::clone(&self.shared);
         self.handle.submit(command, WITHIN, move |result| {
-            let counter = match result.map(|committed| committed.outcome) {
-                Ok(Outcome::Done { .. } | Outcome::Node(_)) => &shared.stats.written,
-                Ok(Outcome::Rejected(_)) | Err(_) => &shared.stats.failed,
-            };
+            let applied = result.is_ok_and(|committed| committed.outcome.is_applied());
+            let counter = if applied { &shared.stats.written } else { &shared.stats.failed };
             counter.fetch_add(1, Ordering::Relaxed);
         });
     }

@@ -15,14 +15,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use sbc_cluster::{Command, Handle, Outcome};
+use sbc_cluster::{Command, Handle};
 use sbc_core::core::{Input, ResolveId};
 use sbc_core::routing::{CallLimits, Room, Table, UserGates, UserPlace};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::cluster::lookup;
-use super::shares::ShareStats;
+use super::shares::{ShareStats, sharers};
 use super::tell::Tell;
 
 /// How often use and room are compared: how soon room of calls that ended is given back.
@@ -235,14 +235,13 @@ impl Rooms {
         limits: &CallLimits,
         now_ns: u64,
     ) -> bool {
-        let living = self.handle.read(|t| t.nodes().filter(|(_, n)| n.state.is_live()).count());
         let wanted = gates.stand(place, limits, now_ns).wanted;
         if wanted == Room::default() {
             gates.give(place, wanted);
             // What the log holds is given back as soon as it can be told.
             return self.held(place) != wanted;
         }
-        gates.give(place, even_part(limits, u32::try_from(living).unwrap_or(1)));
+        gates.give(place, even_part(limits, self.handle.read(sharers)));
         self.answer(user.waiting.drain(..));
         true
     }
@@ -254,13 +253,7 @@ impl Rooms {
             let (flight, stats) = (Arc::clone(&flight), Arc::clone(&self.stats));
             let (place, landed) = (place.clone(), Arc::clone(landed));
             self.handle.submit(command, WITHIN, move |result| {
-                let committed = matches!(
-                    result.map(|committed| committed.outcome),
-                    Ok(Outcome::Done { .. } | Outcome::Node(_))
-                );
-                let counter = if committed { &stats.written } else { &stats.failed };
-                counter.fetch_add(1, Ordering::Relaxed);
-                if !committed {
+                if !stats.count(result) {
                     flight.lost.store(true, Ordering::Release);
                 }
                 if flight.left.fetch_sub(1, Ordering::AcqRel) == 1 {

@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use sbc_cluster::{Command, Handle, Outcome, Tables};
+use sbc_cluster::{Command, Committed, Handle, ProposeError, Tables};
 use sbc_core::guard::Guard;
-use sbc_core::routing::{CallLimits, Share, Table, Use};
+use sbc_core::routing::{CallLimits, NamedLimit, Share, Table, Use};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::cluster::lookup;
@@ -31,6 +31,22 @@ pub struct ShareStats {
     /// Shares that were changed in the log.
     pub written: AtomicU64,
     pub failed: AtomicU64,
+}
+
+impl ShareStats {
+    /// Counts a reservation that was answered; whether it was committed.
+    pub(super) fn count(&self, result: Result<Committed, ProposeError>) -> bool {
+        let committed = result.is_ok_and(|committed| committed.outcome.is_applied());
+        let counter = if committed { &self.written } else { &self.failed };
+        counter.fetch_add(1, Ordering::Relaxed);
+        committed
+    }
+}
+
+/// The nodes that share a limit: those that live, and this one.
+pub(super) fn sharers(tables: &Tables) -> u32 {
+    let living = tables.nodes().filter(|(_, node)| node.state.is_live()).count();
+    u32::try_from(living).unwrap_or(1).max(1)
 }
 
 /// What sharing takes.
@@ -98,9 +114,7 @@ impl Limit {
         let row = handle.read(|tables| {
             let own = tables.count_of(self.key, handle.id());
             let all = u32::try_from(tables.count(self.key)).unwrap_or(u32::MAX);
-            let nodes = tables.nodes().filter(|(_, node)| node.state.is_live()).count();
-            let nodes = u32::try_from(nodes).unwrap_or(1).max(1);
-            Row { own, others: all.saturating_sub(own), nodes }
+            Row { own, others: all.saturating_sub(own), nodes: sharers(tables) }
         });
         if row.own == 0 && self.cap.is_none() && !handle.lease_valid() {
             // Nobody was asked yet, and nobody can be: an even part.
@@ -125,12 +139,7 @@ impl Limit {
         proposal.store(UNDER_WAY, Ordering::Release);
         let command = Command::reserve(self.key, max, want, least);
         shares.handle.submit(command, WITHIN, move |result| {
-            let committed = matches!(
-                result.map(|committed| committed.outcome),
-                Ok(Outcome::Done { .. } | Outcome::Node(_))
-            );
-            let counter = if committed { &stats.written } else { &stats.failed };
-            counter.fetch_add(1, Ordering::Relaxed);
+            let committed = stats.count(result);
             proposal.store(if committed { COMMITTED } else { UNKNOWN }, Ordering::Release);
         });
     }
@@ -193,29 +202,32 @@ impl Shares {
                 let held = held.or_insert_with(|| Limits::new("", name, used));
                 trunk.set_share(held.tick(&self, limits, used));
             }
-            groups.retain(|name, _| table.group_limits().any(|limit| limit.name == *name));
-            for limit in table.group_limits() {
-                let (name, used) = (&limit.name, limit.used());
-                let held = groups.entry(Arc::clone(name));
-                let held = held.or_insert_with(|| Limits::new("group ", name, used));
-                limit.set_share(held.tick(&self, limit.limits, used));
-            }
-            prefixes.retain(|name, _| table.prefix_limits().any(|limit| limit.name == *name));
-            for limit in table.prefix_limits() {
-                let (name, used) = (&limit.name, limit.used());
-                let held = prefixes.entry(Arc::clone(name));
-                let held = held.or_insert_with(|| Limits::new("prefix ", name, used));
-                limit.set_share(held.tick(&self, limit.limits, used));
-            }
+            let of_groups: Vec<NamedLimit> = table.group_limits().collect();
+            self.look(&mut groups, "group ", of_groups.iter());
+            self.look(&mut prefixes, "prefix ", table.prefix_limits().map(AsRef::as_ref));
+        }
+    }
+
+    /// Looks at limits of one kind once, and forgets those that are gone.
+    fn look<'a>(
+        &self,
+        held: &mut HashMap<Arc<str>, Limits>,
+        of: &str,
+        limits: impl Iterator<Item = &'a NamedLimit> + Clone,
+    ) {
+        held.retain(|name, _| limits.clone().any(|limit| limit.name == *name));
+        for limit in limits {
+            let (name, used) = (&limit.name, limit.used());
+            let held = held.entry(Arc::clone(name));
+            let held = held.or_insert_with(|| Limits::new(of, name, used));
+            limit.set_share(held.tick(self, limit.limits, used));
         }
     }
 
     /// Without a quorum the nodes are those that were known last: the rates stay divided.
     fn divide_rates(&self) {
         if let Some(guard) = &self.guard {
-            let living =
-                |tables: &Tables| tables.nodes().filter(|(_, n)| n.state.is_live()).count();
-            guard.set_nodes(u32::try_from(self.handle.read(living)).unwrap_or(1));
+            guard.set_nodes(self.handle.read(sharers));
         }
     }
 }

@@ -98,12 +98,14 @@ pub(crate) fn accept(
     };
     check(cx, incoming, &trunk, calls)?;
     let plan = route(cx, message, &trunk)?;
-    if !has_waited && !plan.emergency && waits(cx, incoming, &trunk) {
+    let user = user(message, &trunk);
+    let user = user.as_deref();
+    if !has_waited && !plan.emergency && waits(cx, incoming, &trunk, user) {
         return Err(NotYet::Waits);
     }
     let mut permit = cx.env.routing.admit(cx.now, &trunk, plan.emergency)?;
-    permit.join(caller(cx, message, &trunk, &plan)?);
-    let watched = watch(cx, message, &trunk, &plan)?;
+    permit.join(caller(cx, user, &plan)?);
+    let watched = watch(cx, user, &trunk, &plan)?;
     Ok(Accepted { trunk, plan, permit, watched, replaced: None })
 }
 
@@ -133,9 +135,8 @@ fn check(cx: &Cx<'_>, incoming: &Incoming<'_>, trunk: &Trunk, calls: usize) -> R
 }
 
 /// Lets the INVITE wait where the user's limit is shared with other nodes and this one has no room.
-fn waits(cx: &mut Cx<'_>, incoming: &Incoming<'_>, trunk: &Arc<Trunk>) -> bool {
-    let user = user(incoming.message, trunk);
-    let place = user.and_then(|user| cx.env.routing.lacks(cx.now, &user));
+fn waits(cx: &mut Cx<'_>, incoming: &Incoming<'_>, trunk: &Arc<Trunk>, user: Option<&str>) -> bool {
+    let place = user.and_then(|user| cx.env.routing.lacks(cx.now, user));
     place.is_some_and(|place| crate::core::wait_for_room(cx, incoming, trunk, place))
 }
 
@@ -173,37 +174,28 @@ fn called(plan: &Plan) -> &str {
 }
 
 /// The limits of the caller and of the called number.
-fn caller(
-    cx: &mut Cx<'_>,
-    message: &Message,
-    trunk: &Trunk,
-    plan: &Plan,
-) -> Result<Permit, Refuse> {
-    let user = user(message, trunk);
+fn caller(cx: &mut Cx<'_>, user: Option<&str>, plan: &Plan) -> Result<Permit, Refuse> {
     let waited = cx.env.rooms.judged.take();
-    let by = Caller { user: user.as_deref(), waited: waited.as_ref() };
+    let by = Caller { user, waited: waited.as_ref() };
     Ok(cx.env.routing.admit_caller(cx.now, &by, called(plan), plan.emergency)?)
 }
 
 /// Tells the fraud profiles of a call; one that they are against is refused.
 fn watch(
     cx: &mut Cx<'_>,
-    message: &Message,
+    user: Option<&str>,
     trunk: &Trunk,
     plan: &Plan,
 ) -> Result<Option<Watched>, Refuse> {
     let Some(guard) = cx.env.guard.clone().filter(|g| g.watches_calls()) else { return Ok(None) };
-    let user = match user(message, trunk) {
-        Some(user) => user,
-        None => trunk.config.name.as_ref().into(),
-    };
+    let user = user.unwrap_or(&trunk.config.name);
     let number = called(plan);
-    let found = guard.call_started(cx.now, cx.unix_ms(), &user, number);
+    let found = guard.call_started(cx.now, cx.unix_ms(), user, number);
     if found.is_some_and(|f| f.block) && !plan.emergency {
-        guard.call_ended(cx.now, &user, number, Duration::ZERO);
+        guard.call_ended(cx.now, user, number, Duration::ZERO);
         return Err(Refuse::new(403, ""));
     }
-    Ok(Some(Watched { user, number: number.into() }))
+    Ok(Some(Watched { user: user.into(), number: number.into() }))
 }
 
 /// Option tags in Require that we do not know: 420 with all of them (RFC 3261 §8.2.2.3).

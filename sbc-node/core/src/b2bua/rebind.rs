@@ -247,8 +247,7 @@ fn is_waiting_bye(exchange: &Exchange, side: Side) -> bool {
 /// Whose registration a leg may be found by.
 fn user_of(cx: &Cx<'_>, leg: &Leg) -> Option<Locate> {
     let registrar = cx.env.registrar.as_ref().filter(|_| leg.trunk.config.users)?;
-    let uri = leg.dialog.remote.split_once('<').map_or(&*leg.dialog.remote, |(_, rest)| rest);
-    let uri = UriRef::parse(uri.split_once('>').map_or(uri, |(uri, _)| uri)).ok()?;
+    let uri = UriRef::parse(wire::uri_of(&leg.dialog.remote)).ok()?;
     let (aor, device) = registrar.named(&uri.user_decoded(), &uri).ok()?;
     Some(Locate { aor, method: Method::Bye, device })
 }

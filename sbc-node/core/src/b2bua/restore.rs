@@ -12,6 +12,7 @@ use super::cdr::Written;
 use super::env::Cx;
 use super::record::{CallRecord, LegRecord, SessionTimerRecord, StreamRecord, StreamSideRecord};
 use super::table::Calls;
+use super::wire;
 use crate::core::{AdoptMode, Record};
 use crate::dialog::{Dialog, SessionTimer};
 use crate::ids::ShardHint;
@@ -162,13 +163,10 @@ fn restored_call(cx: &mut Cx<'_>, key: CallKey, record: &CallRecord, a: Leg, b: 
     // Counted, never refused: the call was admitted where it began.
     let source = cx.env.routing.admit(cx.now, &a.trunk, true).ok();
     let target = cx.env.routing.carry_on(cx.now, &b.trunk);
-    let uri = |name: &str| -> Box<str> {
-        let inner = name.split_once('<').map_or(name, |(_, rest)| rest);
-        inner.split_once('>').map_or(inner, |(uri, _)| uri).into()
-    };
-    let user = a.trunk.config.users.then(|| super::invite::aor_of(&uri(&a.dialog.remote)));
-    let number = uri(&b.dialog.remote);
-    let number = crate::sip::UriRef::parse(&number).ok().and_then(|u| u.user()).unwrap_or("");
+    let uri = |name: &str| -> Box<str> { wire::uri_of(name).into() };
+    let user = a.trunk.config.users.then(|| super::invite::aor_of(wire::uri_of(&a.dialog.remote)));
+    let number = wire::uri_of(&b.dialog.remote);
+    let number = crate::sip::UriRef::parse(number).ok().and_then(|u| u.user()).unwrap_or("");
     let caller =
         cx.env.routing.admit_caller(cx.now, &Caller::of(user.as_deref()), number, true).ok();
     let facts = Facts {

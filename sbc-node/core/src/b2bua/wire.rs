@@ -266,3 +266,8 @@ pub(crate) fn session_expires(message: &Message) -> Option<SessionExpires> {
         refresher: Params(params).get("refresher").and_then(Refresher::from_token),
     })
 }
+
+/// The URI of a name as a dialog keeps it: a From or To, maybe with a display name.
+pub(crate) fn uri_of(name: &str) -> &str {
+    NameAddr::from_value(name).map_or(name, |name| name.uri_str)
+}

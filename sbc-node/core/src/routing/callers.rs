@@ -200,7 +200,7 @@ impl Callers {
     }
 
     /// The limits by prefix.
-    pub(super) fn prefixes(&self) -> impl Iterator<Item = &Arc<NamedLimit>> {
+    pub(super) fn prefixes(&self) -> impl Iterator<Item = &Arc<NamedLimit>> + Clone {
         self.limits.iter().filter_map(|l| l.prefix.as_ref())
     }
 

@@ -580,7 +580,7 @@ impl Table {
     }
 
     /// The limits by called prefix.
-    pub fn prefix_limits(&self) -> impl Iterator<Item = &Arc<NamedLimit>> {
+    pub fn prefix_limits(&self) -> impl Iterator<Item = &Arc<NamedLimit>> + Clone {
         self.callers.prefixes()
     }
 
