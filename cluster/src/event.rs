@@ -8,7 +8,8 @@ use crate::types::{BindingChange, DialogKey, NodeId, Table};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// Floating addresses to add (and announce) and to remove, now. After a removal that was asked
-    /// for by a move, call [`Handle::addresses_dropped`](crate::Handle::addresses_dropped).
+    /// for by a move, call [`Handle::addresses_dropped`](crate::Handle::addresses_dropped), with the
+    /// number of the asking.
     OwnedAddresses {
         add: Vec<String>,
         remove: Vec<String>,

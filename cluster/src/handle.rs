@@ -165,9 +165,15 @@ impl Handle {
     }
 
     /// Said by the edge once it has dropped the addresses of a group that it was asked to let go.
-    pub async fn addresses_dropped(&self, group: u32) -> Result<Committed, ProposeError> {
+    /// `asked` is the latest [`Address::asked`](crate::Address::asked) of theirs at a time when none of those
+    /// asked for was on a device any more.
+    pub async fn addresses_dropped(
+        &self,
+        group: u32,
+        asked: u64,
+    ) -> Result<Committed, ProposeError> {
         let node = self.shared.id.0;
-        let op = Op::ReleaseAddresses(pb::ReleaseAddresses { group, node });
+        let op = Op::ReleaseAddresses(pb::ReleaseAddresses { group, node, asked });
         self.propose(Command::new(op)).await
     }
 

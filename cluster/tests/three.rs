@@ -249,7 +249,8 @@ fn addresses_and_calls_are_handed_over_while_all_live() {
         };
         wait_for(&mut events, removed).await;
         assert!(b.owned_addresses().is_empty(), "not before a said so");
-        a.addresses_dropped(1).await.expect("commit");
+        let asked = a.read(|t| t.address("192.0.2.9").and_then(|row| row.is_asked_of(a.id())));
+        a.addresses_dropped(1, asked.expect("asked for")).await.expect("commit");
         until("b holds it", || b.owned_addresses() == ["192.0.2.9"]).await;
         let owner = b.read(|tables| tables.dialog(&key(1)).map(|dialog| dialog.owner));
         assert_eq!(owner, Some(b.id()));

@@ -172,6 +172,17 @@ impl Core {
         if let Ok(Ok(conf)) = change {
             self.conf = conf;
             self.event(Event::MembersChanged);
+            self.step_down_if_removed();
+        }
+    }
+
+    /// Who was elected between the writing of its own removal and the applying leads no more: raft-rs
+    /// leaves it in its role, without a place for what it has written itself.
+    fn step_down_if_removed(&mut self) {
+        let raft = &mut self.raft.raft;
+        if raft.state == StateRole::Leader && raft.prs().get(raft.id).is_none() {
+            raft.become_follower(raft.term, raft::INVALID_ID);
+            self.fix_election_timeout();
         }
     }
 

@@ -1,7 +1,7 @@
 //! What stands between the core and the network of a node: it holds addresses on devices, takes a
 //! moment to drop them, and says to the cluster when it has.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sbc_proto::cluster::v1 as pb;
 use sbc_proto::cluster::v1::command::Op;
@@ -11,7 +11,7 @@ use super::world::{Happening, World};
 use crate::command::Command;
 use crate::core::Core;
 use crate::event::Event;
-use crate::state::{Next, NodeState};
+use crate::state::NodeState;
 use crate::types::NodeId;
 
 const LOOKS_EVERY_MS: u64 = 250;
@@ -114,17 +114,16 @@ impl World {
         }
         let (released, state) = {
             let tables = tables.read().expect("not poisoned");
-            let groups: BTreeSet<u32> = tables
+            let groups: BTreeMap<u32, u64> = tables
                 .addresses()
-                .filter(|(_, row)| row.holder == Some(id) && row.next != Next::Stay)
                 .filter(|(address, _)| early || !host.edge.holds(address))
-                .map(|(_, row)| row.group)
+                .filter_map(|(_, row)| Some((row.group, row.is_asked_of(id)?)))
                 .collect();
             (groups, tables.node(id).map(|row| row.state))
         };
         let done = host.edge.draining.filter(|_| early || host.edge.held.is_empty());
-        for group in released {
-            let op = Op::ReleaseAddresses(pb::ReleaseAddresses { group, node: id.0 });
+        for (group, asked) in released {
+            let op = Op::ReleaseAddresses(pb::ReleaseAddresses { group, node: id.0, asked });
             self.propose(id, Command::new(op), None)?;
         }
         if let Some(drain) = done.filter(|_| state == Some(NodeState::Draining)) {

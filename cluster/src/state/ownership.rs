@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use sbc_proto::cluster::v1 as pb;
 
-use super::Effect;
+use super::{Effect, Writer};
 use super::apply::name;
 use super::digest::spread;
 use super::record::{Address, Next, Node, NodeState, node_id};
@@ -278,7 +278,7 @@ impl Tables {
             return Err(Rejection::Full);
         }
         let holder = self.holder_of(op.group);
-        let row = Address { group: op.group, holder, next: Next::Stay, prefer };
+        let row = Address { group: op.group, holder, next: Next::Stay, prefer, asked: 0 };
         self.put_address_row(&op.address, row);
         self.assign_free_groups(effects);
         effects.push(Effect::Addresses);
@@ -287,6 +287,7 @@ impl Tables {
 
     pub(super) fn exec_delete_address(
         &mut self,
+        writer: Writer,
         op: &pb::DeleteAddress,
         effects: &mut Vec<Effect>,
     ) -> Result {
@@ -297,7 +298,9 @@ impl Tables {
         if row.holder.is_none() {
             Arc::make_mut(&mut self.rows.addresses).remove(&op.address);
         } else {
-            row.next = Next::Delete;
+            if row.next != Next::Delete {
+                (row.next, row.asked) = (Next::Delete, writer.index);
+            }
             self.put_address_row(&op.address, row);
         }
         effects.push(Effect::Addresses);
@@ -306,6 +309,7 @@ impl Tables {
 
     pub(super) fn exec_move_addresses(
         &mut self,
+        writer: Writer,
         op: &pb::MoveAddresses,
         effects: &mut Vec<Effect>,
     ) -> Result {
@@ -320,6 +324,7 @@ impl Tables {
             if row.group == op.group && row.next != Next::Delete {
                 found = true;
                 row.next = if holder == Some(to) { Next::Stay } else { Next::Move(to) };
+                row.asked = writer.index;
             }
         }
         if !found {
@@ -339,7 +344,7 @@ impl Tables {
         let mut to = None;
         let mut changed = false;
         Arc::make_mut(&mut self.rows.addresses).retain(|_, row| {
-            if row.group != op.group || row.holder != Some(from) {
+            if row.group != op.group || row.is_asked_of(from).is_none_or(|at| at > op.asked) {
                 return true;
             }
             match row.next {

@@ -94,6 +94,9 @@ pub struct Address {
     pub holder: Option<NodeId>,
     pub next: Next,
     pub prefer: Option<NodeId>,
+    /// The log index at which the holder was last asked to let go: says which asking a release
+    /// answers.
+    pub asked: u64,
 }
 
 /// What is to become of an address.
@@ -283,6 +286,11 @@ impl Address {
         self.holder == Some(node) && self.next == Next::Stay
     }
 
+    /// Held, and asked for: at which log index.
+    pub fn is_asked_of(&self, node: NodeId) -> Option<u64> {
+        (self.holder == Some(node) && self.next != Next::Stay).then_some(self.asked)
+    }
+
     pub(crate) fn to_pb(self, address: &str) -> pb::AddressRecord {
         pb::AddressRecord {
             address: address.to_owned(),
@@ -294,6 +302,7 @@ impl Address {
                 Next::Delete => NEXT_DELETE,
             },
             prefer: self.prefer.map_or(0, |node| node.0),
+            asked: self.asked,
         }
     }
 
@@ -307,6 +316,7 @@ impl Address {
                 id => Next::Move(NodeId(id)),
             },
             prefer: node_id(record.prefer),
+            asked: record.asked,
         };
         (record.address, address)
     }

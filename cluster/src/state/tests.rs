@@ -77,6 +77,10 @@ impl Machine {
         self.system(Op::Clock(pb::Clock { now_ms }));
     }
 
+    fn asked(&self, address: &str) -> u64 {
+        self.tables.address(address).expect("a row").asked
+    }
+
     fn holder(&self, address: &str) -> Option<u64> {
         self.tables.address(address).and_then(|row| row.holder).map(|node| node.0)
     }
@@ -161,12 +165,32 @@ fn a_living_holder_lets_go_first() {
     m.write(2, Command::move_addresses(1, NodeId(2)));
     assert_eq!(m.holder("sip"), Some(1));
     assert!(!m.tables.address("sip").unwrap().is_held_by(NodeId(1)));
-    m.system(Op::ReleaseAddresses(pb::ReleaseAddresses { group: 1, node: 1 }));
+    let asked = m.asked("sip");
+    m.system(Op::ReleaseAddresses(pb::ReleaseAddresses { group: 1, node: 1, asked }));
     assert!(m.tables.address("sip").unwrap().is_held_by(NodeId(2)));
     assert_eq!(m.tables.dialog(&key(1)).unwrap().owner, NodeId(2));
     m.write(1, Command::delete_address("sip"));
     let again = m.write(1, Command::put_address("sip", 1, None));
     assert_eq!(again, Outcome::Rejected(Rejection::Conflict), "it is still held");
+}
+
+/// What is said late of a move that was overtaken releases nothing: the address may be held again.
+#[test]
+fn a_release_belongs_to_its_move() {
+    let mut m = Machine::new();
+    m.write(1, Command::put_address("sip", 1, Some(NodeId(1))));
+    m.write(2, Command::move_addresses(1, NodeId(2)));
+    let first = m.asked("sip");
+    m.down(2);
+    assert!(m.tables.address("sip").unwrap().is_held_by(NodeId(1)), "nobody to move to");
+    m.write(1, Command::move_addresses(1, NodeId(3)));
+    let late = pb::ReleaseAddresses { group: 1, node: 1, asked: first };
+    let late = m.system(Op::ReleaseAddresses(late));
+    assert_eq!(late.outcome, Some(Outcome::Done { changed: false }));
+    assert_eq!(m.holder("sip"), Some(1));
+    let now = pb::ReleaseAddresses { group: 1, node: 1, asked: m.asked("sip") };
+    assert_eq!(m.system(Op::ReleaseAddresses(now)).outcome, Some(DONE));
+    assert_eq!(m.holder("sip"), Some(3));
 }
 
 /// What is said late of a drain that was taken back ends no later one: the address is held again.

@@ -1,115 +1,108 @@
 //! What this node owes the cluster a word about: that it has dropped what it was asked to drop.
 //!
-//! The others wait for it, and a proposal may be lost. So it is said until it was taken, or nobody
-//! asks any more. No address is touched here.
+//! The others wait for it, and a proposal may be lost, or arrive when it is not true any more. So it names
+//! what it answers, and is said until nobody asks any more. No address is touched here.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
-use sbc_cluster::{Handle, NodeId, NodeState, Tables};
+use sbc_cluster::{Address, Handle, NodeId, NodeState};
 
-/// One thing to say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Word {
-    /// Everything is written and dropped: the others take over. The number is the drain's.
-    HandOver(u64),
-    /// The addresses of this group are off the devices.
-    Dropped(u32),
+/// A group of which the cluster asks for addresses back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Asked {
+    pub(super) group: u32,
+    /// The log index of the latest asking: what is said answers this one and those before.
+    pub(super) at: u64,
+    /// Every address that is to be off its device before it is said.
+    pub(super) addresses: Vec<String>,
 }
 
-/// What was done and not confirmed by the log yet.
+/// What the rows ask of a node.
+pub(super) fn asked_of<'a>(
+    rows: impl Iterator<Item = (&'a str, &'a Address)>,
+    id: NodeId,
+) -> Vec<Asked> {
+    let mut groups: BTreeMap<u32, Asked> = BTreeMap::new();
+    for (address, row) in rows {
+        if let Some(at) = row.is_asked_of(id) {
+            let none = Asked { group: row.group, at, addresses: Vec::new() };
+            let asked = groups.entry(row.group).or_insert(none);
+            asked.at = asked.at.max(at);
+            asked.addresses.push(address.to_owned());
+        }
+    }
+    groups.into_values().collect()
+}
+
+/// A drain for which everything is written and dropped, and which the log does not know to be done.
 #[derive(Debug, Default)]
 pub(super) struct Owed {
     drain: Option<u64>,
-    groups: BTreeSet<u32>,
 }
 
 impl Owed {
-    pub(super) fn note(&mut self, word: Word) {
-        match word {
-            Word::HandOver(drain) => self.drain = Some(drain),
-            Word::Dropped(group) => drop(self.groups.insert(group)),
-        }
+    pub(super) fn hand_over(&mut self, drain: u64) {
+        self.drain = Some(drain);
     }
 
-    /// The log has it.
-    fn taken(&mut self, word: Word) {
-        match word {
-            Word::HandOver(drain) => self.drain = self.drain.filter(|d| *d != drain),
-            Word::Dropped(group) => drop(self.groups.remove(&group)),
-        }
-    }
-
-    /// The addresses of this group are here again: what was said of them is not true any more.
-    pub(super) fn took(&mut self, group: u32) {
-        self.groups.remove(&group);
-    }
-
-    /// What is still to be said. Forgets what nobody waits for.
-    fn due(&mut self, asks: impl Fn(Word) -> bool) -> Vec<Word> {
-        self.drain = self.drain.filter(|drain| asks(Word::HandOver(*drain)));
-        self.groups.retain(|group| asks(Word::Dropped(*group)));
-        let groups = self.groups.iter().map(|group| Word::Dropped(*group));
-        groups.chain(self.drain.map(Word::HandOver)).collect()
+    /// What is still to be said. Forgets a drain that nobody waits for.
+    fn due(&mut self, waits: impl Fn(u64) -> bool) -> Option<u64> {
+        self.drain = self.drain.filter(|drain| waits(*drain));
+        self.drain
     }
 
     /// Says what is due; what is not taken stays.
     pub(super) async fn say(&mut self, handle: &Handle) {
-        let id = handle.id();
-        for word in self.due(|word| handle.read(|tables| is_asked(tables, id, word))) {
-            let said = match word {
-                Word::HandOver(drain) => handle.hand_over(drain).await,
-                Word::Dropped(group) => handle.addresses_dropped(group).await,
-            };
-            match said {
-                Ok(_) => self.taken(word),
-                Err(error) => tracing::warn!(?word, %error, "not said yet; trying again"),
-            }
-        }
-    }
-}
-
-/// Whether the cluster still waits for this word of a node.
-fn is_asked(tables: &Tables, id: NodeId, word: Word) -> bool {
-    match word {
-        Word::HandOver(drain) => tables
-            .node(id)
-            .is_some_and(|node| node.state == NodeState::Draining && node.drains == drain),
-        Word::Dropped(group) => {
-            tables.addresses().any(|(_, row)| row.group == group && row.holder == Some(id))
+        let node = handle.read(|tables| tables.node(handle.id()).map(|n| (n.state, n.drains)));
+        let Some(drain) = self.due(|drain| node == Some((NodeState::Draining, drain))) else {
+            return;
+        };
+        match handle.hand_over(drain).await {
+            Ok(_) => self.drain = None,
+            Err(error) => tracing::warn!(drain, %error, "hand-over not said yet; trying again"),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use sbc_cluster::Next;
+
     use super::*;
 
     #[test]
-    fn a_word_is_said_until_it_is_taken_or_nobody_waits() {
+    fn a_drain_is_said_as_long_as_it_is_waited_for() {
         let mut owed = Owed::default();
-        let (drain, group) = (Word::HandOver(3), Word::Dropped(7));
-        owed.note(drain);
-        owed.note(group);
-        // Lost twice.
-        assert_eq!(owed.due(|_| true), [group, drain]);
-        assert_eq!(owed.due(|_| true), [group, drain]);
-        owed.taken(group);
-        assert_eq!(owed.due(|_| true), [drain]);
-        // An answer to the word of an earlier drain is none to this.
-        owed.note(Word::HandOver(4));
-        owed.taken(drain);
-        assert_eq!(owed.due(|_| true), [Word::HandOver(4)]);
+        assert_eq!(owed.due(|_| true), None);
+        owed.hand_over(3);
+        assert_eq!((owed.due(|_| true), owed.due(|_| true)), (Some(3), Some(3)));
         // The drain was taken back.
-        assert_eq!(owed.due(|word| word != Word::HandOver(4)), []);
-        assert_eq!(owed.due(|_| true), []);
+        assert_eq!(owed.due(|drain| drain != 3), None);
+        assert_eq!(owed.due(|_| true), None);
     }
 
     #[test]
-    fn what_is_held_again_is_not_said_to_be_dropped() {
-        let mut owed = Owed::default();
-        owed.note(Word::Dropped(1));
-        owed.note(Word::Dropped(2));
-        owed.took(1);
-        assert_eq!(owed.due(|_| true), [Word::Dropped(2)]);
+    fn all_that_is_asked_of_a_group_goes_before_it_is_said() {
+        let us = NodeId(1);
+        let row = |group, holder, next, asked| Address {
+            group,
+            holder: Some(NodeId(holder)),
+            next,
+            prefer: None,
+            asked,
+        };
+        let to = Next::Move(NodeId(2));
+        let rows = [
+            ("a", row(1, 1, to, 7)),
+            ("b", row(1, 1, Next::Delete, 9)),
+            ("stays", row(1, 1, Next::Stay, 11)),
+            ("other", row(2, 3, to, 12)),
+            ("c", row(3, 1, to, 5)),
+        ];
+        let asked = asked_of(rows.iter().map(|(address, row)| (*address, row)), us);
+        let expected = [(1, 9, vec!["a", "b"]), (3, 5, vec!["c"])].map(|(group, at, addresses)| {
+            Asked { group, at, addresses: addresses.into_iter().map(str::to_owned).collect() }
+        });
+        assert_eq!(asked, expected);
     }
 }

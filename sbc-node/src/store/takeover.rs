@@ -15,7 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::carrier::Carriers;
 use super::cluster::call_of;
-use super::owed::{Owed, Word};
+use super::owed::{Owed, asked_of};
 use super::pace::Pace;
 use super::record;
 use super::tell::Tell;
@@ -168,7 +168,7 @@ impl Takeover {
                             declared = self.declare().await;
                         }
                         self.watch_links().await;
-                        self.owed.say(&self.handle).await;
+                        self.answer().await;
                     }
                 }
             }
@@ -319,11 +319,11 @@ impl Takeover {
         let Some(floating) = &mut self.floating else { return };
         for address in addresses {
             // Another node's configuration may know addresses that ours does not.
-            let Some((placed, group)) = self.places.get(&address) else { continue };
-            self.owed.took(*group);
-            // Asked again for each: a sleeper must not take what a late event promised.
-            if !self.handle.lease_valid() {
-                return;
+            let Some((placed, _)) = self.places.get(&address) else { continue };
+            // Asked again for each: a sleeper must not take what a late event promised, nor anybody
+            // what it was asked to let go of meanwhile.
+            if !self.handle.owned_addresses().contains(&address) {
+                continue;
             }
             match floating.take(placed).await {
                 Ok(()) => {
@@ -342,11 +342,17 @@ impl Takeover {
     }
 
     async fn remove(&mut self, addresses: Vec<String>) {
+        self.off(&addresses).await;
+        self.answer().await;
+    }
+
+    /// Takes addresses off their devices; whether none of them is there any more.
+    async fn off(&mut self, addresses: &[String]) -> bool {
         self.wanted.retain(|address| !addresses.contains(address));
-        let Some(floating) = &mut self.floating else { return };
-        let mut groups = Vec::new();
+        let Some(floating) = &mut self.floating else { return true };
+        let mut all = true;
         for address in addresses {
-            let Some((placed, group)) = self.places.get(&address) else { continue };
+            let Some((placed, _)) = self.places.get(address) else { continue };
             match floating.release(placed).await {
                 Ok(true) => {
                     self.stats.addresses_released.fetch_add(1, Ordering::Relaxed);
@@ -354,17 +360,25 @@ impl Takeover {
                 }
                 Ok(false) => {}
                 Err(error) => {
+                    all = false;
                     self.stats.address_errors.fetch_add(1, Ordering::Relaxed);
                     tracing::error!(%address, %error, "could not release a floating address");
-                    continue;
                 }
             }
-            if !groups.contains(group) {
-                groups.push(*group);
-            }
         }
-        for group in groups {
-            self.owed.note(Word::Dropped(group));
+        all
+    }
+
+    /// Lets go of what the cluster asks for, and says so. The tables are looked at, not the events:
+    /// those may be behind, and what is said must be true of the asking that it names.
+    async fn answer(&mut self) {
+        let id = self.handle.id();
+        for asked in self.handle.read(|tables| asked_of(tables.addresses(), id)) {
+            if self.off(&asked.addresses).await
+                && let Err(error) = self.handle.addresses_dropped(asked.group, asked.at).await
+            {
+                tracing::warn!(group = asked.group, %error, "dropped and not said yet; trying again");
+            }
         }
         self.owed.say(&self.handle).await;
     }
@@ -528,7 +542,7 @@ impl Takeover {
         self.draining = true;
         self.tell.broadcast(|| Input::Command(CoreCommand::Drain(true)));
         self.let_go("this node drains").await;
-        self.owed.note(Word::HandOver(drain));
+        self.owed.hand_over(drain);
         self.owed.say(&self.handle).await;
     }
 }
