@@ -271,6 +271,6 @@ impl Core {
     }
 }
 
-fn single(kind: ConfChangeType, id: NodeId) -> ConfChangeSingle {
+pub(super) fn single(kind: ConfChangeType, id: NodeId) -> ConfChangeSingle {
     ConfChangeSingle { change_type: kind, node_id: id.0, ..ConfChangeSingle::default() }
 }

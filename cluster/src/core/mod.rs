@@ -14,6 +14,8 @@ mod lease;
 mod log;
 mod ready;
 mod session;
+#[cfg(test)]
+mod tests;
 mod vouch;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
