@@ -175,7 +175,10 @@ impl Elements {
                     match op {
                         Op::Delete(key) => self.gone(key),
                         Op::Add(e) if map == Map::Other => drop(self.others.insert(e.key)),
-                        Op::Add(_) => self.common += u32::from(map == Map::Common),
+                        Op::Add(e) => {
+                            self.others.remove(&e.key);
+                            self.common += u32::from(map == Map::Common);
+                        }
                     }
                 }
             }
