@@ -32,10 +32,6 @@ pub struct KernelConfig {
     pub table: String,
     /// Flows (one direction of one component each) at most, per family in the kernel's tables.
     pub flows_max: u32,
-    /// Every packet that nftables relays leaves with a TTL of 64. Without it an IPv4 packet that is
-    /// marked already as it shall leave keeps the TTL that it came with, less one, and is cheaper by
-    /// more than a tenth. eBPF and userspace always write 64.
-    pub own_ttl: bool,
     /// Devices to look at besides those that the flows' addresses name: where the addresses of a
     /// standby will be.
     pub devices: Vec<String>,
@@ -49,7 +45,6 @@ impl Default for KernelConfig {
             way: Way::Auto,
             table: "sbc_media".to_owned(),
             flows_max: 262_144,
-            own_ttl: false,
             devices: Vec::new(),
             audit_every: Duration::from_secs(60),
         }
@@ -119,7 +114,7 @@ fn choose(config: &KernelConfig) -> (Option<Box<dyn Backend>>, String) {
 }
 
 fn nftables(config: &KernelConfig) -> Result<Box<dyn Backend>, Fault> {
-    Ok(Box::new(Nft::open(&config.table, config.flows_max, config.own_ttl)?))
+    Ok(Box::new(Nft::open(&config.table, config.flows_max)?))
 }
 
 fn ebpf(config: &KernelConfig) -> Result<Box<dyn Backend>, LoadError> {

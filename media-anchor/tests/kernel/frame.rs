@@ -76,6 +76,8 @@ pub(crate) struct Packet {
     pub(crate) sport: u16,
     pub(crate) dport: u16,
     pub(crate) udp_checksum: u16,
+    /// Identification, then flags and fragment offset, of IPv4.
+    pub(crate) fragment: [u16; 2],
     /// IP header and UDP checksums hold (an absent UDP checksum over IPv4 does).
     pub(crate) checksums_hold: bool,
     pub(crate) payload: Vec<u8>,
@@ -99,6 +101,7 @@ impl Packet {
         let len16 = u16::try_from(len).ok()?.to_be_bytes();
         let udp_sum = sum(&[addresses, &[0, 17], &len16, udp]);
         let udp_holds = (checksum == 0 && !v6) || udp_sum == 0xffff;
+        let word = |at: usize| u16::from_be_bytes([ip[at], ip[at + 1]]);
         let ip_holds = v6 || sum(&[&ip[..20]]) == 0xffff;
         Some(Packet {
             v6,
@@ -107,6 +110,7 @@ impl Packet {
             sport: u16::from_be_bytes([udp[0], udp[1]]),
             dport: u16::from_be_bytes([udp[2], udp[3]]),
             udp_checksum: checksum,
+            fragment: if v6 { [0; 2] } else { [word(4), word(6)] },
             checksums_hold: udp_holds && ip_holds,
             payload: udp[8..].to_vec(),
         })

@@ -1,13 +1,14 @@
 //! What a relayed packet looks like, and which packets are not relayed.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use media_anchor::kernel::{KernelConfig, Way};
+use media_anchor::kernel::Way;
 use media_anchor::plan_types::{Flow, FlowChange, FlowOutcome, Offload, Stay};
 use media_anchor::{Side, StreamKind};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use crate::call::{Call, addr, apply, count, flow, flow_id, opened, opened_with, receive, waits};
+use crate::call::{Call, addr, apply, count, flow, flow_id, opened, receive, waits};
 use crate::frame::{Frame, MAC_OTHER, Tap};
 use crate::netns::{MAC_A, MAC_SA, Net, available};
 
@@ -72,13 +73,6 @@ fn ipv6_is_rewritten(net: &Net, offload: &mut dyn Offload) {
     assert_eq!(call.remove(offload).map(|c| (c.packets, c.bytes)), [(1, 5), (1, 5)]);
 }
 
-/// The TTL of an IPv4 packet that came with 64 and `tos` and leaves with `dscp`: without `own_ttl`
-/// nftables writes it where it writes EF, and else takes one off, as a router does.
-fn ttl_left(offload: &dyn Offload, tos: u8, dscp: u8) -> u8 {
-    let writes = dscp == 46 && tos != 46 << 2;
-    if offload.name() == "nftables" && !writes { 63 } else { 64 }
-}
-
 /// A datagram from a's socket leaves its checksum to the (absent) hardware.
 fn marks_ttl_and_checksums(net: &Net, offload: &mut dyn Offload) {
     let call = Call::v4(net, 3);
@@ -86,21 +80,19 @@ fn marks_ttl_and_checksums(net: &Net, offload: &mut dyn Offload) {
     let tap = Tap::open(&net.b, "eth0");
     call.a_to_b(b"odd length");
     let offloaded = tap.next_udp(6003).expect("captured");
-    assert_eq!(
-        (offloaded.ttl, offloaded.dscp, offloaded.sport),
-        (ttl_left(offload, 0, 46), 46, 41_003)
-    );
+    assert_eq!((offloaded.ttl, offloaded.dscp, offloaded.sport), (64, 46, 41_003));
     assert!(offloaded.checksums_hold, "{offloaded:?}");
     // And with checksums made by the sender.
     net.a.cmd("ethtool", &["-K", "eth0", "tx", "off"]);
     call.a_to_b(b"odd lengths");
     let finished = tap.next_udp(6003).expect("captured");
-    assert_eq!((finished.ttl, finished.dscp), (ttl_left(offload, 0, 46), 46));
+    assert_eq!((finished.ttl, finished.dscp), (64, 46));
     assert!(finished.checksums_hold && finished.udp_checksum != 0, "{finished:?}");
 }
 
-/// Every mark to every code point; what TTL is left of 64 says `ttl`.
-fn each_mark(net: &Net, offload: &mut dyn Offload, ttl: fn(&dyn Offload, u8, u8) -> u8) {
+/// Every mark to every code point, of short datagrams and of such that nftables does not make the
+/// header of anew.
+fn each_mark(net: &Net, offload: &mut dyn Offload) {
     let call = Call::v4(net, 12);
     let tap = Tap::open(&net.b, "eth0");
     let [flow, _] = call.flows();
@@ -112,34 +104,91 @@ fn each_mark(net: &Net, offload: &mut dyn Offload, ttl: fn(&dyn Offload, u8, u8)
         let flow = Flow { dscp, ..flow };
         setsockopt(&call.a, sockopt::Ipv4Tos, &i32::from(tos)).expect("IP_TOS");
         assert_eq!(apply(offload, &[FlowChange::Install(flow)]), [FlowOutcome::Installed(flow.id)]);
-        let ttl = ttl(offload, tos, seen);
-        call.a_to_b(b"marked");
-        let got = tap.next_udp(6012).expect("captured");
-        assert_eq!((got.ttl, got.dscp, got.checksums_hold), (ttl, seen, true), "{tos:#x} {got:?}");
-        assert_eq!(count(offload, flow.id).packets, 1, "counted once");
+        for length in [6, 995, 996, 1400] {
+            call.a_to_b(&vec![7; length]);
+            let got = tap.next_udp(6012).expect("captured");
+            let want = (64, seen, true, length);
+            let is = (got.ttl, got.dscp, got.checksums_hold, got.payload.len());
+            assert_eq!(is, want, "{tos:#x} {got:?}");
+        }
+        assert_eq!(count(offload, flow.id).packets, 4, "counted once");
         let gone = apply(offload, &[FlowChange::Remove(flow.id)]);
-        assert!(matches!(gone[..], [FlowOutcome::Removed(_, c)] if c.packets == 1), "{gone:?}");
+        assert!(matches!(gone[..], [FlowOutcome::Removed(_, c)] if c.packets == 4), "{gone:?}");
     }
 }
 
+/// By nftables a short datagram leaves with a header made anew, as ours would: it may not be
+/// fragmented. A long one keeps what a router on its way may need to do so.
 #[test]
-fn nftables_hides_the_hops_where_it_is_told_to() {
-    let name = "nftables_hides_the_hops";
+fn nftables_lets_long_datagrams_be_fragmented_later() {
+    let name = "nftables_lets_long_datagrams_be_fragmented_later";
     if !available(name) {
         return;
     }
     let net = Net::new();
     net.sbc.run(|| {
-        let config = KernelConfig { way: Way::Nftables, own_ttl: true, ..KernelConfig::default() };
-        if let Some((mut offload, _)) = opened_with(config, name) {
-            each_mark(&net, offload.as_mut(), |_, _, _| 64);
+        let Some((mut offload, _)) = opened(Way::Nftables, name) else { return };
+        let call = Call::v4(&net, 14);
+        call.install(offload.as_mut());
+        let (inject, tap) = (Tap::open(&net.a, "eth0"), Tap::open(&net.b, "eth0"));
+        for (fragment, length, want) in [
+            (0, 100, [!128, 0x4000]),
+            (0x4000, 995, [!1023, 0x4000]),
+            (0, 996, [0x1234, 0]),
+            (0x4000, 1400, [0x1234, 0x4000]),
+        ] {
+            let frame = Frame { fragment, payload: vec![9; length], ..frame_to(&call) };
+            inject.send(&frame.bytes());
+            let got = tap.next_udp(6014).expect("captured");
+            let is = (got.fragment, got.ttl, got.checksums_hold, got.payload.len());
+            assert_eq!(is, (want, 64, true, length), "{fragment:#x}");
         }
+    });
+}
+
+/// The first of nftables' maps is small; what it does not hold goes to the other, and into the room
+/// that is left when elements go.
+#[test]
+fn nftables_relays_more_than_its_first_map_holds() {
+    const MORE: u16 = 9_000;
+    let name = "nftables_relays_more_than_its_first_map_holds";
+    if !available(name) {
+        return;
+    }
+    let net = Net::new();
+    net.sbc.run(|| {
+        let Some((mut offload, report)) = opened(Way::Nftables, name) else { return };
+        let offload = offload.as_mut();
+        let at = |ip: [u8; 4], port: u16| SocketAddr::from((ip, port));
+        let filler = |n: u16| {
+            let arrives = (at([10, 1, 0, 2], 10_000 + n), at([10, 1, 0, 1], 10_000 + n));
+            let leaves = (at([10, 2, 0, 1], 10_000 + n), at([10, 2, 0, 2], 10_000 + n));
+            flow(1_000 + u64::from(n), Side::A, arrives, leaves)
+        };
+        let all: Vec<FlowChange> = (0..MORE).map(|n| FlowChange::Install(filler(n))).collect();
+        assert_eq!(apply(offload, &all).len(), usize::from(MORE));
+        let call = Call::v4(&net, 13);
+        call.install(offload);
+        offload.poll(&mut Vec::new());
+        assert_eq!(report.status().flows, u64::from(MORE) + 2);
+        assert_eq!(call.a_to_b(b"beyond").0, b"beyond");
+        assert_eq!(count(offload, flow_id(13, Side::A)).packets, 1);
+        let gone: Vec<FlowChange> = (0..MORE).map(|n| FlowChange::Remove(filler(n).id)).collect();
+        let outcomes = apply(offload, &gone);
+        assert!(outcomes.iter().all(|o| matches!(o, FlowOutcome::Removed(..))), "{outcomes:?}");
+        assert_eq!(call.b_to_a(b"still").0, b"still");
+        assert_eq!(call.remove(offload).map(|c| c.packets), [1, 1]);
+        call.install(offload);
+        assert_eq!(call.a_to_b(b"first").0, b"first");
+        assert_eq!(call.remove(offload).map(|c| c.packets), [1, 0]);
+        offload.poll(&mut Vec::new());
+        assert_eq!(report.status().flows, 0);
     });
 }
 
 /// Another code point than the common one, and none.
 fn other_code_points(net: &Net, offload: &mut dyn Offload) {
-    each_mark(net, offload, ttl_left);
+    each_mark(net, offload);
     let call = Call::v4(net, 11);
     let tap = Tap::open(&net.b, "eth0");
     let [flow, _] = call.flows();

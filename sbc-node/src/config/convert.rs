@@ -202,7 +202,6 @@ fn file_config(cx: &mut Context<'_>, file: &raw::File, document: toml::Table) ->
             262_144,
             1_000..=4_000_000,
         ),
-        kernel_hide_hops: file.media.kernel_hide_hops,
         dns: dns(cx, &file.dns),
         cdr: cdr(cx, &file.cdr),
         log: log(cx, &file.log),

@@ -24,7 +24,6 @@ const NEEDS_RESTART: [&str; 27] = [
     "media.kernel",
     "media.kernel-devices",
     "media.kernel-flows-max",
-    "media.kernel-hide-hops",
     "media.coalesce",
     "media.quarantine",
     "media.learning-packets",

@@ -70,8 +70,6 @@ pub struct Config {
     pub kernel_devices: Vec<String>,
     /// Flows in the kernel at most: one direction of one stream component each.
     pub kernel_flows_max: u32,
-    /// With nftables, every relayed packet leaves with our TTL.
-    pub kernel_hide_hops: bool,
     pub transport: TransportConfig,
     pub dns: DnsConfig,
     pub cdr: Option<CdrConfig>,

@@ -139,7 +139,6 @@ pub(super) struct Media {
     pub(super) kernel: Kernel,
     pub(super) kernel_devices: Vec<Spanned<String>>,
     pub(super) kernel_flows_max: Option<Spanned<u32>>,
-    pub(super) kernel_hide_hops: bool,
     pub(super) allow_local: bool,
     pub(super) deny: Vec<Net>,
     pub(super) dscp_audio: Option<Spanned<u8>>,

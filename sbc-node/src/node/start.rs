@@ -225,7 +225,6 @@ fn kernel_relay(config: &Config) -> anyhow::Result<kernel::Opened> {
         way,
         table: format!("sbc_media_{node}"),
         flows_max: config.kernel_flows_max,
-        own_ttl: config.kernel_hide_hops,
         devices: kernel_devices(config),
         ..kernel::KernelConfig::default()
     });

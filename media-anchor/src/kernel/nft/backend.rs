@@ -5,13 +5,14 @@
 use super::super::backend::{Backend, CommitError, Device, Fault, Op};
 use super::super::element::{Counters, Key};
 use super::elements::{Elements, Map};
-use super::ruleset::{delete_chain, delete_table, relay_chain, relay_sets, replace_table};
+use super::ruleset::{
+    FIRST_MAX, delete_chain, delete_table, relay_chain, relay_sets, replace_table,
+};
 
 /// One netdev table and its sockets.
 pub(crate) struct Nft {
     table: String,
     size: u32,
-    own_ttl: bool,
     elements: Elements,
     /// A socket of its own, so that a listing and the changes in between don't mix.
     listing: Elements,
@@ -20,15 +21,13 @@ pub(crate) struct Nft {
 }
 
 impl Nft {
-    /// Makes the table; it may hold `size` elements per family. With `own_ttl` every packet leaves
-    /// with our TTL.
-    pub(crate) fn open(table: &str, size: u32, own_ttl: bool) -> Result<Self, Fault> {
+    /// Makes the table; it may hold `size` elements per family.
+    pub(crate) fn open(table: &str, size: u32) -> Result<Self, Fault> {
         let mut nft = Nft {
             table: table.to_owned(),
             size,
-            own_ttl,
-            elements: Elements::open(table)?,
-            listing: Elements::open(table)?,
+            elements: Elements::open(table, size.min(FIRST_MAX))?,
+            listing: Elements::open(table, size.min(FIRST_MAX))?,
             listed: None,
         };
         nft.reset()?;
@@ -59,7 +58,7 @@ impl Backend for Nft {
 
     fn attach(&mut self, device: &Device) -> Result<(), Fault> {
         self.detach(&device.name)?;
-        self.elements.run(&relay_chain(&self.table, device, self.own_ttl).finalize())
+        self.elements.run(&relay_chain(&self.table, device).finalize())
     }
 
     fn detach(&mut self, name: &str) -> Result<(), Fault> {

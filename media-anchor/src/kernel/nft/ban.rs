@@ -167,7 +167,7 @@ impl BanSet {
     pub fn open(config: BanConfig) -> Result<BanSet, BanError> {
         let socket = NetlinkSocket::open(Bus::Netfilter, 0)?;
         let mut set = BanSet {
-            rules: Elements::open(&config.table)?,
+            rules: Elements::open(&config.table, 0)?,
             socket,
             network: Stack::open()?,
             attached: HashMap::new(),

@@ -15,7 +15,7 @@ use super::super::netlink::{
     Attrs, Bus, MsgBuf, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REQUEST,
     Nest, NetlinkSocket, NlMsgView, RecvError, be64, ne32,
 };
-use super::ruleset::{COMMON_DSCP, MAP4, MAP4_OTHER, MAP6, NETDEV, msg_type};
+use super::ruleset::{COMMON_DSCP, MAP4, MAP4_OTHER, MAP6, NETDEV, data4, msg_type};
 
 const NFNL_MSG_BATCH_BEGIN: u16 = 16;
 const NFNL_MSG_BATCH_END: u16 = 17;
@@ -46,9 +46,9 @@ const PER_MESSAGE: usize = 100;
 /// The maps of a relay's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Map {
-    /// IPv4 with the common code point.
+    /// IPv4 with the common code point, as long as there is room.
     Common,
-    /// IPv4 with any other.
+    /// Other IPv4.
     Other,
     V6,
 }
@@ -56,8 +56,9 @@ pub(super) enum Map {
 impl Map {
     pub(super) const ALL: [Map; 3] = [Map::Common, Map::Other, Map::V6];
 
-    fn of(element: &Element) -> Map {
-        match (element.key.is_v6(), element.action.dscp == COMMON_DSCP) {
+    /// Where an element is to lie if there is room for it in [`Map::Common`], or not.
+    fn of(element: &Element, room: bool) -> Map {
+        match (element.key.is_v6(), room && element.action.dscp == COMMON_DSCP) {
             (true, _) => Map::V6,
             (false, true) => Map::Common,
             (false, false) => Map::Other,
@@ -80,6 +81,9 @@ pub(super) struct Elements {
     buf: MsgBuf,
     /// Keys in [`Map::Other`]: a key alone does not tell its map.
     others: HashSet<Key>,
+    /// How many are in [`Map::Common`]; at least, after a transaction whose outcome was lost.
+    common: u32,
+    common_max: u32,
 }
 
 /// A message of a transaction: its sequence number and where its elements stand in it.
@@ -90,10 +94,18 @@ struct Sent {
 }
 
 impl Elements {
-    pub(super) fn open(table: &str) -> Result<Self, Fault> {
+    /// A socket for the table; its first map holds `common_max`.
+    pub(super) fn open(table: &str, common_max: u32) -> Result<Self, Fault> {
         let socket = NetlinkSocket::open(Bus::Netfilter, 0)
             .map_err(|e| fault(Errno::try_from(e).unwrap_or(Errno::EIO)))?;
-        Ok(Elements { socket, table: table.to_owned(), buf: MsgBuf::new(), others: HashSet::new() })
+        Ok(Elements {
+            socket,
+            table: table.to_owned(),
+            buf: MsgBuf::new(),
+            others: HashSet::new(),
+            common: 0,
+            common_max,
+        })
     }
 
     /// Runs a batch of nftnl's as one transaction.
@@ -121,6 +133,7 @@ impl Elements {
     /// The maps are new and empty.
     pub(super) fn forget(&mut self) {
         self.others.clear();
+        self.common = 0;
     }
 
     /// A listing showed these keys in [`Map::Other`].
@@ -137,30 +150,50 @@ impl Elements {
         }
     }
 
-    /// Keeps in mind what is in [`Map::Other`] after a transaction.
-    fn note(&mut self, ops: &[Op], result: Result<(), CommitError>) {
+    /// Where each element that is added shall lie, and each key that is deleted lies.
+    fn places(&self, ops: &[Op]) -> Vec<Map> {
+        let mut common = self.common;
+        let place = |op: &Op| match op {
+            Op::Delete(key) => self.map_of(key),
+            Op::Add(element) => {
+                let map = Map::of(element, common < self.common_max);
+                common += u32::from(map == Map::Common);
+                map
+            }
+        };
+        ops.iter().map(place).collect()
+    }
+
+    /// Keeps in mind what is where after a transaction.
+    fn note(&mut self, ops: &[Op], places: &[Map], result: Result<(), CommitError>) {
         match result {
             Ok(()) => {
-                for op in ops {
+                let mut all: Vec<(&Op, Map)> = ops.iter().zip(places.iter().copied()).collect();
+                // As the kernel does them: what is deleted and added again is there.
+                all.sort_by_key(|(op, _)| matches!(op, Op::Add(_)));
+                for (op, map) in all {
                     match op {
-                        Op::Delete(key) => drop(self.others.remove(key)),
-                        Op::Add(_) => {}
-                    }
-                }
-                for op in ops {
-                    match op {
-                        Op::Add(e) if Map::of(e) == Map::Other => drop(self.others.insert(e.key)),
-                        Op::Add(e) => drop(self.others.remove(&e.key)),
-                        Op::Delete(_) => {}
+                        Op::Delete(key) => self.gone(key),
+                        Op::Add(e) if map == Map::Other => drop(self.others.insert(e.key)),
+                        Op::Add(e) => {
+                            self.others.remove(&e.key);
+                            self.common += u32::from(map == Map::Common);
+                        }
                     }
                 }
             }
             Err(CommitError { at: Some(at), fault: Fault::Missing }) => {
                 if let Some(Op::Delete(key)) = ops.get(at) {
-                    self.others.remove(key);
+                    self.gone(key);
                 }
             }
             Err(_) => {}
+        }
+    }
+
+    fn gone(&mut self, key: &Key) {
+        if !key.is_v6() && !self.others.remove(key) {
+            self.common = self.common.saturating_sub(1);
         }
     }
 
@@ -173,7 +206,25 @@ impl Elements {
         if ops.is_empty() {
             return Ok(());
         }
-        let (begin, sent) = self.write_transaction(ops);
+        let places = self.places(ops);
+        let result = self.transact(ops, &places, done);
+        let full = matches!(result, Err(CommitError { fault: Fault::Full, .. }));
+        if full && self.common < self.common_max && places.contains(&Map::Common) {
+            // There is less room than was known of.
+            self.common = self.common_max;
+            return self.commit(ops, done);
+        }
+        result
+    }
+
+    /// A transaction whose elements lie where `places` says.
+    fn transact(
+        &mut self,
+        ops: &[Op],
+        places: &[Map],
+        done: &mut Vec<Option<Counters>>,
+    ) -> Result<(), CommitError> {
+        let (begin, sent) = self.write_transaction(ops, places);
         self.socket.send(&self.buf).map_err(fault)?;
         let at = done.len();
         done.resize(at + ops.len(), None);
@@ -182,12 +233,12 @@ impl Elements {
             done.truncate(at);
             self.socket.drain();
         }
-        self.note(ops, result);
+        self.note(ops, places, result);
         result
     }
 
     /// Fills the buffer; gives the number of its begin and its messages.
-    fn write_transaction(&mut self, ops: &[Op]) -> (u32, Vec<Sent>) {
+    fn write_transaction(&mut self, ops: &[Op], places: &[Map]) -> (u32, Vec<Sent>) {
         self.buf.clear();
         let begin = self.socket.next_seq();
         self.buf.message(NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, begin, &BATCH);
@@ -196,9 +247,8 @@ impl Elements {
         let mut left = ops.len();
         let kinds = [false, true].into_iter().flat_map(|add| Map::ALL.map(|map| (add, map)));
         for (add, map) in kinds {
-            let of_kind = |(_, op): &(usize, &Op)| match op {
-                Op::Add(e) => add && Map::of(e) == map,
-                Op::Delete(k) => !add && self.map_of(k) == map,
+            let of_kind = |(i, op): &(usize, &Op)| {
+                matches!(op, Op::Add(_)) == add && places.get(*i) == Some(&map)
             };
             let chosen: Vec<(usize, &Op)> = ops.iter().enumerate().filter(of_kind).collect();
             for chunk in chosen.chunks(PER_MESSAGE) {
@@ -439,17 +489,16 @@ fn write_element(buf: &mut MsgBuf, element: &Element) {
     buf.end(elem);
 }
 
-/// Map data as `ruleset.rs` reads it from registers: the quadruple, the device in host order, the
-/// next hop, the first bytes of the IP header.
+/// Map data as `ruleset.rs` reads it from registers: of IPv6 the quadruple, the device in host order,
+/// the next hop, the first bytes of the IP header.
 fn write_data(buf: &mut MsgBuf, action: &Action) {
-    let oif = action.oif.to_ne_bytes();
-    let tos = action.dscp << 2;
     match action.via {
         IpAddr::V4(via) => {
-            let parts = [action.leaves.bytes(), &oif, &via.octets(), &[0x45, tos, 0, 0]];
-            buf.attr_parts(DATA_VALUE, &parts);
+            let data = data4(action.leaves.bytes(), action.oif, via, action.dscp);
+            buf.attr(DATA_VALUE, &data);
         }
         IpAddr::V6(via) => {
+            let (oif, tos) = (action.oif.to_ne_bytes(), action.dscp << 2);
             let first = [0x60 | tos >> 4, tos << 4, 0, 0];
             buf.attr_parts(DATA_VALUE, &[action.leaves.bytes(), &oif, &via.octets(), &first]);
         }

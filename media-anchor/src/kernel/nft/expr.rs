@@ -18,6 +18,12 @@ pub(super) fn reg(n: u32) -> u32 {
     REG32_00 + n
 }
 
+/// Two registers one behind the other, moved by [`Expr::shift16`], give in the second of the result
+/// the last two bytes of the one at `JOIN_FIRST`, then the first two of the one at `JOIN_THEN`: the
+/// kernel shifts words of the host.
+pub(super) const JOIN_FIRST: u32 = if cfg!(target_endian = "little") { 1 } else { 0 };
+pub(super) const JOIN_THEN: u32 = 1 - JOIN_FIRST;
+
 /// Base of a payload access.
 #[derive(Clone, Copy)]
 pub(super) enum Base {
@@ -85,6 +91,18 @@ impl Expr {
             .u32(sys::NFTNL_EXPR_BITWISE_LEN, 4)
             .bytes(sys::NFTNL_EXPR_BITWISE_MASK, &mask)
             .bytes(sys::NFTNL_EXPR_BITWISE_XOR, &xor)
+    }
+
+    /// Moves two registers from `sreg` on by sixteen bits, as one number of 64 bits of the host, to
+    /// `dreg` on: see [`JOIN_FIRST`].
+    pub(super) fn shift16(sreg: u32, dreg: u32) -> Self {
+        const RIGHT: u32 = 2; // NFT_BITWISE_RSHIFT
+        Expr::new(c"bitwise")
+            .u32(sys::NFTNL_EXPR_BITWISE_SREG, sreg)
+            .u32(sys::NFTNL_EXPR_BITWISE_DREG, dreg)
+            .u32(sys::NFTNL_EXPR_BITWISE_LEN, 8)
+            .u32(sys::NFTNL_EXPR_BITWISE_OP, RIGHT)
+            .bytes(sys::NFTNL_EXPR_BITWISE_DATA, &16u32.to_ne_bytes())
     }
 
     /// Loads `len` bytes of the packet.

@@ -4,20 +4,22 @@
 //!
 //! ```text
 //! table netdev <name>
-//!   map m4  saddr daddr sport dport → saddr daddr sport dport oif nexthop tos   (counter)
-//!   map o4  the same for streams that do not leave with the common code point
+//!   map m4  saddr daddr sport dport → ttl.. saddr daddr sport dport oif nexthop tos   (counter)
+//!           of streams that leave with the common code point, the first of them
+//!   map o4  the same of all others
 //!   map m6
 //!   chain in_<device>  type filter hook ingress device <device> priority -300
 //! ```
 
 use std::ffi::{CStr, CString, c_void};
+use std::net::Ipv4Addr;
 
 use nftnl::{Batch, Chain, ChainType, Hook, MsgType, NlMsg, Policy, ProtoFamily, Rule, Table};
 
 use super::super::backend::Device;
 use super::super::element::{QUAD4, QUAD6, TTL};
 use super::super::netlink::MsgBuf;
-use super::expr::{Base, Csum, Expr, reg};
+use super::expr::{Base, Csum, Expr, JOIN_FIRST, JOIN_THEN, reg};
 
 /// nfnetlink header of a netdev message: family (NFPROTO_NETDEV), version, resource id.
 pub(super) const NETDEV: [u8; 4] = [5, 0, 0, 0];
@@ -25,8 +27,11 @@ pub(super) const NETDEV: [u8; 4] = [5, 0, 0, 0];
 pub(super) const MAP4: &str = "m4";
 pub(super) const MAP4_OTHER: &str = "o4";
 pub(super) const MAP6: &str = "m6";
-/// Bytes of map data: quadruple, device, next hop, first four bytes of the IP header.
-pub(super) const DATA4: usize = QUAD4 + 4 + 4 + 4;
+/// Elements of the first map, which is small: its buckets stay in the caches, which is worth some 50 ns
+/// a packet. What finds no room there lies in the other, and pays for both.
+pub(super) const FIRST_MAX: u32 = 8_192;
+/// Bytes of map data: see [`data4`]; of IPv6 quadruple, device, next hop, first four bytes of the header.
+pub(super) const DATA4: usize = 4 + QUAD4 + 4 + 4 + 4;
 pub(super) const DATA6: usize = QUAD6 + 4 + 16 + 4;
 
 const RELAY_PRIORITY: i32 = -300;
@@ -147,7 +152,7 @@ pub(super) fn delete_table(table: &str) -> Batch {
 
 /// The maps of the relay.
 pub(super) fn relay_sets(size: u32) -> [SetSpec<'static>; 3] {
-    let map = |name, id, key: usize, data: usize| SetSpec {
+    let map = |name, id, key: usize, data: usize, size| SetSpec {
         name,
         id,
         key_len: u32::try_from(key).expect("small"),
@@ -158,7 +163,11 @@ pub(super) fn relay_sets(size: u32) -> [SetSpec<'static>; 3] {
         interval: false,
         counter: true,
     };
-    [map(MAP4, 1, QUAD4, DATA4), map(MAP6, 2, QUAD6, DATA6), map(MAP4_OTHER, 3, QUAD4, DATA4)]
+    [
+        map(MAP4, 1, QUAD4, DATA4, size.min(FIRST_MAX)),
+        map(MAP6, 2, QUAD6, DATA6, size),
+        map(MAP4_OTHER, 3, QUAD4, DATA4, size),
+    ]
 }
 
 /// Name of a device's chain.
@@ -185,20 +194,16 @@ fn add_rule(batch: &mut Batch, chain: &Chain<'_>, exprs: &[Expr]) {
 }
 
 /// The chain of a device with its rules.
-///
-/// With `own_ttl` every packet leaves with ours; without, what needs no other write in its IPv4 header
-/// keeps what it came with, less one.
-pub(super) fn relay_chain(table: &str, device: &Device, own_ttl: bool) -> Batch {
+pub(super) fn relay_chain(table: &str, device: &Device) -> Batch {
     let mut batch = Batch::new();
     let nft = Table::new(cstring(table), ProtoFamily::NetDev);
     let name = cstring(&device.name);
     let chain = ingress_chain(&nft, &name, chain_name(&device.name), RELAY_PRIORITY);
     batch.add(&chain, MsgType::Add);
-    if !own_ttl {
-        add_rule(&mut batch, &chain, &rule4_marked(device));
+    for length in [Length::Short, Length::Any] {
+        add_rule(&mut batch, &chain, &rule4(device, length, (MAP4, 1), mark_common()));
+        add_rule(&mut batch, &chain, &rule4(device, length, (MAP4_OTHER, 3), mark_own()));
     }
-    add_rule(&mut batch, &chain, &rule4_common(device));
-    add_rule(&mut batch, &chain, &rule4(device, own_ttl));
     add_rule(&mut batch, &chain, &rule6(device));
     batch
 }
@@ -225,22 +230,69 @@ fn to_us() -> [Expr; 2] {
     [Expr::meta(libc::NFT_META_PKTTYPE, reg(0)), Expr::equals(reg(0), &[PACKET_HOST])]
 }
 
-/// The code point of the first two rules: EF, what telephony is marked with (RFC 4594).
+/// The code point of the first map: EF, what telephony is marked with (RFC 4594).
 pub(super) const COMMON_DSCP: u8 = 46;
 const COMMON_TOS: u8 = COMMON_DSCP << 2;
 
-/// Where the first twelve bytes of the IPv4 header are kept by the rules that write some of them;
-/// the element's data takes the six registers before.
-const HEADER: u32 = 6;
+/// Registers of the IPv4 rules: the first eight bytes of the header, then the element's data as
+/// [`data4`] makes it. The key lies where the leaving quadruple comes to lie.
+const HEADER: u32 = 1;
+const DATA: u32 = 3;
+const QUAD: u32 = 4;
+const PORTS: u32 = 6;
+const OIF: u32 = 7;
+const VIA: u32 = 8;
+const MARK: u32 = 9;
+const JOINED: u32 = 10;
 
-/// What the IPv4 rules match: the element's data is in r0 to r5 afterwards. Loads of 2 or 4
-/// bytes at a multiple of that are evaluated inline by the kernel, others cost a call each. An
-/// element is in one map only, and a packet that is found leaves: it is counted once.
-fn match4(device: &Device, first: &[u8], map: (&str, u32)) -> Vec<Expr> {
+/// Data of an IPv4 element: TTL, protocol and checksum of the header as they leave, the quadruple,
+/// the device in host order, the next hop, the header's first two bytes twice.
+///
+/// A leaving datagram may not be fragmented, and its identification, which then means nothing (RFC
+/// 6864 §4.1), is the complement of its length: both together add nothing to the header's checksum,
+/// which thus is the same for each packet of a flow.
+pub(super) fn data4(leaves: &[u8], oif: u32, via: Ipv4Addr, dscp: u8) -> [u8; DATA4] {
+    let (mark, fixed) = ([0x45, dscp << 2], [TTL + 1, IPPROTO_UDP]);
+    let (addresses, _) = leaves.split_at(8);
+    let header = [&mark[..], &DONT_FRAGMENT, &fixed, addresses].concat();
+    let words = header.chunks_exact(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])));
+    let sum: u32 = words.sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let [_, _, checksum @ ..] = (!((sum & 0xffff) + (sum >> 16))).to_be_bytes();
+    let parts = [&fixed, &checksum, leaves, &oif.to_ne_bytes(), &via.octets(), &mark, &mark];
+    let mut data = [0; DATA4];
+    for (to, from) in data.iter_mut().zip(parts.concat()) {
+        *to = from;
+    }
+    data
+}
+
+/// Flags and offset of a datagram that may not be fragmented.
+const DONT_FRAGMENT: [u8; 2] = [0x40, 0];
+
+/// Which packets an IPv4 rule is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Length {
+    /// Shorter than 1,024 bytes: no path fragments them, so that their header can be made anew.
+    Short,
+    Any,
+}
+
+/// What the IPv4 rules match; the header's first eight bytes and the element's data are in their
+/// registers afterwards. Loads of 2 or 4 bytes at a multiple of that are evaluated inline by the
+/// kernel, others cost a call each. An element is in one map only, and a packet that is found leaves:
+/// it is counted once.
+fn match4(device: &Device, length: Length, map: (&str, u32)) -> Vec<Expr> {
     let mut rule = untagged(device, [0x08, 0x00]);
-    // Version 4 without options, and the code point or not. Whatever is not IPv4 has no transport
-    // header below.
-    rule.extend([Expr::load(Base::Network, 0, 4, reg(HEADER)), Expr::equals(reg(HEADER), first)]);
+    // Version 4 without options. Whatever is not IPv4 has no transport header below.
+    rule.push(Expr::load(Base::Network, 0, 4, reg(HEADER)));
+    match length {
+        Length::Short => rule.extend([
+            Expr::bits(reg(HEADER), reg(0), [0xff, 0, 0xfc, 0], [0; 4]),
+            Expr::equals(reg(0), &[0x45, 0, 0, 0]),
+        ]),
+        Length::Any => rule.push(Expr::equals(reg(HEADER), &[0x45])),
+    }
     rule.extend(to_us());
     rule.extend([
         Expr::load(Base::Network, 9, 1, reg(0)),
@@ -249,58 +301,57 @@ fn match4(device: &Device, first: &[u8], map: (&str, u32)) -> Vec<Expr> {
         Expr::load(Base::Network, 4, 4, reg(HEADER + 1)),
         Expr::bits(reg(HEADER + 1), reg(0), [0, 0, 0x3f, 0xff], [0; 4]),
         Expr::equals(reg(0), &[0; 4]),
-        Expr::load(Base::Network, 12, 4, reg(0)),
-        Expr::load(Base::Network, 16, 4, reg(1)),
-        Expr::load(Base::Transport, 0, 4, reg(2)),
-        Expr::lookup(map.0, map.1, reg(0), Some(reg(0))),
+        Expr::load(Base::Network, 12, 4, reg(QUAD)),
+        Expr::load(Base::Network, 16, 4, reg(QUAD + 1)),
+        Expr::load(Base::Transport, 0, 4, reg(PORTS)),
+        Expr::lookup(map.0, map.1, reg(QUAD), Some(reg(DATA))),
     ]);
     rule
 }
 
-/// Addresses, ports, and away; `fwd` takes one off the TTL, as a router does.
-fn send4() -> [Expr; 3] {
-    [
-        Expr::store(Base::Network, 12, 8, reg(0), IP_CSUM, true),
-        Expr::store(Base::Transport, 0, 4, reg(2), Csum::None, true),
-        Expr::forward(reg(3), reg(4), libc::NFPROTO_IPV4),
+/// The common code point into the header's first word.
+fn mark_common() -> Vec<Expr> {
+    let first = reg(HEADER);
+    vec![Expr::bits(first, first, [0xff, 0, 0xff, 0xff], [0, COMMON_TOS, 0, 0])]
+}
+
+/// The element's own code point, then the packet's length, into the header's first word.
+fn mark_own() -> Vec<Expr> {
+    let (mark, length) = (reg(JOINED + JOIN_FIRST), reg(JOINED + JOIN_THEN));
+    vec![
+        Expr::bits(reg(MARK), mark, [0xff; 4], [0; 4]),
+        Expr::load(Base::Network, 2, 2, length),
+        Expr::shift16(reg(JOINED), reg(HEADER - 1)),
     ]
 }
 
-/// What comes with the common code point and is to leave with it: nothing but addresses is written,
-/// so that its TTL is one less than it came. Each write that moves the header checksum along costs
-/// more than a tenth of a packet.
-fn rule4_marked(device: &Device) -> Vec<Expr> {
-    let mut rule = match4(device, &[0x45, COMMON_TOS], (MAP4, 1));
-    rule.extend(send4());
-    rule
-}
-
-/// What is to leave with the common code point, however it comes: that and the TTL are put into the
-/// header's first ten bytes, which are written in one go, up to the checksum.
-fn rule4_common(device: &Device) -> Vec<Expr> {
-    let mut rule = match4(device, &[0x45], (MAP4, 1));
-    let (first, third) = (reg(HEADER), reg(HEADER + 2));
+/// The rule for the packets of a map. Each write that moves a checksum along costs more than a tenth
+/// of a packet: a short one has its header up to the addresses written as it is to be.
+fn rule4(device: &Device, length: Length, map: (&str, u32), mark: Vec<Expr>) -> Vec<Expr> {
+    let mut rule = match4(device, length, map);
+    rule.extend(mark);
+    let addresses = match length {
+        Length::Short => {
+            let second = reg(HEADER + 1);
+            rule.extend([
+                Expr::load(Base::Network, 2, 2, second),
+                Expr::bits(second, second, [0xff, 0xff, 0, 0], [0xff, 0xff, 0x40, 0]),
+                Expr::store(Base::Network, 0, 12, reg(HEADER), Csum::None, false),
+            ]);
+            Csum::None
+        }
+        Length::Any => {
+            // Identification and flags stay; TTL and protocol are the first of the element's data.
+            rule.push(Expr::store(Base::Network, 0, 10, reg(HEADER), IP_CSUM, false));
+            IP_CSUM
+        }
+    };
+    // `fwd` takes one off the TTL, as a router does.
     rule.extend([
-        Expr::load(Base::Network, 8, 4, third),
-        Expr::bits(first, first, [0xff, 0, 0xff, 0xff], [0, COMMON_TOS, 0, 0]),
-        Expr::bits(third, third, [0, 0xff, 0xff, 0xff], [TTL + 1, 0, 0, 0]),
-        Expr::store(Base::Network, 0, 10, first, IP_CSUM, false),
+        Expr::store(Base::Network, 12, 8, reg(QUAD), addresses, true),
+        Expr::store(Base::Transport, 0, 4, reg(PORTS), Csum::None, true),
+        Expr::forward(reg(OIF), reg(VIA), libc::NFPROTO_IPV4),
     ]);
-    rule.extend(send4());
-    rule
-}
-
-/// The rule for all others: the code point is the element's. The TTL is a write of its own.
-fn rule4(device: &Device, own_ttl: bool) -> Vec<Expr> {
-    let mut rule = match4(device, &[0x45], (MAP4_OTHER, 3));
-    rule.push(Expr::store(Base::Network, 0, 2, reg(5), IP_CSUM, false));
-    if own_ttl {
-        rule.extend([
-            Expr::immediate(reg(HEADER), &[TTL + 1, IPPROTO_UDP]),
-            Expr::store(Base::Network, 8, 2, reg(HEADER), IP_CSUM, false),
-        ]);
-    }
-    rule.extend(send4());
     rule
 }
 
