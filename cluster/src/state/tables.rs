@@ -375,6 +375,9 @@ impl Rows {
         for (hash, token) in &*self.tokens {
             let used_by = token.used_by.map_or(0, |node| node.0);
             hasher = hasher.bytes(hash).u64(token.expires_ms).u64(used_by);
+            if let Some(joiner) = &token.joiner {
+                hasher = hasher.bytes(joiner);
+            }
         }
         self.digest.wrapping_add(hasher.finish())
     }

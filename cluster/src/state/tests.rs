@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod join;
+
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -298,6 +300,7 @@ fn tokens_let_one_node_in() {
             voter: true,
             token: token.clone(),
             format: 1,
+            ..pb::AddNode::default()
         })
     };
     let in_use = m.system(add("n1", &token)).outcome;
@@ -520,12 +523,12 @@ fn what_a_later_release_writes_is_refused_by_name() {
     let entry = |version: u8| Bytes::from([&[0x08, version, 0x3a, 3][..], &command].concat());
     let unknown = m.apply(entry(1)).outcome;
     assert_eq!(unknown, Some(Outcome::Rejected(Rejection::Unknown)));
-    let error = m.tables.apply(9, entry(2)).unwrap_err();
-    let text = "log entry 9 has format version 2, this build reads up to 1";
+    let error = m.tables.apply(9, entry(3)).unwrap_err();
+    let text = "log entry 9 has format version 3, this build reads up to 2";
     assert_eq!(error.to_string(), text);
     // The next release reads it.
-    m.tables.read_up_to(2);
-    assert!(m.tables.apply(9, entry(2)).is_ok());
+    m.tables.read_up_to(3);
+    assert!(m.tables.apply(9, entry(3)).is_ok());
 }
 
 #[test]
@@ -548,6 +551,7 @@ fn what_is_written_follows_the_lowest_member() {
             voter: true,
             token: token.clone(),
             format,
+            ..pb::AddNode::default()
         })
     };
     assert_eq!(m.system(add(0)).outcome, Some(Outcome::Rejected(Rejection::Format)));
@@ -576,6 +580,7 @@ fn the_last_voter_stays_and_a_token_said_twice_lets_one_in() {
             voter: true,
             token: hash.clone(),
             format: 1,
+            ..pb::AddNode::default()
         })
     };
     let put = Op::PutToken(pb::PutToken { hash: hash.clone(), ttl_ms: 1_000 });
