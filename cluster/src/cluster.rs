@@ -74,6 +74,13 @@ fn vanished() -> StartError {
 
 /// Makes the directory of a node that has none. Returns whom to expect.
 fn settle(config: &Config, runtime: &Runtime) -> Result<Seeds, StartError> {
+    let seeds = place(config, runtime)?;
+    // The identity is written: nobody asks by this key again.
+    Files::new(&config.dir).joined().map_err(|e| StartError::Pki(e.to_string()))?;
+    Ok(seeds)
+}
+
+fn place(config: &Config, runtime: &Runtime) -> Result<Seeds, StartError> {
     match &config.origin {
         Origin::New => begin(config).map(|()| Seeds::new()),
         Origin::Join { token, seeds } => {
@@ -107,7 +114,11 @@ fn start(config: &Config) -> Result<Handle, StartError> {
     }
     let mut seeds = Seeds::new();
     let opened = match store::open(&config.dir, config.format)? {
-        Some(opened) => opened,
+        Some(opened) => {
+            // Left where the process ended just after it was let in.
+            Files::new(&config.dir).joined().map_err(|e| StartError::Pki(e.to_string()))?;
+            opened
+        }
         None => {
             seeds = settle(config, &runtime)?;
             store::open(&config.dir, config.format)?.ok_or_else(vanished)?

@@ -12,7 +12,7 @@ use sbc_cluster::{
 };
 
 const WAIT: Duration = Duration::from_secs(30);
-const LATER: u32 = FORMAT_VERSION + 1;
+const FORMER: u32 = FORMAT_VERSION - 1;
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime")
@@ -57,11 +57,11 @@ fn format(node: &Handle) -> u32 {
 #[test]
 fn a_rolling_update_changes_the_format_once_all_read_it() {
     let dir = tempfile::tempdir().expect("directory");
-    let mut configs = vec![config(dir.path(), "a", FORMAT_VERSION)];
+    let mut configs = vec![config(dir.path(), "a", FORMER)];
     let mut nodes = vec![Cluster::start(configs[0].clone()).expect("a")];
     until("a quorum", || nodes[0].lease_valid());
     // The third is of the next release from the beginning: it joins the former one's cluster.
-    for (name, reads) in [("b", FORMAT_VERSION), ("c", LATER)] {
+    for (name, reads) in [("b", FORMER), ("c", FORMAT_VERSION)] {
         let config = joins(config(dir.path(), name, reads), &nodes[0], &configs[0]);
         nodes.push(Cluster::start(config.clone()).expect("joins"));
         configs.push(config);
@@ -71,9 +71,9 @@ fn a_rolling_update_changes_the_format_once_all_read_it() {
     until("all have it", || nodes.iter().all(|node| has(node, 1)));
 
     for (turn, config) in configs.iter_mut().enumerate().take(2) {
-        assert_eq!(nodes.iter().map(format).max(), Some(FORMAT_VERSION));
+        assert_eq!(nodes.iter().map(format).max(), Some(FORMER));
         nodes[turn].stop();
-        config.format = LATER;
+        config.format = FORMAT_VERSION;
         config.origin = Origin::New;
         nodes[turn] = Cluster::start(config.clone()).expect("starts as the next release");
         until("it is back", || nodes[turn].lease_valid());
@@ -81,22 +81,23 @@ fn a_rolling_update_changes_the_format_once_all_read_it() {
         put(&nodes[turn], n);
         until("all have it", || nodes.iter().all(|node| has(node, n)));
     }
-    until("all write the later format", || nodes.iter().all(|node| format(node) == LATER));
+    until("all write the later format", || nodes.iter().all(|node| format(node) == FORMAT_VERSION));
     put(&nodes[0], 9);
     until("all have it", || nodes.iter().all(|node| has(node, 9)));
 
     // The former release cannot join any more, and cannot go on with a log of the later format.
-    let late = joins(config(dir.path(), "d", FORMAT_VERSION), &nodes[0], &configs[0]);
+    let late = joins(config(dir.path(), "d", FORMER), &nodes[0], &configs[0]);
     let refused = Cluster::start(late).err();
     let Some(StartError::Join(reason)) = refused else { panic!("{refused:?}") };
     assert_eq!(reason, "the cluster writes a later format than this release reads");
     nodes[1].stop();
     let mut old = configs[1].clone();
-    old.format = FORMAT_VERSION;
+    old.format = FORMER;
     match Cluster::start(old) {
         // The entry was committed when it was stopped, or comes a moment later.
         Err(StartError::Core(reason)) => {
-            assert!(reason.contains("has format version 2"), "{reason}")
+            let named = format!("has format version {FORMAT_VERSION}");
+            assert!(reason.contains(&named), "{reason}")
         }
         Err(other) => panic!("{other}"),
         Ok(node) => until("it ends its part", || {

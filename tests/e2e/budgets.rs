@@ -11,7 +11,8 @@ use nix::sys::signal::Signal;
 use sbc_tests::net::{exchange, socket_in};
 use sbc_tests::{can_make_namespaces, wait_for};
 
-use super::shared::{LONG, SDP, Shared, header};
+use super::line::header;
+use super::shared::{LONG, SDP, Shared};
 
 const NODES: [usize; 3] = [1, 2, 3];
 

@@ -13,6 +13,7 @@ mod floods;
 mod guard;
 mod kernel;
 mod leave;
+mod line;
 mod members;
 mod phones;
 mod pods;

@@ -5,16 +5,17 @@
 //!            switch ── n1 .11, n2 .12, n3 .13 ── switch
 //! ```
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use sbc_tests::net::{Net, exchange, socket_in, stream_in};
+use rustls::pki_types::CertificateDer;
+use sbc_tests::net::{Net, exchange, socket_in};
 use sbc_tests::node::Node;
 use sbc_tests::sipp::Sipp;
 use sbc_tests::{can_make_namespaces, wait_for};
 use tempfile::TempDir;
+
+use crate::line::{Phone, certify, header};
 
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 
@@ -22,10 +23,21 @@ pub(crate) struct Shared {
     pub(crate) net: Net,
     dir: TempDir,
     pub(crate) nodes: Vec<Node>,
+    /// Whose certificates the nodes show, where they listen by TLS.
+    pub(crate) authority: Option<CertificateDer<'static>>,
 }
 
 impl Shared {
     pub(crate) fn new(extra: &str) -> Shared {
+        Shared::begin(extra, false)
+    }
+
+    /// The same where phones may come by TLS and WebSocket too.
+    pub(crate) fn secure(extra: &str) -> Shared {
+        Shared::begin(extra, true)
+    }
+
+    fn begin(extra: &str, secure: bool) -> Shared {
         let net = Net::new(&["out", "in", "n1", "n2", "n3", "swo", "swi", "swc"]);
         let members = |subnet: &str, first: (&str, &str)| -> Vec<(String, String)> {
             let nodes = (1..=3).map(|n| (format!("n{n}"), format!("{subnet}.1{n}/24")));
@@ -43,7 +55,8 @@ impl Shared {
             net.bridge(switch, &members);
         }
         let dir = tempfile::tempdir().expect("temporary directory");
-        let mut shared = Shared { net, dir, nodes: Vec::new() };
+        let authority = secure.then(|| certify(&dir));
+        let mut shared = Shared { net, dir, nodes: Vec::new(), authority };
         for number in 1..=3 {
             let join = shared.nodes.first().map_or_else(String::new, |first| {
                 let token = first.ctl("cluster token");
@@ -51,7 +64,7 @@ impl Shared {
                 format!("join = {{ token = \"{token}\", seeds = [\"10.3.0.11\"] }}")
             });
             let name = format!("n{number}");
-            let config = config(number, &join, extra);
+            let config = config(number, secure, &join, extra);
             let node = Node::start(&shared.net.ns(&name), shared.dir.path(), &name, &config);
             shared.nodes.push(node);
         }
@@ -88,12 +101,16 @@ impl Shared {
     }
 }
 
-fn config(number: usize, join: &str, extra: &str) -> String {
+fn config(number: usize, secure: bool, join: &str, extra: &str) -> String {
+    let more =
+        if secure { MORE.replace("NODE", &format!("10.1.0.1{number}")) } else { String::new() };
+    let tls = if secure { CERTIFICATES } else { "" };
     format!(
         r#"
 [node]
 name = "n{number}"
 drain-time = "1s"
+shards = 2
 
 [admin]
 socket = "@DIR@/sbc.sock"
@@ -103,7 +120,8 @@ file = "@DIR@/cdr.jsonl"
 
 [[interface]]
 name = "access"
-listen = ["udp://10.1.0.1{number}:5060", "tcp://10.1.0.1{number}:5060"]
+listen = ["udp://10.1.0.1{number}:5060", "tcp://10.1.0.1{number}:5060"{more}]
+{tls}
 media = {{ ports = "20000-29999" }}
 
 [[interface]]
@@ -121,7 +139,11 @@ failover = "reinvite"
     )
 }
 
-const TRUNKS: &str = r#"
+const MORE: &str = r#", "ws://NODE:5060", "tls://NODE:5061", "wss://NODE:5061""#;
+const CERTIFICATES: &str =
+    r#"tls = { certificates = [{ chain = "../sbc.pem", key = "../sbc.key" }] }"#;
+
+pub(crate) const TRUNKS: &str = r#"
 [[trunk]]
 name = "outside"
 interface = "access"
@@ -182,80 +204,6 @@ fn requests_of_a_dialog_may_come_by_any_node() {
     assert_eq!(shared.metric(1, "sbc_cluster_relay_failures_total"), 0);
 }
 
-/// A phone at the end of one node's connection.
-pub(crate) struct Phone {
-    stream: TcpStream,
-    read: Vec<u8>,
-}
-
-impl Phone {
-    pub(crate) fn register(shared: &Shared, node: &str) -> Phone {
-        Phone::register_as(shared, node, 1)
-    }
-
-    /// The same with the CSeq of its REGISTER.
-    pub(crate) fn register_as(shared: &Shared, node: &str, cseq: u32) -> Phone {
-        let mut stream = stream_in(&shared.net.ns("out"), node);
-        stream.set_read_timeout(Some(LONG)).expect("timeout");
-        let register = format!(
-            "REGISTER sip:example.com SIP/2.0\r\n\
-             Via: SIP/2.0/TCP 192.168.1.5:5060;branch=z9hG4bKreg{cseq};rport\r\n\
-             From: <sip:alice@example.com>;tag=r1\r\nTo: <sip:alice@example.com>\r\n\
-             Call-ID: reg-1\r\nCSeq: {cseq} REGISTER\r\nMax-Forwards: 70\r\n\
-             Contact: <sip:alice@192.168.1.5:5060;transport=tcp>;expires=600\r\n\
-             Content-Length: 0\r\n\r\n"
-        );
-        stream.write_all(register.as_bytes()).expect("register");
-        let mut phone = Phone { stream, read: Vec::new() };
-        let answer = phone.next();
-        assert!(answer.starts_with("SIP/2.0 200 "), "{answer}");
-        phone
-    }
-
-    /// The next whole message.
-    pub(crate) fn next(&mut self) -> String {
-        loop {
-            let text = String::from_utf8_lossy(&self.read).into_owned();
-            if let Some(head) = text.find("\r\n\r\n") {
-                let length = header(&text, "Content-Length").parse::<usize>().unwrap_or(0);
-                if text.len() >= head + 4 + length {
-                    self.read.drain(..head + 4 + length);
-                    return text[..head + 4 + length].to_owned();
-                }
-            }
-            let mut part = [0; 4096];
-            let got = self.stream.read(&mut part).expect("a message in time");
-            assert!(got > 0, "the connection was closed after: {text}");
-            self.read.extend_from_slice(&part[..got]);
-        }
-    }
-
-    pub(crate) fn answer(&mut self, request: &str, body: &str) {
-        let same: String = request
-            .lines()
-            .filter(|line| {
-                ["Via:", "From:", "Call-ID:", "CSeq:"].iter().any(|name| line.starts_with(name))
-            })
-            .map(|line| format!("{line}\r\n"))
-            .collect();
-        let to = header(request, "To");
-        let to = if to.contains("tag=") { to } else { format!("{to};tag=phone") };
-        let kind = if body.is_empty() { "" } else { "Content-Type: application/sdp\r\n" };
-        let answer = format!(
-            "SIP/2.0 200 OK\r\n{same}To: {to}\r\n\
-             Contact: <sip:alice@192.168.1.5:5060;transport=tcp>\r\n{kind}\
-             Content-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        self.stream.write_all(answer.as_bytes()).expect("answer");
-    }
-}
-
-pub(crate) fn header(message: &str, name: &str) -> String {
-    let of = |line: &str| line.strip_prefix(name)?.strip_prefix(": ").map(str::to_owned);
-    message.lines().find_map(of).unwrap_or_default()
-}
-
 pub(crate) const SDP: &str = "v=0\r\no=alice 1 1 IN IP4 192.168.1.5\r\ns=-\r\nc=IN IP4 192.168.1.5\r\n\
     t=0 0\r\nm=audio 4000 RTP/AVP 8\r\na=rtpmap:8 PCMA/8000\r\n";
 
@@ -292,7 +240,7 @@ fn a_phone_on_one_nodes_connection_is_called_by_another() {
         return;
     }
     let mut shared = Shared::new(PHONES);
-    let mut phone = Phone::register(&shared, "10.1.0.11:5060");
+    let mut phone = Phone::register(&shared, "10.1.0.11");
     for number in [2, 3] {
         wait_for("the others to know the phone", LONG, || {
             (shared.metric(number, "sbc_cluster_bindings_followed_total") >= 1).then_some(())

@@ -33,7 +33,7 @@ pub(crate) async fn join(
 ) -> Result<Seeds, StartError> {
     let failed = |e: super::PkiError| StartError::Pki(e.to_string());
     let token = Token::parse(token).map_err(failed)?;
-    let request = Request::new().map_err(failed)?;
+    let request = Files::new(&config.dir).joining().map_err(failed)?;
     let ask = || ask_all(config, &token, &request, seeds);
     let answer = until_let_in(config, "not joined yet", ask).await?;
     settle(config, &request, answer)

@@ -30,7 +30,7 @@ use tonic::{Request, Response, Status};
 
 use super::join::{self, Refusal, Seeds};
 use super::key::{JoinKey, Proof};
-use super::pki::Request as Csr;
+use super::pki::{Files, Request as Csr};
 use super::tls::{Accepted, Caller};
 use super::{discovery, server};
 use crate::config::{Config, Discovery, StartError};
@@ -55,7 +55,7 @@ pub(crate) async fn meet(
     let failed = |e: super::PkiError| StartError::Pki(e.to_string());
     let proof = Arc::new(key.proof().map_err(failed)?);
     let booth = Booth::open(config, &proof).await?;
-    let csr = Csr::new().map_err(failed)?;
+    let csr = Files::new(&config.dir).joining().map_err(failed)?;
     let ask = || round(config, &proof, &csr, begin, seeds);
     let met = join::until_let_in(config, "no cluster yet", ask).await?;
     booth.close().await;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType,
 };
 use rustls::crypto::CryptoProvider;
 use rustls::sign::CertifiedKey;
@@ -28,6 +28,8 @@ pub(crate) const CA_KEY: &str = "cluster/ca-key";
 pub(crate) const SECRET: &str = "cluster/secret";
 
 const SUFFIX: &str = ".sbc-cluster";
+/// Key and request of a node that is not let in yet.
+const JOINING: &str = "joining.pem";
 const CA_DAYS: i64 = 20 * 365;
 const NODE_DAYS: i64 = 90;
 /// A certificate is renewed when less than this is left.
@@ -149,10 +151,22 @@ pub(crate) struct Request {
 
 impl Request {
     pub(crate) fn new() -> Result<Self, PkiError> {
-        let key = KeyPair::generate()?;
-        let csr = CertificateParams::default().serialize_request(&key)?.der().to_vec();
-        Ok(Request { key, csr })
+        Ok(Request::make()?.0)
     }
+
+    /// The request, and its text.
+    fn make() -> Result<(Self, String), PkiError> {
+        let key = KeyPair::generate()?;
+        let csr = CertificateParams::default().serialize_request(&key)?;
+        let text = csr.pem()?;
+        Ok((Request { key, csr: csr.der().to_vec() }, text))
+    }
+}
+
+/// Who asks to be let in: the hash of the key that a request, signed with that key, asks to certify.
+pub(crate) fn joiner(csr: &[u8]) -> Result<[u8; 32], PkiError> {
+    let request = CertificateSigningRequestParams::from_der(&csr.into())?;
+    Ok(sha256(&request.public_key.subject_public_key_info()))
 }
 
 /// What a node shows its peers, in `<dir>/pki`.
@@ -172,13 +186,43 @@ impl Files {
         certificate: &str,
         ca: &str,
     ) -> Result<(), PkiError> {
+        self.write("ca.pem", ca)?;
+        self.write("node.pem", &format!("{}{certificate}", request.key.serialize_pem()))
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<(), PkiError> {
         std::fs::create_dir_all(&self.dir).map_err(|e| PkiError::Io(self.dir.clone(), e))?;
-        let write = |name: &str, text: String| {
-            write_whole(&self.dir, name, |file| std::io::Write::write_all(file, text.as_bytes()))
-        };
-        write("ca.pem", ca.to_owned())?;
-        write("node.pem", format!("{}{certificate}", request.key.serialize_pem()))?;
-        Ok(())
+        let fill = |file: &mut _| std::io::Write::write_all(file, text.as_bytes());
+        Ok(write_whole(&self.dir, name, fill)?)
+    }
+
+    /// By what this node asks to be let in: chosen once and kept before it is first used, so that who
+    /// let it in knows it again when the answer was lost, after a restart as well.
+    pub(crate) fn joining(&self) -> Result<Request, PkiError> {
+        match self.read(JOINING) {
+            Ok(kept) => {
+                let bad = || PkiError::Pem(JOINING);
+                let text = std::str::from_utf8(&kept).map_err(|_| bad())?;
+                let key = KeyPair::from_pem(text).map_err(|_| bad())?;
+                let csr = CertificateSigningRequestDer::from_pem_slice(&kept).map_err(|_| bad())?;
+                Ok(Request { key, csr: csr.to_vec() })
+            }
+            Err(PkiError::Io(_, e)) if e.kind() == std::io::ErrorKind::NotFound => {
+                let (request, text) = Request::make()?;
+                self.write(JOINING, &format!("{}{text}", request.key.serialize_pem()))?;
+                Ok(request)
+            }
+            Err(other) => Err(other),
+        }
+    }
+
+    /// The node was let in, and knows it for good: another place would be asked for by another key.
+    pub(crate) fn joined(&self) -> Result<(), PkiError> {
+        let path = self.dir.join(JOINING);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(PkiError::Io(path, e)),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     fn read(&self, name: &str) -> Result<Vec<u8>, PkiError> {

@@ -294,6 +294,9 @@ impl Membership for Service {
     ) -> Result<Response<pb::JoinResponse>, Status> {
         let by_key = holds_key(&request);
         let join = request.into_inner();
+        // Before its token is used up.
+        let joiner = pki::joiner(&join.csr);
+        let joiner = joiner.map_err(|e| Status::invalid_argument(e.to_string()))?;
         let token = if by_key { pki::sha256(&join.csr) } else { pki::sha256(&join.token) };
         if by_key {
             self.put_token(token).await?;
@@ -304,6 +307,7 @@ impl Membership for Service {
             voter: !join.learner,
             token: bytes::Bytes::copy_from_slice(&token),
             format: join.format,
+            joiner: bytes::Bytes::copy_from_slice(&joiner),
         };
         let id = match self.commit(Op::AddNode(add)).await? {
             Outcome::Node(id) => id,

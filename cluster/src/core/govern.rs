@@ -213,7 +213,7 @@ impl Core {
             let is_learner = self.conf.learners.contains(&id.0);
             if !is_voter && !is_learner {
                 changes.push(single(ConfChangeType::AddLearnerNode, id));
-            } else if is_learner && node.voter && self.caught_up(id) {
+            } else if is_learner && node.voter && !node.is_expected() && self.caught_up(id) {
                 changes.push(single(ConfChangeType::AddNode, id));
             }
         }

@@ -15,7 +15,7 @@ use super::faults::Faults;
 use super::world::{ADDRESSES, ENDS, FAULTS_UNTIL, Happening, LATER, World};
 use crate::command::Command;
 use crate::core::{Committed, Core, ProposeError, ReplyId};
-use crate::state::{FORMAT_VERSION, NodeState, Tables};
+use crate::state::{NodeState, Tables};
 use crate::types::{NodeId, Outcome};
 
 const WORKS_EVERY_MS: u64 = 200;
@@ -240,7 +240,7 @@ fn join(
 ) -> Result<(), String> {
     // The release that most run; what was told before was no more than that.
     let formats = world.hosts.values().map(|host| host.format);
-    let format = formats.max().unwrap_or(FORMAT_VERSION);
+    let format = formats.max().unwrap_or(LATER);
     if let Some(id) = admitted {
         world.add_host(id, name.clone(), format, Disk::empty());
         world.operator.change = Some(Change::Await { id, name, replaces });
@@ -253,6 +253,7 @@ fn join(
             address: format!("{name}:1"),
             name: name.clone(),
             voter: true,
+            joiner: hash.clone(),
             token: hash,
             format,
         }))
@@ -364,6 +365,6 @@ fn update(world: &mut World) {
 impl World {
     /// What all nodes read.
     pub(super) fn lowest_format(&self) -> u32 {
-        self.hosts.values().map(|host| host.format).min().unwrap_or(FORMAT_VERSION)
+        self.hosts.values().map(|host| host.format).min().unwrap_or(LATER)
     }
 }

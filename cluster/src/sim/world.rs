@@ -18,8 +18,9 @@ use crate::types::NodeId;
 
 pub(super) const ADDRESSES: [(&str, u32); 2] = [("192.0.2.1", 1), ("192.0.2.2", 2)];
 
-/// What the next release reads and writes.
-pub(super) const LATER: u32 = FORMAT_VERSION + 1;
+/// What this release reads and writes, and what the one before did.
+pub(super) const LATER: u32 = FORMAT_VERSION;
+const FORMER: u32 = FORMAT_VERSION - 1;
 const WALL_MS: u64 = 1_700_000_000_000;
 const DAY_MS: u64 = 86_400_000;
 
@@ -92,7 +93,7 @@ impl World {
         let ids: Vec<NodeId> = (1..=nodes).map(NodeId).collect();
         // In every fourth run the cluster is of a former release and updated meanwhile.
         let old = seed % 4 == 1 || plant == Plant::AssumesUpdated;
-        let format = if old { FORMAT_VERSION } else { LATER };
+        let format = if old { FORMER } else { LATER };
         let written = if plant == Plant::AssumesUpdated { LATER } else { format };
         let members: Vec<(NodeId, Node)> =
             ids.iter().map(|id| (*id, member(*id, written))).collect();

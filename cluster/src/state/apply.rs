@@ -76,7 +76,7 @@ impl Tables {
             Op::DeleteAddress(op) => self.exec_delete_address(writer, &op, effects),
             Op::MoveAddresses(op) => self.exec_move_addresses(writer, &op, effects),
             Op::ReleaseAddresses(op) => self.exec_release_addresses(&op, effects),
-            Op::AddNode(op) => self.exec_add_node(op, effects),
+            Op::AddNode(op) => self.exec_add_node(writer, op, effects),
             Op::RemoveNode(op) => self.exec_remove_node(&op, effects),
             Op::NodeUp(op) => self.exec_node_up(&op, effects),
             Op::NodeDown(op) => self.exec_node_down(&op, effects),
@@ -305,7 +305,8 @@ impl Tables {
             return Err(Rejection::Full);
         }
         let expires_ms = self.rows.clock_ms.saturating_add(op.ttl_ms);
-        Arc::make_mut(&mut self.rows.tokens).insert(hash, Token { expires_ms, used_by: None });
+        let token = Token { expires_ms, used_by: None, joiner: None };
+        Arc::make_mut(&mut self.rows.tokens).insert(hash, token);
         Ok(CHANGED)
     }
 

@@ -35,7 +35,17 @@ use crate::types::{BindingChange, DialogKey, NodeId, Outcome, Rejection, Table};
 
 /// The highest version of commands and snapshots that this build reads. It writes what every member
 /// reads ([`Tables::format`]).
-pub const FORMAT_VERSION: u32 = 1;
+///
+/// - 1: the first.
+/// - 2: a token that was used knows by whose key ([`JOINER_KEPT`]); a release of addresses names the
+///   asking that it answers ([`ASKING_NAMED`]).
+pub const FORMAT_VERSION: u32 = 2;
+
+/// The version since which a used token remembers its joiner.
+pub(crate) const JOINER_KEPT: u32 = 2;
+
+/// The version since which askings for addresses have a number.
+pub(crate) const ASKING_NAMED: u32 = 2;
 
 /// What a command changed that somebody outside may have to act upon.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,6 +129,7 @@ impl Tables {
             }
         }
         let writer = Writer {
+            version: proposal.version,
             node: NodeId(proposal.node),
             boot: proposal.boot,
             epoch: proposal.epoch,
@@ -155,9 +166,10 @@ impl Tables {
     }
 }
 
-/// Who writes, and where in the log.
+/// Who writes, in which version, and where in the log.
 #[derive(Clone, Copy)]
 struct Writer {
+    version: u32,
     node: NodeId,
     boot: u64,
     epoch: u64,

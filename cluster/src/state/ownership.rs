@@ -16,11 +16,11 @@ use std::sync::Arc;
 
 use sbc_proto::cluster::v1 as pb;
 
-use super::{Effect, Writer};
 use super::apply::name;
 use super::digest::spread;
 use super::record::{Address, Next, Node, NodeState, node_id};
 use super::tables::Tables;
+use super::{ASKING_NAMED, Effect, JOINER_KEPT, Writer};
 use crate::types::{DialogKey, NodeId, Outcome, Rejection, Table};
 
 type Result<T = Outcome> = std::result::Result<T, Rejection>;
@@ -31,15 +31,36 @@ const SHARE_HELD_MS: u64 = 10_000;
 
 const UNCHANGED: Outcome = Outcome::Done { changed: false };
 
+/// By whose key a node asks to be let in. Part of an entry since [`JOINER_KEPT`]: in one that is older
+/// it is passed over, as nodes that read no more do.
+fn joiner(writer: Writer, op: &pb::AddNode) -> Result<Option<[u8; 32]>> {
+    if writer.version < JOINER_KEPT {
+        return Ok(None);
+    }
+    (&*op.joiner).try_into().map(Some).map_err(|_| Rejection::Malformed)
+}
+
+/// The number of an asking for addresses. Kept since [`ASKING_NAMED`]; what is asked in an older version
+/// has none, and any release answers it.
+fn asking(writer: Writer) -> u64 {
+    if writer.version < ASKING_NAMED { 0 } else { writer.index }
+}
+
 impl Tables {
-    pub(super) fn exec_add_node(&mut self, op: pb::AddNode, effects: &mut Vec<Effect>) -> Result {
+    pub(super) fn exec_add_node(
+        &mut self,
+        writer: Writer,
+        op: pb::AddNode,
+        effects: &mut Vec<Effect>,
+    ) -> Result {
         name(&op.name)?;
         name(&op.address)?;
         if op.format.max(1) < self.format() {
             return Err(Rejection::Format);
         }
         let token: [u8; 32] = (&*op.token).try_into().map_err(|_| Rejection::Malformed)?;
-        if let Some(id) = self.check_token(&token, &op.name)? {
+        let joiner = joiner(writer, &op)?;
+        if let Some(id) = self.check_token(&token, &op.name, joiner)? {
             return Ok(Outcome::Node(id));
         }
         if self.len(Table::Nodes) >= Table::Nodes.rows_max() {
@@ -72,15 +93,23 @@ impl Tables {
         };
         self.put_node(id, node);
         if let Some(token) = Arc::make_mut(&mut self.rows.tokens).get_mut(&token) {
-            token.used_by = Some(id);
+            (token.used_by, token.joiner) = (Some(id), joiner);
         }
         effects.push(Effect::Nodes);
         Ok(Outcome::Node(id))
     }
 
-    /// A token lets one node in. The same node may ask again until it has come up: the answer may
-    /// have been lost. Returns the id it was given then.
-    fn check_token(&self, hash: &[u8; 32], name: &str) -> Result<Option<NodeId>> {
+    /// A token lets one node in. The same node, by its key, may ask again until it has come up: the
+    /// answer may have been lost. Returns the id it was given then. Who has come up has had its answer:
+    /// if it asks again its log is lost, and under the same id it could vote twice.
+    ///
+    /// A token that was used in a version before [`JOINER_KEPT`] knows its user by the name alone.
+    fn check_token(
+        &self,
+        hash: &[u8; 32],
+        name: &str,
+        joiner: Option<[u8; 32]>,
+    ) -> Result<Option<NodeId>> {
         let token = self.rows.tokens.get(hash).ok_or(Rejection::Token)?;
         if token.expires_ms <= self.rows.clock_ms {
             return Err(Rejection::Token);
@@ -88,6 +117,9 @@ impl Tables {
         let Some(id) = token.used_by else {
             return Ok(None);
         };
+        if token.joiner.is_some() && token.joiner != joiner {
+            return Err(Rejection::Token);
+        }
         match self.node(id) {
             Some(node) if node.state == NodeState::Joining && node.name == name => Ok(Some(id)),
             Some(_) | None => Err(Rejection::Token),
@@ -159,8 +191,22 @@ impl Tables {
         }
         node.format = op.format;
         self.put_node(id, node);
+        self.forget_later();
         effects.push(Effect::Nodes);
         Ok(CHANGED)
+    }
+
+    /// What is written in a former version again holds nothing that it does not know.
+    fn forget_later(&mut self) {
+        let format = self.format();
+        if format < JOINER_KEPT && self.rows.tokens.values().any(|token| token.joiner.is_some()) {
+            let tokens = Arc::make_mut(&mut self.rows.tokens).values_mut();
+            tokens.for_each(|token| token.joiner = None);
+        }
+        if format < ASKING_NAMED && self.rows.addresses.values().any(|row| row.asked != 0) {
+            let rows = Arc::make_mut(&mut self.rows.addresses).values_mut();
+            rows.for_each(|row| row.asked = 0);
+        }
     }
 
     fn set_state(
@@ -299,7 +345,7 @@ impl Tables {
             Arc::make_mut(&mut self.rows.addresses).remove(&op.address);
         } else {
             if row.next != Next::Delete {
-                (row.next, row.asked) = (Next::Delete, writer.index);
+                (row.next, row.asked) = (Next::Delete, asking(writer));
             }
             self.put_address_row(&op.address, row);
         }
@@ -324,7 +370,7 @@ impl Tables {
             if row.group == op.group && row.next != Next::Delete {
                 found = true;
                 row.next = if holder == Some(to) { Next::Stay } else { Next::Move(to) };
-                row.asked = writer.index;
+                row.asked = asking(writer);
             }
         }
         if !found {

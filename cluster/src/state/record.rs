@@ -114,6 +114,9 @@ pub enum Next {
 pub(crate) struct Token {
     pub(crate) expires_ms: u64,
     pub(crate) used_by: Option<NodeId>,
+    /// SHA-256 of the key of whom used it; `None` where the entry was of a version before
+    /// [`JOINER_KEPT`](super::JOINER_KEPT).
+    pub(crate) joiner: Option<[u8; 32]>,
 }
 
 /// Where a binding lies: all contacts of an AOR beside one another.
@@ -233,6 +236,12 @@ impl NodeState {
 }
 
 impl Node {
+    /// Whether it was given an id and has not come up yet. It may be asking for its id again, with an
+    /// empty log: it has no vote before it was up.
+    pub(crate) fn is_expected(&self) -> bool {
+        self.state == NodeState::Joining
+    }
+
     /// A member from the beginning on: up, and a voter.
     pub(crate) fn founder(name: String, address: String, format: u32) -> Node {
         Node {

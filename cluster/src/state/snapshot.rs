@@ -150,10 +150,13 @@ impl Tables {
             }
             Record::Token(row) => {
                 let hash = (&*row.hash).try_into().ok()?;
-                Arc::make_mut(&mut self.rows.tokens).insert(
-                    hash,
-                    Token { expires_ms: row.expires_ms, used_by: node_id(row.used_by) },
-                );
+                let joiner = match &*row.joiner {
+                    [] => None,
+                    joiner => Some(joiner.try_into().ok()?),
+                };
+                let used_by = node_id(row.used_by);
+                let token = Token { expires_ms: row.expires_ms, used_by, joiner };
+                Arc::make_mut(&mut self.rows.tokens).insert(hash, token);
             }
         }
         Some(())
@@ -191,6 +194,7 @@ impl Frozen {
                 hash: Bytes::copy_from_slice(hash),
                 expires_ms: token.expires_ms,
                 used_by: token.used_by.map_or(0, |node| node.0),
+                joiner: token.joiner.map_or_else(Bytes::new, |key| Bytes::copy_from_slice(&key)),
             }))?;
         }
         for (key, dialog) in rows.dialogs.iter() {

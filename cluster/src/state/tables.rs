@@ -361,6 +361,9 @@ impl Rows {
                 .u64(record.holder)
                 .u64(record.next)
                 .u64(record.prefer);
+            if record.asked != 0 {
+                hasher = hasher.u64(record.asked);
+            }
         }
         for (key, value) in &*self.settings {
             hasher = hasher.bytes(key.as_bytes()).bytes(value);
@@ -375,6 +378,9 @@ impl Rows {
         for (hash, token) in &*self.tokens {
             let used_by = token.used_by.map_or(0, |node| node.0);
             hasher = hasher.bytes(hash).u64(token.expires_ms).u64(used_by);
+            if let Some(joiner) = &token.joiner {
+                hasher = hasher.bytes(joiner);
+            }
         }
         self.digest.wrapping_add(hasher.finish())
     }

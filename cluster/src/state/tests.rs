@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod join;
+
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,19 +29,25 @@ struct Machine {
     tables: Tables,
     index: u64,
     seq: [u64; 4],
+    /// In which entries are written.
+    version: u32,
 }
 
 impl Machine {
     fn new() -> Self {
         let members: Vec<_> = (1..=3).map(|n| (NodeId(n), node(n))).collect();
-        Machine { tables: Tables::genesis(b"test", &members), index: 1, seq: [0; 4] }
+        Machine { tables: Tables::genesis(b"test", &members), index: 1, seq: [0; 4], version: 1 }
+    }
+
+    fn present() -> Self {
+        Machine { version: FORMAT_VERSION, ..Machine::new() }
     }
 
     fn entry(&mut self, writer: u64, epoch: u64, command: Command) -> Bytes {
         let seq = &mut self.seq[usize::try_from(writer).unwrap()];
         *seq += 1;
         let proposal = pb::Proposal {
-            version: 1,
+            version: self.version,
             node: writer,
             boot: 1,
             seq: *seq,
@@ -62,7 +70,7 @@ impl Machine {
 
     fn system(&mut self, op: Op) -> Applied {
         let proposal = pb::Proposal {
-            version: 1,
+            version: self.version,
             command: Some(pb::Command { op: Some(op) }),
             ..pb::Proposal::default()
         };
@@ -177,7 +185,7 @@ fn a_living_holder_lets_go_first() {
 /// What is said late of a move that was overtaken releases nothing: the address may be held again.
 #[test]
 fn a_release_belongs_to_its_move() {
-    let mut m = Machine::new();
+    let mut m = Machine::present();
     m.write(1, Command::put_address("sip", 1, Some(NodeId(1))));
     m.write(2, Command::move_addresses(1, NodeId(2)));
     let first = m.asked("sip");
@@ -191,6 +199,23 @@ fn a_release_belongs_to_its_move() {
     let now = pb::ReleaseAddresses { group: 1, node: 1, asked: m.asked("sip") };
     assert_eq!(m.system(Op::ReleaseAddresses(now)).outcome, Some(DONE));
     assert_eq!(m.holder("sip"), Some(3));
+}
+
+/// A member of the former version names no asking, and none is kept for it.
+#[test]
+fn a_release_of_the_former_version_answers_what_was_asked_in_it() {
+    let mut m = Machine::present();
+    m.write(1, Command::put_address("sip", 1, Some(NodeId(1))));
+    m.write(1, Command::move_addresses(1, NodeId(2)));
+    assert_ne!(m.asked("sip"), 0);
+    let digest = m.tables.digest();
+    m.system(Op::SetFormat(pb::SetFormat { id: 3, format: 2 }));
+    m.system(Op::SetFormat(pb::SetFormat { id: 3, format: 1 }));
+    assert_eq!(m.asked("sip"), 0, "back to the former version");
+    assert_ne!(m.tables.digest(), digest);
+    let release = pb::ReleaseAddresses { group: 1, node: 1, asked: 0 };
+    assert_eq!(m.system(Op::ReleaseAddresses(release)).outcome, Some(DONE));
+    assert_eq!(m.holder("sip"), Some(2));
 }
 
 /// What is said late of a drain that was taken back ends no later one: the address is held again.
@@ -322,6 +347,7 @@ fn tokens_let_one_node_in() {
             voter: true,
             token: token.clone(),
             format: 1,
+            ..pb::AddNode::default()
         })
     };
     let in_use = m.system(add("n1", &token)).outcome;
@@ -544,12 +570,12 @@ fn what_a_later_release_writes_is_refused_by_name() {
     let entry = |version: u8| Bytes::from([&[0x08, version, 0x3a, 3][..], &command].concat());
     let unknown = m.apply(entry(1)).outcome;
     assert_eq!(unknown, Some(Outcome::Rejected(Rejection::Unknown)));
-    let error = m.tables.apply(9, entry(2)).unwrap_err();
-    let text = "log entry 9 has format version 2, this build reads up to 1";
+    let error = m.tables.apply(9, entry(3)).unwrap_err();
+    let text = "log entry 9 has format version 3, this build reads up to 2";
     assert_eq!(error.to_string(), text);
     // The next release reads it.
-    m.tables.read_up_to(2);
-    assert!(m.tables.apply(9, entry(2)).is_ok());
+    m.tables.read_up_to(3);
+    assert!(m.tables.apply(9, entry(3)).is_ok());
 }
 
 #[test]
@@ -572,6 +598,7 @@ fn what_is_written_follows_the_lowest_member() {
             voter: true,
             token: token.clone(),
             format,
+            ..pb::AddNode::default()
         })
     };
     assert_eq!(m.system(add(0)).outcome, Some(Outcome::Rejected(Rejection::Format)));
@@ -600,6 +627,7 @@ fn the_last_voter_stays_and_a_token_said_twice_lets_one_in() {
             voter: true,
             token: hash.clone(),
             format: 1,
+            ..pb::AddNode::default()
         })
     };
     let put = Op::PutToken(pb::PutToken { hash: hash.clone(), ttl_ms: 1_000 });

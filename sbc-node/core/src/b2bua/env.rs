@@ -2,7 +2,7 @@
 //! anchor, and the queue of outputs. One per shard; passed to every operation as [`Cx`].
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use hashbrown::HashMap;
 use smallvec::SmallVec;
 
 use super::call::{CallKey, CallTimer, DialogRef};
+use super::peers::Peers;
 use super::record::CallId;
 use super::stats::Stats;
 use super::subscription::SubKey;
@@ -169,8 +170,7 @@ pub(crate) struct Env {
     pub(crate) tags: HashMap<Box<str>, DialogRef>,
     /// Calls whose INVITE came by a connection.
     pub(crate) conns: HashMap<ConnId, SmallVec<[CallKey; 1]>>,
-    /// The connection that a trunk's peer last sent a request by.
-    pub(crate) peers: HashMap<(InterfaceId, IpAddr), Flow>,
+    pub(crate) peers: Peers,
     pub(crate) resolves: HashMap<ResolveId, ResolveFor>,
     /// Requests whose users another system is asked for.
     pub(crate) waiting: crate::core::Waiting,

@@ -20,6 +20,7 @@ mod exchange;
 mod hide;
 mod invite;
 mod outside;
+mod peers;
 mod policy;
 mod prack;
 mod progress;
@@ -49,5 +50,5 @@ pub use summary::*;
 
 pub(crate) use env::{Cx, Env, Purpose};
 pub(crate) use invite::{Incoming, is_emergency};
-pub(crate) use rebind::heard_peer;
+pub(crate) use peers::{heard_peer, tell_peer};
 pub(crate) use table::Calls;

@@ -13,6 +13,7 @@ use super::call::{Call, CallTimer, Exchange, ExchangeKind, Leg, Phase, slot};
 use super::cdr::{EndCause, EndedBy};
 use super::end::cause;
 use super::env::{Cx, ResolveFor};
+use super::peers::find_peer;
 use super::{users, wire};
 use crate::core::Locate;
 use crate::media::Side;
@@ -26,8 +27,6 @@ const SEEK_MAX: Duration = Duration::from_secs(8);
 const SEEK: Duration = Duration::from_secs(1);
 /// Looks for the leg of a BYE: 64·T1, as long as a BYE that is sent is repeated (RFC 3261 §17.1.2).
 const BYE_LOOKS: u8 = 32;
-/// Trunk peers remembered by their connections.
-const PEERS_MAX: usize = 4_096;
 
 impl Leg {
     /// Whether a request may get to the peer: by its connection, or where its Contact says.
@@ -51,29 +50,13 @@ impl Leg {
     }
 }
 
-/// A trunk's peer sent a request by a connection: its lost legs may go by it.
-pub(crate) fn heard_peer(cx: &mut Cx<'_>, flow: &Flow) {
-    if flow.conn.is_none() || !flow.transport.is_reliable() {
-        return;
-    }
-    let trunk = cx.env.routing.identify(flow).filter(|trunk| !trunk.config.users);
-    let key = (flow.interface, flow.remote.ip());
-    let room = cx.env.peers.len() < PEERS_MAX || cx.env.peers.contains_key(&key);
-    if trunk.is_some() && room {
-        cx.env.peers.insert(key, *flow);
-    }
-}
-
 impl Call {
     /// The connection that a leg's peer was reached by is gone.
     pub(crate) fn lose_connection(&mut self, cx: &mut Cx<'_>, side: Side) {
         let Some(leg) = self.leg_mut(side) else { return };
         leg.hop.lost.get_or_insert(leg.hop.target.addr.ip());
         if let Some(flow) = leg.hop.flow.take() {
-            let key = (flow.interface, flow.remote.ip());
-            if cx.env.peers.get(&key).is_some_and(|peer| peer.conn == flow.conn) {
-                cx.env.peers.remove(&key);
-            }
+            cx.env.peers.closed(&flow);
         }
         self.follow(cx, side, 0);
         // One that is lost again and again is not asked for again and again.
@@ -97,7 +80,8 @@ impl Call {
         }
         let key = (leg.hop.interface, host);
         let ask = user_of(cx, leg);
-        let peer = cx.env.peers.get(&key).copied().filter(|_| !leg.trunk.config.users);
+        let trunk = !leg.trunk.config.users;
+        let peer = trunk.then(|| find_peer(cx, key, (self.key, side))).flatten();
         let whom = ResolveFor::Lost { call: self.key, side };
         let found = ask.and_then(|ask| users::locate(cx, ask, whom)).unwrap_or_default();
         self.seek_later(cx, side);
@@ -133,6 +117,16 @@ impl Call {
             Reach::Uri(_) => None,
         });
         if let Some(flow) = by {
+            self.rebind(cx, side, flow);
+        }
+    }
+
+    /// Another shard has heard the peer of a leg that was lost.
+    pub(crate) fn heard_elsewhere(&mut self, cx: &mut Cx<'_>, side: Side, flow: Flow) {
+        let waits = |leg: &Leg| {
+            leg.hop.lost == Some(flow.remote.ip()) && leg.hop.interface == flow.interface
+        };
+        if self.leg(side).is_some_and(waits) {
             self.rebind(cx, side, flow);
         }
     }

@@ -373,6 +373,13 @@ impl Calls {
         }
     }
 
+    /// Another shard has heard the peer of a trunk by a connection: lost legs go by it.
+    pub(crate) fn peer_found(&mut self, cx: &mut Cx<'_>, flow: &Flow) {
+        for (call, side) in cx.env.peers.answered(flow) {
+            self.with(cx, call, |call, cx| call.heard_elsewhere(cx, side, *flow));
+        }
+    }
+
     pub(crate) fn stored(&mut self, cx: &mut Cx<'_>, id: StoreId, protected: bool) {
         if let Some(key) = cx.env.stores.remove(&id) {
             self.with(cx, key, |call, cx| call.stored(cx, id, protected));

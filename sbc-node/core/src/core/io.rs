@@ -6,7 +6,7 @@
 //! core.deadline()                                 // when to call handle(now, Input::Tick)
 //! ```
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -85,6 +85,10 @@ pub enum Input {
     /// The answer to [`Output::Shard`] with [`Input::Locate`]; empty when the user is offline or
     /// the question got lost.
     Located { id: ResolveId, found: Vec<Reached> },
+    /// Another shard of this node misses the peer of a trunk, whose connection is gone.
+    FindPeer { from: u32, interface: InterfaceId, host: IpAddr },
+    /// What another shard says to [`Input::FindPeer`], if it has heard the peer: by which connection.
+    PeerFound { flow: Flow },
     /// Which registrations with trunks are this node's to do; for the shard that probes
     /// ([`Core::probe_trunks`]). A node by itself does all and is not told.
     ///

@@ -57,7 +57,7 @@ impl Core {
             out: VecDeque::new(),
             tags: HashMap::new(),
             conns: HashMap::new(),
-            peers: HashMap::new(),
+            peers: Default::default(),
             resolves: HashMap::new(),
             waiting: Default::default(),
             rooms: Default::default(),
@@ -136,6 +136,7 @@ impl Core {
             Input::ConnClosed { flow } => {
                 // Calls outlive connections.
                 if let Some(conn) = flow.conn {
+                    cx.env.peers.closed(&flow);
                     super::users::conn_closed(&mut cx, conn);
                     self.calls.conn_closed(&mut cx, conn);
                 }
@@ -163,6 +164,10 @@ impl Core {
             Input::BindingsUnstored(aor) => super::users::unstored(&mut cx, &aor),
             Input::Locate { from, id, ask } => super::users::tell(&mut cx, from, id, &ask),
             Input::Located { id, found } => self.calls.located(&mut cx, id, found),
+            Input::FindPeer { from, interface, host } => {
+                crate::b2bua::tell_peer(&mut cx, from, (interface, host));
+            }
+            Input::PeerFound { flow } => self.calls.peer_found(&mut cx, &flow),
             Input::Duties(duties) => {
                 if let Some(registrant) = &mut self.registrant {
                     registrant.take_duties(&mut registrant_cx(cx.env, now), duties);

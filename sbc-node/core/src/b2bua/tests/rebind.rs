@@ -229,3 +229,92 @@ fn a_broken_connection_ends_no_call() {
     w.answer(Who::B, &passed, 488, "", "");
     assert_eq!(w.core.stats().legs_rebound, 2);
 }
+
+/// OPTIONS of B's host by a connection: whatever it says, it is there.
+fn options(w: &mut World, conn: u64) {
+    let branch = w.branch();
+    let options = format!(
+        "OPTIONS sip:sbc SIP/2.0
+Via: SIP/2.0/TCP 192.0.2.1:5060;branch={branch};rport
+Max-Forwards: 70
+From: <sip:peer@192.0.2.1>;tag=o
+To: <sip:sbc>
+Call-ID: options-{conn}
+CSeq: 1 OPTIONS
+"
+    );
+    says_by(w, conn, &options);
+    w.expect(Who::B, "200");
+}
+
+/// Two shards of a node: the first carries the call of a trunk whose peer only ever connects.
+fn two_shards(record: &CallRecord) -> [World; 2] {
+    let mut shards = [survivor(false), survivor(false)];
+    for (place, w) in (0..).zip(&mut shards) {
+        w.core.set_place(place, 2);
+        w.only_conn = Some(ConnId(9));
+    }
+    adopt(&mut shards[0], record, AdoptMode::Address);
+    shards
+}
+
+/// Hands over what one shard has for the other.
+fn hand_over(shards: &mut [World; 2], from: usize) -> Vec<Input> {
+    let to = 1 - from;
+    let mut all = Vec::new();
+    for (shard, input) in std::mem::take(&mut shards[from].shards) {
+        assert_eq!(usize::try_from(shard), Ok(to));
+        all.push(input);
+    }
+    all
+}
+
+#[test]
+fn a_trunk_that_connects_again_is_heard_by_all_shards() {
+    let (record, call) = lost_phone();
+    let mut shards = two_shards(&record);
+    a_hangs_up(&mut shards[0], &call);
+    // The peer is not there yet: the other shard is asked once a second and has nothing to say.
+    for second in 0..3 {
+        shards[0].ms(if second == 0 { 0 } else { 1_000 });
+        let asked = hand_over(&mut shards, 0);
+        assert_eq!(asked.len(), 1, "{asked:?}");
+        for input in asked {
+            let Input::FindPeer { from: 0, interface: OUTSIDE, host } = input else { panic!() };
+            assert_eq!(host, Who::B.addr().ip());
+            shards[1].input(input);
+        }
+        assert!(hand_over(&mut shards, 1).is_empty());
+    }
+    // It is heard by the other shard alone.
+    options(&mut shards[1], 9);
+    assert!(hand_over(&mut shards, 1).is_empty(), "nobody has asked");
+    shards[0].ms(1_000);
+    for input in hand_over(&mut shards, 0) {
+        shards[1].input(input);
+    }
+    let told = hand_over(&mut shards, 1);
+    assert!(matches!(*told, [Input::PeerFound { flow }] if flow == by(9)), "{told:?}");
+    for input in told {
+        shards[0].input(input);
+    }
+    bye_by(&mut shards[0], 9);
+    assert_eq!(shards[0].core.stats().legs_rebound, 1);
+    shards[0].assert_clean();
+}
+
+/// A connection that was heard and closed is told to nobody.
+#[test]
+fn a_connection_of_a_trunk_that_closed_is_not_told() {
+    let (record, call) = lost_phone();
+    let mut shards = two_shards(&record);
+    options(&mut shards[1], 9);
+    shards[1].input(Input::ConnClosed { flow: by(9) });
+    a_hangs_up(&mut shards[0], &call);
+    let asked = hand_over(&mut shards, 0);
+    assert_eq!(asked.len(), 1, "{asked:?}");
+    for input in asked {
+        shards[1].input(input);
+    }
+    assert!(hand_over(&mut shards, 1).is_empty());
+}
