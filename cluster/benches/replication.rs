@@ -4,7 +4,8 @@
 //! `PARTS` (`memory,writes,catchup`) chooses.
 //!
 //! Memory is that of a node alone, with its log: what is resident beside what is asked of the
-//! allocator, which is the node's own. What a log has in any case is there before.
+//! allocator, which is the node's own, while no snapshot is being written. What a log has in any case
+//! is there before.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::net::TcpListener;
@@ -163,18 +164,36 @@ fn report_memory(name: &str, before: Memory, after: Memory, rows: u64) {
     println!("memory.{name}.heap {} bytes", each(before.heap, after.heap));
 }
 
+const LOG_BYTES: u64 = 8 * 1024 * 1024;
+const KEPT_BYTES: u64 = 1024 * 1024;
+
+/// Waits until no snapshot is being written and none is due: the log is short, and stays so.
+fn rest(node: &Handle) {
+    let (mut last, mut since) = (0, Instant::now());
+    until(|| {
+        let status = node.status().core;
+        if status.snapshot != last || status.log_bytes > LOG_BYTES + KEPT_BYTES {
+            (last, since) = (status.snapshot, Instant::now());
+        }
+        since.elapsed() > Duration::from_secs(2)
+    });
+}
+
 /// Memory, on a node alone.
 fn rows(dir: &Path, dialogs: u64, bindings: u64) {
     let mut config = Config::new(dir.join("alone"), "alone");
-    config.limits.snapshot_log_bytes = 8 * 1024 * 1024;
-    config.limits.keep_log_bytes = 1024 * 1024;
+    config.limits.snapshot_log_bytes = LOG_BYTES;
+    config.limits.keep_log_bytes = KEPT_BYTES;
     let alone = Cluster::start(config).expect("starts");
     // Fills what has a fixed size: the log's cache, the log itself.
     write(&alone, 40_000, 1_000, |n| dialog(n % 2_000));
+    rest(&alone);
     let before = memory();
     write(&alone, dialogs, 2_000, dialog);
+    rest(&alone);
     let between = memory();
     write(&alone, bindings, 2_000, binding);
+    rest(&alone);
     let after = memory();
     report_memory("dialog", before, between, dialogs);
     report_memory("binding", between, after, bindings);
