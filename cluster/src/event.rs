@@ -1,7 +1,7 @@
 //! What the cluster tells the node it runs in. Facts, in the order of the log; what to do about them
 //! is the edge's.
 
-use crate::state::{BanKey, BindingKey};
+use crate::state::{BanKey, Binding, BindingKey};
 use crate::types::{BindingChange, DialogKey, NodeId, Table};
 
 /// Something changed that the edge may have to act upon.
@@ -45,8 +45,8 @@ pub enum Event {
     BindingChanged {
         key: BindingKey,
         change: BindingChange,
-        /// The value of a row that is gone.
-        last: Option<std::sync::Arc<[u8]>>,
+        /// The row that is gone.
+        last: Option<Binding>,
     },
     /// Raft voters or learners changed.
     MembersChanged,

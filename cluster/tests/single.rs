@@ -47,7 +47,7 @@ fn commits_and_keeps_over_a_restart() {
                 break;
             }
         }
-        let value = node.read(|tables| tables.dialog(&key).map(|dialog| dialog.value.to_vec()));
+        let value = node.read(|tables| tables.dialog(&key).map(|dialog| dialog.value().to_vec()));
         assert_eq!(value.as_deref(), Some(b"call".as_slice()));
         let gone = node.propose_within(Command::delete_dialog(key), WAIT).await.expect("commit");
         assert_eq!(gone.outcome, Outcome::Done { changed: true });

@@ -7,18 +7,23 @@
 //! - `digest`: every registration is two requests, a 401 and its answer with MD5, the same for both
 //!   systems; users and HA1 lie in memory. As many are under way as `WINDOW`; systems take turns,
 //!   figures are medians of `ROUNDS`.
-//! - `memory`: `MEMORY` users (1,000,000) register once, without digest; resident memory of the whole
-//!   process, before and after.
-//! - `refresh`: `REFRESH` users (300,000) register every 60 s, for `REFRESH_SECONDS`, on a node with a
+//! - `memory`: `MEMORY` users (1,000,000) register once, without digest; resident memory of the node's
+//!   process, before and once the transactions of these REGISTERs are over. `memory-cluster`: the same on
+//!   a node with a log on disk (a cluster of one), whose tables hold every binding once more.
+//! - `refresh`: `REFRESH` users (300,000) register every 60 s, for 75 s each, on a node with a
 //!   log on disk (a cluster of one) that holds registrations of an hour with a core registrar (this program
-//!   again, on 127.0.0.2; `UPSTREAM=no`: without); CPU, writes to the log and REGISTERs that reach the
-//!   core per second in the last half.
-//! - `restart`: the node of `refresh` is ended and started again: until a user that registered before
-//!   is known again, and until all are.
+//!   again, on 127.0.0.2; `UPSTREAM=no`: without). Once all are known: CPU, writes to the log and REGISTERs
+//!   that reach the core per second, for `REFRESH_SECONDS` (60).
+//! - `restart`: the node of `refresh` is ended and started again: until a MESSAGE for a user that
+//!   registered before arrives at the phone, and until all users are known.
+//!
+//! Where many register at once they do so at a pace of at most `PACE` (8,000) a second, which falls
+//! while the node sheds REGISTERs (503) or does not answer and rises again after: phones without an
+//! answer for half a second ask again. Overload control is as by default.
 //!
 //! `PHASES` chooses among them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt::Write as _;
 use std::io::{Read, Write as _};
 use std::net::{TcpStream, UdpSocket};
@@ -39,10 +44,11 @@ fn number(name: &str, default: &str) -> usize {
 }
 
 fn main() {
-    for phase in env("PHASES", "digest,memory,refresh,restart").split(',') {
+    for phase in env("PHASES", "digest,memory,memory-cluster,refresh,restart").split(',') {
         match phase {
             "digest" => digest(),
-            "memory" => memory(),
+            "memory" => memory(false),
+            "memory-cluster" => memory(true),
             "refresh" => refresh(env("PHASES", "restart").contains("restart")),
             "restart" => {}
             other => panic!("unknown phase {other}"),
@@ -59,8 +65,9 @@ fn stay_on_core_1() {
 // ---- systems ---------------------------------------------------------------------------------
 
 fn start(system: &str, dir: &Path, registrar: &str, cluster: &str) -> Option<Child> {
+    assert!(!udp_bound(5080), "port 5080 is another's");
     let at = dir.to_string_lossy();
-    let child = match system {
+    let mut child = match system {
         "sbc" => {
             let text = std::fs::read_to_string(root().join("tests/peers/sbc-register.toml"));
             let text = text.expect("configuration").replace("@DIR@", &at);
@@ -87,6 +94,7 @@ fn start(system: &str, dir: &Path, registrar: &str, cluster: &str) -> Option<Chi
         other => panic!("unknown system {other}"),
     };
     wait_for(&format!("{system} to listen"), Duration::from_secs(120), || {
+        assert_eq!(child.try_wait().expect("wait"), None, "{system} has ended");
         udp_bound(5080).then_some(())
     });
     Some(child)
@@ -120,8 +128,14 @@ fn user(n: usize) -> String {
 
 struct Phones {
     socket: UdpSocket,
-    cseq: HashMap<usize, u32>,
+    phones: Vec<Phone>,
     buffer: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Phone {
+    cseq: u32,
+    answered: bool,
 }
 
 /// An answer to a REGISTER.
@@ -132,18 +146,19 @@ struct Answered {
 }
 
 impl Phones {
-    fn new() -> Phones {
+    fn new(count: usize) -> Phones {
         let socket = UdpSocket::bind("127.0.0.1:0").expect("socket");
         nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBuf, &(8 << 20))
             .expect("buffer");
         socket.connect(SBC).expect("connect");
         socket.set_read_timeout(Some(Duration::from_millis(200))).expect("timeout");
-        Phones { socket, cseq: HashMap::new(), buffer: vec![0; 65_536] }
+        Phones { socket, phones: vec![Phone::default(); count], buffer: vec![0; 65_536] }
     }
 
     fn register(&mut self, n: usize, expires: u32, authorization: &str) {
-        let cseq = self.cseq.entry(n).or_default();
-        *cseq += 1;
+        let phone = &mut self.phones[n];
+        (phone.cseq, phone.answered) = (phone.cseq + 1, false);
+        let cseq = phone.cseq;
         let name = user(n);
         let local = self.socket.local_addr().expect("address");
         let text = format!(
@@ -167,9 +182,8 @@ impl Phones {
         Some(Answered { user, status, text })
     }
 
-    /// Registers users until all of them are, `window` at a time; how long it took.
-    fn all(&mut self, users: usize, expires: u32, window: usize) -> Duration {
-        let begin = Instant::now();
+    /// Registers users until all of them are, `window` at a time, with digest where it is asked for.
+    fn all(&mut self, users: usize, expires: u32, window: usize) {
         let mut under_way: HashMap<usize, Instant> = HashMap::new();
         let (mut next, mut done) = (0, 0);
         while done < users {
@@ -195,7 +209,7 @@ impl Phones {
                 }
                 Some(a) => panic!("{}", a.text),
                 None => {
-                    let late = |at: &Instant| at.elapsed() > Duration::from_millis(500);
+                    let late = |at: &Instant| at.elapsed() > PATIENCE;
                     let again: Vec<usize> =
                         under_way.iter().filter(|(_, at)| late(at)).map(|(n, _)| *n).collect();
                     for n in again {
@@ -205,32 +219,136 @@ impl Phones {
                 }
             }
         }
-        begin.elapsed()
     }
 
-    /// Registers every user once in each period, evenly, until `until`; how many were answered.
-    fn evenly(&mut self, users: usize, period: Duration, until: Instant) -> u64 {
+    /// Registers as many as `due` says by now, one user after the other and again from the first,
+    /// until `over`. Who has no answer asks again.
+    fn paced(
+        &mut self,
+        expires: u32,
+        mut due: impl FnMut(&Tally) -> u64,
+        mut over: impl FnMut(&Tally) -> bool,
+    ) -> Tally {
         self.socket.set_nonblocking(true).expect("socket");
-        let begin = Instant::now();
-        let (mut sent, mut answered) = (0usize, 0);
-        while Instant::now() < until {
-            let due = users as u128 * begin.elapsed().as_millis() / period.as_millis();
-            let due = usize::try_from(due).unwrap_or(usize::MAX);
-            while sent < due {
-                self.register(sent % users, 60, "");
-                sent += 1;
+        let mut tally = Tally::default();
+        let mut waiting: VecDeque<(usize, Instant)> = VecDeque::new();
+        while !over(&tally) {
+            let until = due(&tally);
+            let mut idle = tally.sent >= until;
+            for _ in 0..until.saturating_sub(tally.sent).min(64) {
+                let n = usize::try_from(tally.sent).unwrap_or(0) % self.phones.len();
+                self.register(n, expires, "");
+                waiting.push_back((n, Instant::now()));
+                tally.sent += 1;
             }
-            let mut any = false;
-            while let Some(a) = self.receive() {
-                answered += u64::from(a.status == 200);
-                any = true;
+            while let Some(answer) = self.receive() {
+                idle = false;
+                let phone = &mut self.phones[answer.user];
+                match answer.status {
+                    200 => {
+                        tally.answered += u64::from(!phone.answered);
+                        phone.answered = true;
+                    }
+                    503 => tally.shed += 1,
+                    100 => {}
+                    _ => panic!("{}", answer.text),
+                }
             }
-            if !any {
+            while let Some((n, _)) = waiting.pop_front_if(|(_, at)| at.elapsed() > PATIENCE) {
+                if !self.phones[n].answered {
+                    self.register(n, expires, "");
+                    waiting.push_back((n, Instant::now()));
+                    tally.again += 1;
+                }
+            }
+            if idle {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
         self.socket.set_nonblocking(false).expect("socket");
-        answered
+        tally
+    }
+
+    /// Registers every user once, as fast as the system bears; how long that took.
+    fn fill(&mut self, expires: u32) -> (Duration, Tally) {
+        let begin = Instant::now();
+        let users = self.phones.len() as u64;
+        let mut pace = Pace::new(number("PACE", "8000") as u64);
+        let due = |tally: &Tally| pace.due(tally).min(users);
+        let tally = self.paced(expires, due, |tally| tally.answered >= users);
+        (begin.elapsed(), tally)
+    }
+
+    /// Whether a MESSAGE for a user comes out of the system within a tenth of a second.
+    fn reached(&mut self, n: usize, attempt: u32) -> bool {
+        let (name, local) = (user(n), self.socket.local_addr().expect("address"));
+        let text = format!(
+            "MESSAGE sip:{name}@example.com SIP/2.0\r\n\
+             Via: SIP/2.0/UDP {local};branch=z9hG4bKmessage{attempt};rport\r\nMax-Forwards: 70\r\n\
+             From: <sip:{name}@example.com>;tag=m{attempt}\r\nTo: <sip:{name}@example.com>\r\n\
+             Call-ID: message-{attempt}@127.0.0.1\r\nCSeq: 1 MESSAGE\r\n\
+             Content-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello"
+        );
+        // Nobody may listen yet.
+        let _ = self.socket.send(text.as_bytes());
+        let limit = Instant::now() + Duration::from_millis(100);
+        self.socket.set_nonblocking(true).expect("socket");
+        let mut reached = false;
+        while !reached && Instant::now() < limit {
+            match self.socket.recv(&mut self.buffer) {
+                Ok(count) => reached = self.buffer[..count].starts_with(b"MESSAGE "),
+                Err(_) => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+        self.socket.set_nonblocking(false).expect("socket");
+        reached
+    }
+}
+
+/// Who has no answer for so long asks again.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// What became of REGISTERs.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    sent: u64,
+    answered: u64,
+    again: u64,
+    shed: u64,
+}
+
+/// How many may have registered by now: slower while some are shed or get no answer.
+struct Pace {
+    /// A second.
+    most: u64,
+    rate: u64,
+    /// Millionths.
+    due: u64,
+    at: Instant,
+    /// When the rate was last looked at, and what was amiss by then.
+    judged: Instant,
+    amiss: u64,
+}
+
+impl Pace {
+    fn new(most: u64) -> Pace {
+        let now = Instant::now();
+        Pace { most, rate: most, due: 0, at: now, judged: now, amiss: 0 }
+    }
+
+    fn due(&mut self, tally: &Tally) -> u64 {
+        let now = Instant::now();
+        let micros = u64::try_from((now - self.at).as_micros()).unwrap_or(0);
+        // What could not be sent in time is not made up for.
+        self.due = (self.due + self.rate * micros).min((tally.sent + self.rate / 10) * 1_000_000);
+        self.at = now;
+        if now - self.judged > Duration::from_millis(250) {
+            let amiss = tally.shed + tally.again;
+            let rate = if amiss > self.amiss { self.rate * 7 / 10 } else { self.rate * 11 / 10 };
+            self.rate = rate.clamp(100, self.most);
+            (self.judged, self.amiss) = (now, amiss);
+        }
+        self.due / 1_000_000
     }
 }
 
@@ -298,7 +416,7 @@ fn digest() {
             };
             let mut processes = [child];
             let rate = on_core_1(|| {
-                let mut phones = Phones::new();
+                let mut phones = Phones::new(users);
                 phones.all(users, 3_600, window);
                 let before = cpu(&processes);
                 phones.all(users, 3_600, window);
@@ -330,24 +448,44 @@ fn on_core_1<T: Send>(f: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-fn memory() {
+fn memory(cluster: bool) {
     let count = number("MEMORY", "1000000");
     let dir = tempfile::tempdir().expect("temporary directory");
     write_users(dir.path(), 0);
     let registrar = format!("auth = false\nmax-bindings = {}", count.max(1_000_000) * 2);
-    let mut node = start("sbc", dir.path(), &registrar, "").expect("the node");
+    let log = if cluster { on_disk(dir.path()) } else { String::new() };
+    let mut node = start("sbc", dir.path(), &registrar, &log).expect("the node");
+    settled();
     let before = resident_kib(node.id());
-    let took = on_core_1(|| Phones::new().all(count, 7_200, 256));
+    let (took, tally) = on_core_1(|| Phones::new(count).fill(7_200));
+    assert_eq!(metric("sbc_registered_contacts"), count as f64, "not all are known");
+    let loaded = resident_kib(node.id());
+    settled();
     let after = resident_kib(node.id());
     println!(
-        "{count} bindings in {:.0} s: {before} KiB before, {after} KiB after, {:.0} B each",
+        "{count} bindings{} in {:.0} s ({} asked again): {before} KiB before, {loaded} KiB with the \
+         transactions, {after} KiB after, {:.0} B each",
+        if cluster { " and their log" } else { "" },
         took.as_secs_f64(),
+        tally.again,
         (after - before) as f64 * 1024.0 / count as f64
     );
     end(&mut node);
 }
 
-/// The value of a metric, summed over its labels.
+fn on_disk(dir: &Path) -> String {
+    format!("[cluster]\ndata = \"{}/data\"\n", dir.display())
+}
+
+/// Waits until no transaction is left.
+fn settled() {
+    wait_for("the transactions to be over", Duration::from_secs(120), || {
+        let left = metric("sbc_transactions_server") + metric("sbc_transactions_client");
+        (left == 0.0).then_some(())
+    });
+}
+
+/// The value of a metric, summed over its labels; NaN where the node does not answer.
 fn metric(name: &str) -> f64 {
     let mut text = String::new();
     if let Ok(mut stream) = TcpStream::connect("127.0.0.1:9095") {
@@ -355,15 +493,18 @@ fn metric(name: &str) -> f64 {
         let _ = stream.read_to_string(&mut text);
     }
     let lines = text.lines().filter(|l| l.starts_with(name));
-    lines.filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    let values = lines.filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok());
+    values.reduce(|sum, value| sum + value).unwrap_or(f64::NAN)
 }
+
+const PERIOD: Duration = Duration::from_secs(60);
 
 fn refresh(restart: bool) {
     let users = number("REFRESH", "300000");
-    let seconds = u64::try_from(number("REFRESH_SECONDS", "180")).expect("seconds");
+    let window = Duration::from_secs(number("REFRESH_SECONDS", "60") as u64);
     let dir = tempfile::tempdir().expect("temporary directory");
     write_users(dir.path(), 0);
-    let mut cluster = format!("[cluster]\ndata = \"{}/data\"\n", dir.path().display());
+    let mut cluster = on_disk(dir.path());
     let mut registrar = format!("auth = false\nmax-bindings = {}\n", users.max(1_000_000) * 2);
     if env("UPSTREAM", "yes") == "yes" {
         start_core();
@@ -373,45 +514,91 @@ fn refresh(restart: bool) {
         cluster += "[[route]]\nsource = \"core\"\ntarget = \"phones\"\n";
     }
     let mut nodes = [start("sbc", dir.path(), &registrar, &cluster).expect("the node")];
-    let (share, writes, answered, asked) = on_core_1(|| {
-        let mut phones = Phones::new();
-        phones.all(users, 60, 256);
-        let begin = Instant::now();
-        let half = Duration::from_secs(seconds / 2);
-        phones.evenly(users, Duration::from_secs(60), begin + half);
-        let (spent, written, middle) =
-            (cpu(&nodes), metric("sbc_cluster_bindings_written_total"), Instant::now());
-        let asked = ASKED.load(Ordering::Relaxed);
-        let answered = phones.evenly(users, Duration::from_secs(60), begin + 2 * half);
-        let time = middle.elapsed().as_secs_f64();
-        let writes = metric("sbc_cluster_bindings_written_total") - written;
-        let asked = (ASKED.load(Ordering::Relaxed) - asked) as f64 / time;
-        ((cpu(&nodes) - spent) / time, writes / time, answered as f64 / time, asked)
-    });
-    let in_all = ASKED.load(Ordering::Relaxed);
-    println!(
-        "{users} bindings with 60 s refreshes: {answered:.0} REGISTER/s answered, {:.0} % of a core, \
-         {writes:.0} bindings written to the log and {asked:.1} REGISTERs to the core per second ({in_all} in \
-         all), {} KiB resident",
-        share * 100.0,
-        resident_kib(nodes[0].id())
-    );
+    let mut phones = Phones::new(users);
+    on_core_1(|| refreshes(&mut phones, &nodes, window));
     let known = metric("sbc_registered_contacts");
     end(&mut nodes[0]);
     if restart {
         let begin = Instant::now();
         let mut node = start("sbc", dir.path(), &registrar, &cluster).expect("the node");
-        let served = wait_for("a user to be known", Duration::from_secs(120), || {
-            (metric("sbc_registered_contacts") > 0.0).then(|| begin.elapsed())
+        let listens = begin.elapsed();
+        let mut attempt = 0;
+        let served = wait_for("a user to be reached", Duration::from_secs(120), || {
+            attempt += 1;
+            phones.reached(users / 2, attempt).then(|| begin.elapsed())
         });
         let all = wait_for("all users to be known", Duration::from_secs(120), || {
-            (metric("sbc_registered_contacts") >= known * 0.99).then(|| begin.elapsed())
+            (metric("sbc_registered_contacts") >= known).then(|| begin.elapsed())
         });
         println!(
-            "restart with {known:.0} bindings on disk: first known after {:.2} s, all after {:.2} s",
+            "restart with {known:.0} bindings on disk: listens after {:.2} s, a user is reached after {:.2} s, \
+             all are known after {:.2} s; {} KiB resident",
+            listens.as_secs_f64(),
             served.as_secs_f64(),
-            all.as_secs_f64()
+            all.as_secs_f64(),
+            resident_kib(node.id())
         );
         end(&mut node);
+    }
+}
+
+/// Every user registers once a period; what that costs once all are known.
+fn refreshes(phones: &mut Phones, nodes: &[Child], window: Duration) {
+    let users = phones.phones.len() as u64;
+    let begin = Instant::now();
+    let mut measured: Option<Point> = None;
+    let mut at = Instant::now();
+    let due = |_: &Tally| {
+        let due = u128::from(users) * begin.elapsed().as_millis() / PERIOD.as_millis();
+        u64::try_from(due).unwrap_or(u64::MAX)
+    };
+    let tally = phones.paced(75, due, |tally| match &measured {
+        Some(from) => from.at.elapsed() >= window,
+        None if begin.elapsed() < PERIOD || at.elapsed() < Duration::from_secs(1) => false,
+        None => {
+            assert!(begin.elapsed() < 4 * PERIOD, "not all are known: {tally:?}");
+            at = Instant::now();
+            if metric("sbc_registered_contacts") == users as f64 {
+                measured = Some(Point::now(nodes, tally));
+            }
+            false
+        }
+    });
+    let (from, to) = (measured.expect("a first point"), Point::now(nodes, &tally));
+    let time = (to.at - from.at).as_secs_f64();
+    let rate = |of: fn(&Point) -> f64| (of(&to) - of(&from)) / time;
+    println!(
+        "{users} bindings with 60 s refreshes over {time:.0} s: {:.0} REGISTER/s answered ({} asked again in \
+         all), {:.1} % of a core, {:.1} bindings written to the log and {:.1} REGISTERs to the core per \
+         second ({} to the core in all), {:.0} ran out, {} KiB resident",
+        rate(|p| p.tally.answered as f64),
+        tally.again,
+        rate(|p| p.cpu) * 100.0,
+        rate(|p| p.written),
+        rate(|p| p.asked as f64),
+        to.asked,
+        metric("sbc_registrations_expired_total"),
+        resident_kib(nodes[0].id())
+    );
+}
+
+/// Counters at one moment.
+struct Point {
+    at: Instant,
+    cpu: f64,
+    written: f64,
+    asked: u64,
+    tally: Tally,
+}
+
+impl Point {
+    fn now(nodes: &[Child], tally: &Tally) -> Point {
+        Point {
+            at: Instant::now(),
+            cpu: cpu(nodes),
+            written: metric("sbc_cluster_bindings_written_total"),
+            asked: ASKED.load(Ordering::Relaxed),
+            tally: *tally,
+        }
     }
 }

@@ -23,7 +23,7 @@ pub(crate) struct MirrorLog {
 
 /// What an entry weighs in memory, about.
 pub(super) fn weight(entry: &Entry) -> u64 {
-    entry.data.len() as u64 + 64
+    (entry.data.len() + size_of::<Entry>()) as u64
 }
 
 impl MirrorLog {
@@ -113,6 +113,10 @@ impl MirrorLog {
                 self.bytes -= weight(&entry);
                 self.before = (entry.index, entry.term);
             }
+        }
+        // A long snapshot lets the log grow far beyond what is kept behind it.
+        if self.entries.len() < self.entries.capacity() / 4 {
+            self.entries.shrink_to(self.entries.len() * 2);
         }
         self.before.0
     }

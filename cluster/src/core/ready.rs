@@ -272,7 +272,8 @@ impl Core {
         let keep = self.config.keep_log_bytes;
         let entries = self.raft.mut_store().compact(position, keep);
         let snapshot = self.raft.store().snapshot_index();
-        self.snapshot_base_bytes = self.raft.store().bytes();
+        // What was written while the snapshot was counts towards the next one.
+        self.snapshot_base_bytes = self.raft.store().bytes().min(keep);
         self.outputs.push_back(Output::Compact { snapshot, entries });
     }
 }

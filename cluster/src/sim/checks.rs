@@ -195,7 +195,7 @@ impl Checks {
         for (key, version) in &self.acked {
             match tables.dialog(key) {
                 Some(dialog) => {
-                    let bytes: [u8; 8] = (*dialog.value).try_into().expect("a version");
+                    let bytes: [u8; 8] = dialog.value().try_into().expect("a version");
                     let found = u64::from_be_bytes(bytes);
                     if found < *version {
                         return Err(format!("{id} lost {key:?}: {found} instead of {version}"));

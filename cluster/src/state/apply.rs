@@ -36,11 +36,11 @@ fn key16(bytes: &[u8]) -> Result<[u8; 16]> {
     bytes.try_into().map_err(|_| Rejection::Malformed)
 }
 
-fn value(bytes: &[u8]) -> Result<Arc<[u8]>> {
+fn value(bytes: &[u8]) -> Result<&[u8]> {
     if bytes.len() > VALUE_BYTES_MAX {
         return Err(Rejection::Malformed);
     }
-    Ok(bytes.into())
+    Ok(bytes)
 }
 
 pub(super) fn name(text: &str) -> Result<&str> {
@@ -60,7 +60,7 @@ fn setting_key(key: &str) -> Result<&str> {
 impl Tables {
     pub(super) fn execute(&mut self, writer: Writer, op: Op, effects: &mut Vec<Effect>) -> Result {
         match op {
-            Op::PutDialog(op) => self.exec_put_dialog(writer, op),
+            Op::PutDialog(op) => self.exec_put_dialog(writer, &op),
             Op::DeleteDialog(op) => self.exec_delete_dialog(writer, &op),
             Op::PutBinding(op) => self.exec_put_binding(writer, &op, effects),
             Op::DeleteBinding(op) => self.exec_delete_binding(writer, &op, effects),
@@ -95,7 +95,7 @@ impl Tables {
         }
     }
 
-    fn exec_put_dialog(&mut self, writer: Writer, op: pb::PutDialog) -> Result {
+    fn exec_put_dialog(&mut self, writer: Writer, op: &pb::PutDialog) -> Result {
         let key = DialogKey(key16(&op.id)?);
         let value = value(&op.value)?;
         if op.lookups.len() > LOOKUPS_MAX {
@@ -110,13 +110,7 @@ impl Tables {
             }
             None => {}
         }
-        let dialog = Dialog {
-            owner: writer.node,
-            index: writer.index,
-            group: op.group,
-            lookups: op.lookups.into_boxed_slice(),
-            value,
-        };
+        let dialog = Dialog::new(writer.node, writer.index, op.group, &op.lookups, value);
         self.put_dialog(key, dialog);
         Ok(CHANGED)
     }
@@ -147,14 +141,9 @@ impl Tables {
         if new && self.len(Table::Bindings) >= Table::Bindings.rows_max() {
             return Err(Rejection::Full);
         }
-        let binding = Binding {
-            expires_ms: self.rows.clock_ms.saturating_add(op.ttl_ms),
-            index: writer.index,
-            owner: writer.node,
-            boot: writer.boot,
-            flow: op.flow,
-            value,
-        };
+        let expires_ms = self.rows.clock_ms.saturating_add(op.ttl_ms);
+        let by = (writer.node, writer.boot);
+        let binding = Binding::new(by, writer.index, expires_ms, op.flow, value);
         self.put_binding(key, binding);
         effects.push(Effect::Binding { key, change: BindingChange::Put, last: None });
         Ok(CHANGED)
@@ -173,7 +162,7 @@ impl Tables {
             .bindings
             .range_from(first)
             .take_while(|(key, _)| key.aor == aor && (op.all || key.contact == op.contact))
-            .filter(|(_, row)| !op.own || (row.owner, row.boot) == (writer.node, writer.boot))
+            .filter(|(_, row)| !op.own || row.writer() == (writer.node, writer.boot))
             .map(|(key, _)| *key)
             .collect();
         for key in &keys {
@@ -183,7 +172,7 @@ impl Tables {
     }
 
     fn drop_binding(&mut self, key: BindingKey, change: BindingChange, effects: &mut Vec<Effect>) {
-        let last = self.rows.bindings.get(&key).map(|row| Arc::clone(&row.value));
+        let last = self.rows.bindings.get(&key).cloned();
         if self.remove_binding(&key) {
             effects.push(Effect::Binding { key, change, last });
         }
@@ -192,9 +181,10 @@ impl Tables {
     /// The connections of a node's process are gone: what was reached by them alone goes too. Only
     /// runs before `boot` are meant.
     pub(super) fn void_flows(&mut self, node: NodeId, boot: u64, effects: &mut Vec<Effect>) {
+        let voids = |(owner, run): (NodeId, u64)| owner == node && run < boot;
         let keys: Vec<BindingKey> = self
             .all_bindings()
-            .filter(|(_, row)| row.flow && row.owner == node && row.boot < boot)
+            .filter(|(_, row)| row.flow && voids(row.writer()))
             .map(|(key, _)| *key)
             .collect();
         for key in keys {
@@ -213,7 +203,7 @@ impl Tables {
             return Err(Rejection::Full);
         }
         let expires_ms = self.rows.clock_ms.saturating_add(op.ttl_ms);
-        self.put_ban(Arc::clone(&key), Ban { expires_ms, value });
+        self.put_ban(Arc::clone(&key), Ban { expires_ms, value: value.into() });
         effects.push(Effect::Ban { key, added: true });
         Ok(CHANGED)
     }
@@ -276,12 +266,12 @@ impl Tables {
         let full = self.len(Table::Settings) >= Table::Settings.rows_max();
         let settings = Arc::make_mut(&mut self.rows.settings);
         match settings.get(&op.key) {
-            Some(old) if *old == value => return Ok(done(false)),
+            Some(old) if **old == *value => return Ok(done(false)),
             Some(_) => {}
             None if full => return Err(Rejection::Full),
             None => {}
         }
-        settings.insert(op.key.clone(), value);
+        settings.insert(op.key.clone(), value.into());
         effects.push(Effect::Setting(op.key));
         Ok(CHANGED)
     }

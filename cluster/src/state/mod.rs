@@ -4,13 +4,15 @@
 //!
 //! `tables.rs` holds the rows and keeps the digest, `apply.rs` the commands of dialogs, bindings
 //! and settings, `ownership.rs` who holds what (nodes, addresses, hand-over), `snapshot.rs` the
-//! file form, `changes.rs` what changed lately, `cow.rs` the map under it all.
+//! file form, `changes.rs` what changed lately, `cow.rs` the map under it all, `packed.rs` what lies
+//! behind a row.
 
 mod apply;
 mod changes;
 mod cow;
 mod digest;
 mod ownership;
+mod packed;
 mod record;
 mod snapshot;
 mod tables;
@@ -68,8 +70,8 @@ pub(crate) enum Effect {
     Binding {
         key: BindingKey,
         change: BindingChange,
-        /// The value of a row that is gone.
-        last: Option<std::sync::Arc<[u8]>>,
+        /// The row that is gone.
+        last: Option<Binding>,
     },
 }
 

@@ -6,35 +6,29 @@ use sbc_proto::cluster::v1 as pb;
 
 use super::cow::ChunkKey;
 use super::digest::{Hasher, spread};
+use super::packed::Packed;
 use crate::types::{AorKey, DialogKey, NodeId};
 
-/// A call that another node could carry on.
+/// A call that another node could carry on. Copies share what it holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dialog {
     /// Who carries it. Changed only by the log.
     pub owner: NodeId,
-    /// The log index of the last write.
-    pub index: u64,
     /// The address group it is anchored on; 0 when it goes wherever there is room.
     pub group: u32,
-    /// Hashes by which an in-dialog request finds it.
-    pub lookups: Box<[u64]>,
-    /// The caller's record, opaque here.
-    pub value: Arc<[u8]>,
+    /// Index, number of lookups; the lookups and the value.
+    rest: Packed,
 }
 
-/// One contact of an address of record.
+/// One contact of an address of record. Copies share what it holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binding {
     /// On the cluster's clock ([`Tables::clock_ms`](super::Tables::clock_ms)).
     pub expires_ms: u64,
-    pub index: u64,
-    /// Who wrote it last, and in which run of its process.
-    pub owner: NodeId,
-    pub boot: u64,
     /// Reached by a connection of the owner alone: goes with the owner's process.
     pub flow: bool,
-    pub value: Arc<[u8]>,
+    /// Index, owner, boot; the value.
+    rest: Packed,
 }
 
 /// A banned source.
@@ -150,6 +144,16 @@ impl ChunkKey for BindingKey {
     }
 }
 
+/// A hash by which a dialog is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Lookup(pub(super) u64);
+
+impl ChunkKey for Lookup {
+    fn hash(&self) -> u64 {
+        spread(self.0, 0)
+    }
+}
+
 impl ChunkKey for BanKey {
     fn hash(&self) -> u64 {
         let digest = Hasher::new(0).bytes(self).finish();
@@ -165,30 +169,90 @@ impl DialogKey {
 }
 
 impl Dialog {
+    pub(super) fn new(
+        owner: NodeId,
+        index: u64,
+        group: u32,
+        lookups: &[u64],
+        value: &[u8],
+    ) -> Dialog {
+        let rest = Packed::new(&[index, lookups.len() as u64], lookups, value);
+        Dialog { owner, group, rest }
+    }
+
+    fn parts(&self) -> (u64, &[[u8; 8]], &[u8]) {
+        let ([index, lookups], rest) = self.rest.numbers();
+        let bytes = usize::try_from(lookups).unwrap_or(0) * size_of::<u64>();
+        let (lookups, value) = rest.split_at_checked(bytes).unwrap_or((&[], rest));
+        (index, lookups.as_chunks().0, value)
+    }
+
+    /// The log index of the last write.
+    pub fn index(&self) -> u64 {
+        self.parts().0
+    }
+
+    /// Hashes by which an in-dialog request finds it.
+    pub fn lookups(&self) -> impl Iterator<Item = u64> {
+        self.parts().1.iter().map(|lookup| u64::from_le_bytes(*lookup))
+    }
+
+    /// The caller's record, opaque here.
+    pub fn value(&self) -> &[u8] {
+        self.parts().2
+    }
+
     pub(crate) fn fingerprint(&self, key: &DialogKey) -> u128 {
         let mut hasher = Hasher::new(1)
             .bytes(&key.0)
             .u64(self.owner.0)
-            .u64(self.index)
+            .u64(self.index())
             .u64(u64::from(self.group));
-        for lookup in &self.lookups {
-            hasher = hasher.u64(*lookup);
+        for lookup in self.lookups() {
+            hasher = hasher.u64(lookup);
         }
-        hasher.bytes(&self.value).finish()
+        hasher.bytes(self.value()).finish()
     }
 }
 
 impl Binding {
+    pub(super) fn new(
+        (owner, boot): (NodeId, u64),
+        index: u64,
+        expires_ms: u64,
+        flow: bool,
+        value: &[u8],
+    ) -> Binding {
+        Binding { expires_ms, flow, rest: Packed::new(&[index, owner.0, boot], &[], value) }
+    }
+
+    /// The log index of the last write.
+    pub fn index(&self) -> u64 {
+        self.rest.numbers::<1>().0[0]
+    }
+
+    /// Who wrote it last, and in which run of its process.
+    pub fn writer(&self) -> (NodeId, u64) {
+        let ([_, owner, boot], _) = self.rest.numbers();
+        (NodeId(owner), boot)
+    }
+
+    /// The caller's record, opaque here.
+    pub fn value(&self) -> &[u8] {
+        self.rest.numbers::<3>().1
+    }
+
     pub(crate) fn fingerprint(&self, key: &BindingKey) -> u128 {
+        let ([index, owner, boot], value) = self.rest.numbers();
         Hasher::new(2)
             .bytes(&key.aor.0)
             .u64(key.contact)
             .u64(self.expires_ms)
-            .u64(self.index)
-            .u64(self.owner.0)
-            .u64(self.boot)
+            .u64(index)
+            .u64(owner)
+            .u64(boot)
             .u64(u64::from(self.flow))
-            .bytes(&self.value)
+            .bytes(value)
             .finish()
     }
 }

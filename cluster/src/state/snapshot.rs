@@ -102,26 +102,15 @@ impl Tables {
     fn load(&mut self, record: Record) -> Option<()> {
         match record {
             Record::Dialog(row) => {
-                let dialog = Dialog {
-                    owner: NodeId(row.owner),
-                    index: row.index,
-                    group: row.group,
-                    lookups: row.lookups.into_boxed_slice(),
-                    value: (&*row.value).into(),
-                };
+                let owner = NodeId(row.owner);
+                let dialog = Dialog::new(owner, row.index, row.group, &row.lookups, &row.value);
                 self.put_dialog(DialogKey((&*row.id).try_into().ok()?), dialog);
             }
             Record::Binding(row) => {
                 let key =
                     BindingKey { aor: AorKey((&*row.aor).try_into().ok()?), contact: row.contact };
-                let binding = Binding {
-                    expires_ms: row.expires_ms,
-                    index: row.index,
-                    owner: NodeId(row.owner),
-                    boot: row.boot,
-                    flow: row.flow,
-                    value: (&*row.value).into(),
-                };
+                let by = (NodeId(row.owner), row.boot);
+                let binding = Binding::new(by, row.index, row.expires_ms, row.flow, &row.value);
                 self.put_binding(key, binding);
             }
             Record::Ban(row) => {
@@ -202,20 +191,21 @@ impl Frozen {
                 id: Bytes::copy_from_slice(&key.0),
                 owner: dialog.owner.0,
                 group: dialog.group,
-                lookups: dialog.lookups.to_vec(),
-                value: Bytes::copy_from_slice(&dialog.value),
-                index: dialog.index,
+                lookups: dialog.lookups().collect(),
+                value: Bytes::copy_from_slice(dialog.value()),
+                index: dialog.index(),
             }))?;
         }
         for (key, binding) in rows.bindings.iter() {
+            let (owner, boot) = binding.writer();
             out.row(Record::Binding(pb::BindingRecord {
                 aor: Bytes::copy_from_slice(&key.aor.0),
                 contact: key.contact,
                 expires_ms: binding.expires_ms,
-                value: Bytes::copy_from_slice(&binding.value),
-                index: binding.index,
-                owner: binding.owner.0,
-                boot: binding.boot,
+                value: Bytes::copy_from_slice(binding.value()),
+                index: binding.index(),
+                owner: owner.0,
+                boot,
                 flow: binding.flow,
             }))?;
         }

@@ -1,13 +1,15 @@
 //! The rows themselves: reads for everybody, and the writes through which alone rows change, so
 //! that digest and indexes always agree with them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::changes::{Changes, DialogPlace};
 use super::cow::CowMap;
 use super::digest::Hasher;
-use super::record::{Address, Ban, BanKey, Binding, BindingKey, Count, Dialog, Node, Token};
+use super::record::{
+    Address, Ban, BanKey, Binding, BindingKey, Count, Dialog, Lookup, Node, Token,
+};
 use crate::types::{AorKey, DialogKey, NodeId, Table};
 
 /// The replicated tables at one log index.
@@ -15,7 +17,7 @@ use crate::types::{AorKey, DialogKey, NodeId, Table};
 pub struct Tables {
     /// What a snapshot holds. Cloning it costs a few thousand references.
     pub(super) rows: Rows,
-    by_lookup: HashMap<u64, DialogKey>,
+    by_lookup: CowMap<Lookup, DialogKey>,
     changes: Changes,
     /// The highest format version that this node reads. Not replicated.
     pub(super) reads: u32,
@@ -70,7 +72,7 @@ impl Tables {
                 cluster_id: cluster_id.into(),
                 digest: 0,
             },
-            by_lookup: HashMap::new(),
+            by_lookup: CowMap::new(),
             changes: Changes::new(),
             reads: super::FORMAT_VERSION,
         }
@@ -92,7 +94,7 @@ impl Tables {
 
     /// The dialog that was written last with this lookup hash.
     pub fn find_dialog(&self, lookup: u64) -> Option<(DialogKey, &Dialog)> {
-        let key = *self.by_lookup.get(&lookup)?;
+        let key = *self.by_lookup.get(&Lookup(lookup))?;
         Some((key, self.rows.dialogs.get(&key)?))
     }
 
@@ -269,8 +271,8 @@ impl Tables {
 
     pub(super) fn put_dialog(&mut self, key: DialogKey, dialog: Dialog) {
         self.take_dialog(&key);
-        for lookup in &dialog.lookups {
-            self.by_lookup.insert(*lookup, key);
+        for lookup in dialog.lookups() {
+            self.by_lookup.insert(Lookup(lookup), key);
         }
         self.rows.digest = self.rows.digest.wrapping_add(dialog.fingerprint(&key));
         self.rows.dialogs.insert(key, dialog);
@@ -289,9 +291,9 @@ impl Tables {
         let Some(old) = self.rows.dialogs.remove(key) else {
             return false;
         };
-        for lookup in &old.lookups {
-            if self.by_lookup.get(lookup) == Some(key) {
-                self.by_lookup.remove(lookup);
+        for lookup in old.lookups().map(Lookup) {
+            if self.by_lookup.get(&lookup) == Some(key) {
+                self.by_lookup.remove(&lookup);
             }
         }
         self.rows.digest = self.rows.digest.wrapping_sub(old.fingerprint(key));

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use sbc_cluster::{Command, DialogKey, Handle, NodeId, Outcome, ProposeError, Tables};
+use sbc_cluster::{Command, Dialog, DialogKey, Handle, NodeId, Outcome, ProposeError, Tables};
 use sbc_core::b2bua::{CallId, CallRecord, Cdr, Written};
 use sbc_core::core::{AdoptMode, Input, Record, ResolveId, StoreId, Wanted};
 use sbc_core::net::Flow;
@@ -89,7 +89,7 @@ impl ClusterStore {
     fn find(&self, call_id: &str) -> Found {
         let id = self.handle.id();
         self.handle.read(|tables| match tables.find_dialog(lookup(call_id)) {
-            Some((_, dialog)) if dialog.owner == id => Found::Ours(Arc::clone(&dialog.value)),
+            Some((_, dialog)) if dialog.owner == id => Found::Ours(dialog.clone()),
             Some((_, dialog)) if is_live(tables, dialog.owner) => Found::There(dialog.owner),
             Some(_) | None => Found::Nowhere,
         })
@@ -135,7 +135,7 @@ impl ClusterStore {
 
 enum Found {
     There(NodeId),
-    Ours(Arc<[u8]>),
+    Ours(Dialog),
     Nowhere,
 }
 
@@ -244,12 +244,12 @@ impl Store for ClusterStore {
             Wanted::Dialog(call_id) => match self.find(call_id) {
                 Found::There(owner) => self.pass_on(owner, flow, data),
                 // Given to us, and its turn to be carried on has not come: now it has.
-                Found::Ours(value) => {
+                Found::Ours(row) => {
                     let mode = match self.mode {
                         FailoverMode::Address => AdoptMode::Address,
                         FailoverMode::None | FailoverMode::Reinvite => AdoptMode::Reinvite,
                     };
-                    let record = record::decode(Bytes::copy_from_slice(&value)).ok();
+                    let record = record::decode(Bytes::copy_from_slice(row.value())).ok();
                     Elsewhere::Here(record.map(|record| (Box::new(record), mode)))
                 }
                 Found::Nowhere => Elsewhere::Here(None),

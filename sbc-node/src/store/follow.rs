@@ -73,7 +73,7 @@ impl Follow {
                 change = changes.next() => match change {
                     Some(Event::BanChanged { key, added }) => self.bans.applied(&key, added),
                     Some(Event::BindingChanged { key, change, last }) => {
-                        self.binding(key, change, last.as_deref(), &living);
+                        self.binding(key, change, last.as_ref(), &living);
                     }
                     Some(Event::Reloaded) => {
                         self.bans.reload();
@@ -104,7 +104,7 @@ impl Follow {
         &self,
         key: BindingKey,
         change: BindingChange,
-        last: Option<&[u8]>,
+        last: Option<&Binding>,
         living: &Living,
     ) {
         let rows: Vec<(BindingKey, Binding)> = self.handle.read(|tables| {
@@ -117,7 +117,8 @@ impl Follow {
             // The echo of what the shard wrote itself.
             return;
         }
-        let aor = rows.first().map(|(_, row)| &*row.value).or(last).and_then(binding::aor_of);
+        let aor =
+            rows.first().map(|(_, row)| row).or(last).and_then(|row| binding::aor_of(row.value()));
         let deleted = match change {
             BindingChange::Deleted => vec![key.contact],
             BindingChange::Put | BindingChange::Expired | BindingChange::Void => Vec::new(),
@@ -158,7 +159,7 @@ impl Follow {
         if rows.iter().all(|row| self.is_ours(row)) {
             return;
         }
-        if let Some(aor) = rows.first().and_then(|row| binding::aor_of(&row.value)) {
+        if let Some(aor) = rows.first().and_then(|row| binding::aor_of(row.value())) {
             self.give(key, aor, rows.iter().copied(), Vec::new(), living);
         }
     }
@@ -177,15 +178,15 @@ impl Follow {
         for row in rows {
             let left_ms = row.expires_ms.saturating_sub(clock_ms);
             let good_until_ms = unix_ms().saturating_add(left_ms);
-            match binding::decode(&row.value, row.flow, good_until_ms, &self.names) {
+            match binding::decode(row.value(), row.flow, good_until_ms, &self.names) {
                 Ok((_, mut record)) => {
                     let ours = self.is_ours(row);
                     if !ours {
                         let bound = record.conn.is_some() || record.natted;
                         record.conn = self.way(row, bound, record.conn, living);
                     }
-                    let orphan =
-                        row.owner == self.handle.id() || !living.nodes.contains(&row.owner);
+                    let (owner, _) = row.writer();
+                    let orphan = owner == self.handle.id() || !living.nodes.contains(&owner);
                     bindings.push(Held { record, ours, keeper: orphan && heir });
                 }
                 Err(error) => {
@@ -209,14 +210,15 @@ impl Follow {
         conn: Option<sbc_core::net::ConnId>,
         living: &Living,
     ) -> Option<sbc_core::net::ConnId> {
-        let there = row.owner != self.handle.id() && living.nodes.contains(&row.owner);
+        let (owner, _) = row.writer();
+        let there = owner != self.handle.id() && living.nodes.contains(&owner);
         let datagram = conn.is_none() && self.mode == FailoverMode::Address;
-        (there && bound && !datagram).then(|| link::remote(row.owner, conn))
+        (there && bound && !datagram).then(|| link::remote(owner, conn))
     }
 
     /// This run of this node wrote it.
     fn is_ours(&self, row: &Binding) -> bool {
-        (row.owner, row.boot) == (self.handle.id(), self.handle.boot())
+        row.writer() == (self.handle.id(), self.handle.boot())
     }
 
     /// Whether this node looks after the users of nodes that are gone: the one with the floating

@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use media_anchor::{Behind, InterfaceId, SessionId, SideSpec, Standby, StandbySide, StandbyStream};
-use sbc_cluster::{DialogKey, DialogPlace, Handle};
+use sbc_cluster::{Dialog, DialogKey, DialogPlace, Handle};
 use sbc_core::b2bua::{CallRecord, StreamRecord, StreamSideRecord};
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -30,7 +30,7 @@ const PER_TICK: usize = 2_048;
 enum Seen {
     Ended,
     Ours,
-    Theirs(Arc<[u8]>),
+    Theirs(Dialog),
 }
 
 /// The task's own state.
@@ -130,9 +130,7 @@ impl Follower {
         self.handle.read(|tables| {
             let seen = |key: &DialogKey| match tables.dialog(key) {
                 Some(dialog) if dialog.owner == id => Seen::Ours,
-                Some(dialog) if self.groups.contains(&dialog.group) => {
-                    Seen::Theirs(Arc::clone(&dialog.value))
-                }
+                Some(dialog) if self.groups.contains(&dialog.group) => Seen::Theirs(dialog.clone()),
                 Some(_) | None => Seen::Ended,
             };
             keys.iter().map(seen).collect()
@@ -142,7 +140,7 @@ impl Follower {
     fn tell(&mut self, config: &Config, key: DialogKey, seen: Seen) -> Result<(), Behind> {
         let call = SessionId(call_of(key).0);
         match seen {
-            Seen::Theirs(value) => match record::decode(bytes::Bytes::copy_from_slice(&value)) {
+            Seen::Theirs(row) => match record::decode(bytes::Bytes::copy_from_slice(row.value())) {
                 Ok(record) => {
                     self.standby.put(call, &streams(config, &record))?;
                     self.told.insert(key);

@@ -432,11 +432,9 @@ impl Takeover {
     fn adopt_one(&self, key: &DialogKey, mode: AdoptMode) {
         let id = self.handle.id();
         // The call may have ended, or gone on to another node, since the event was written.
-        let value = self.handle.read(|tables| {
-            tables.dialog(key).filter(|d| d.owner == id).map(|d| Arc::clone(&d.value))
-        });
-        let Some(value) = value else { return };
-        match record::decode(bytes::Bytes::copy_from_slice(&value)) {
+        let row = self.handle.read(|tables| tables.dialog(key).filter(|d| d.owner == id).cloned());
+        let Some(row) = row else { return };
+        match record::decode(bytes::Bytes::copy_from_slice(row.value())) {
             Ok(record) => {
                 self.stats.adopted.fetch_add(1, Ordering::Relaxed);
                 let shard = self.tell.shard_of(record.shard_hash);
