@@ -16,7 +16,7 @@ use crate::users::lookup::LookupConfig;
 const SECRET_KEYS: [&str; 6] = ["password", "database", "token", "ha1-md5", "ha1-sha256", "secret"];
 
 /// Places that only a restart changes; everything below them counts.
-const NEEDS_RESTART: [&str; 27] = [
+const NEEDS_RESTART: [&str; 28] = [
     "node.name",
     "node.shards",
     "media.relay-threads",
@@ -34,6 +34,7 @@ const NEEDS_RESTART: [&str; 27] = [
     "cdr",
     "log.format",
     "transport",
+    "stun",
     "sip.t1",
     "sip.t2",
     "sip.t4",

@@ -19,6 +19,7 @@ mod raw_guard;
 mod registrar;
 mod route;
 mod secure;
+mod stun;
 mod trunk;
 mod value;
 
@@ -73,6 +74,8 @@ pub struct Config {
     /// With nftables, every relayed packet leaves with our TTL.
     pub kernel_hide_hops: bool,
     pub transport: TransportConfig,
+    /// A STUN server on ports of its own; `None` for none.
+    pub stun: Option<crate::transport::stun_server::StunConfig>,
     pub dns: DnsConfig,
     pub cdr: Option<CdrConfig>,
     pub log: LogConfig,
@@ -158,6 +161,7 @@ impl Keys {
         if let Some(auth) = &mut policy.auth {
             auth.key = self.nonce.clone();
         }
+        policy.replicated = self.node.is_some();
         policy.gruu_key = GruuKey(NonceKey::derive(&[&self.nonce.0[..], b"gruu"].concat()).0);
         registrar.policy = Arc::new(policy);
         registrar
