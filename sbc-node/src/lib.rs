@@ -7,6 +7,7 @@ pub mod anchor;
 pub mod cli;
 pub mod config;
 pub mod floating;
+pub mod fuzz;
 pub mod guard;
 pub mod node;
 pub mod resolve;

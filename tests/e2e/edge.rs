@@ -58,7 +58,7 @@ target = "phones"
 
 pub(crate) struct Edge {
     pub(crate) net: Net,
-    dir: TempDir,
+    pub(crate) dir: TempDir,
     pub(crate) node: Node,
 }
 
@@ -67,8 +67,19 @@ impl Edge {
         Edge::with(masquerade, "")
     }
 
+    /// With more in the registrar's section.
+    pub(crate) fn with_registrar(masquerade: &str, more: &str) -> Edge {
+        let section = "[registrar]\n";
+        let config = CONFIG.replace(section, &format!("{section}{more}"));
+        Edge::configured(masquerade, &config)
+    }
+
     /// With more at the end of the configuration.
     pub(crate) fn with(masquerade: &str, more: &str) -> Edge {
+        Edge::configured(masquerade, &format!("{CONFIG}{more}"))
+    }
+
+    fn configured(masquerade: &str, config: &str) -> Edge {
         let net = Net::new(&["home", "nat", "out", "sbc"]);
         net.bridge("sbc", &[("nat", "10.1.0.2/24"), ("out", "10.1.0.10/24")]);
         net.address("sbc", "br0", "10.1.0.1/24");
@@ -85,7 +96,7 @@ impl Edge {
         );
         let dir = tempfile::tempdir().expect("temporary directory");
         certificate(&dir);
-        let node = Node::start(&net.ns("sbc"), dir.path(), "sbc", &format!("{CONFIG}{more}"));
+        let node = Node::start(&net.ns("sbc"), dir.path(), "sbc", config);
         Edge { net, dir, node }
     }
 

@@ -1,5 +1,5 @@
-//! Instructions that one operation takes: parse, write, SDP, and a whole call (INVITE to BYE)
-//! inside the core. Unlike times they are the same on a busy machine, so they tell a change of one
+//! Instructions that one operation takes: parse, write, SDP, a whole call (INVITE to BYE) and a
+//! registration with digest inside the core. Unlike times they are the same on a busy machine, so they tell a change of one
 //! percent.
 //!
 //! Method: each operation is warmed up and then run in `counted`, often enough that what happens
@@ -16,6 +16,8 @@
 mod call;
 #[path = "common/message.rs"]
 mod message;
+#[path = "common/register.rs"]
+mod register;
 
 use std::fs::File;
 use std::hint::black_box;
@@ -37,7 +39,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const CHILD: &str = "COUNTED_OPERATION";
 
 /// The operations by name.
-const OPERATIONS: [&str; 9] = [
+const OPERATIONS: [&str; 10] = [
     "parse: index of a 988-byte INVITE",
     "parse with the headers that routing needs",
     "parse and validate",
@@ -47,6 +49,7 @@ const OPERATIONS: [&str; 9] = [
     "SDP parse, rewrite, write",
     "whole call, signalling only",
     "whole call, media session set up",
+    "registration with digest: 401 and 200",
 ];
 
 /// The hardware counter of user-mode instructions of this thread.
@@ -147,6 +150,17 @@ fn calls(meter: Instructions, media: bool) -> (Instructions, u32) {
     (bench.meter, CALLS)
 }
 
+fn registrations(meter: Instructions) -> (Instructions, u32) {
+    /// Every user once, so that what is counted are refreshes.
+    const WARM: u32 = 5_000;
+    const TIMES: u32 = 5_000;
+    let mut bench = register::Bench::new(Instructions { on: false, ..meter });
+    (0..WARM).for_each(|n| bench.register(n));
+    bench.meter.on = true;
+    (WARM..WARM + TIMES).for_each(|n| bench.register(n));
+    (bench.meter, TIMES)
+}
+
 /// Runs an operation; yields instructions in all (0 under callgrind) and how often it ran.
 fn operate(name: &str, counter: Option<Counter>) -> (u64, u32) {
     let mut meter = Instructions { on: true, counter, spent: 0 };
@@ -169,6 +183,11 @@ fn operate(name: &str, counter: Option<Counter>) -> (u64, u32) {
             sip::response(&message, 180, "", Some("0f1e2d3c"), Some(rtp)).finish()
         }),
         6 => repeat(&mut meter, || rewrite_sdp(message.body(), rtp, rtcp)),
+        9 => {
+            let (counted, times) = registrations(meter);
+            meter = counted;
+            times
+        }
         n => {
             let (counted, calls) = calls(meter, n == 8);
             meter = counted;

@@ -16,6 +16,7 @@ use crate::sip::value::{
 use crate::sip::{
     self, Builder, Frame, Framer, HeaderName, Limits, Message, StartLine, Uri, UriRef, Via,
 };
+use crate::stun;
 
 fn source() -> SocketAddr {
     SocketAddr::from(([192, 0, 2, 1], 5060))
@@ -55,6 +56,25 @@ pub fn fuzz_datagram(data: &[u8]) {
             }
         }
     }
+}
+
+/// STUN: what is answered gets a response to this very request, at most three times as long; what
+/// counts as a response is whole.
+pub fn fuzz_stun(data: &[u8]) {
+    if let Some(reply) = stun::answer(data, source()) {
+        let answer = reply.into_bytes();
+        assert!(stun::is_stun(data) && !stun::is_response(data));
+        assert!(answer.len() <= 3 * data.len(), "{} for {}", answer.len(), data.len());
+        let id = stun::response(&answer).expect("an answer of ours is a response");
+        assert_eq!(data.get(8..20), Some(&id[..]));
+        assert_eq!(stun::answer(&answer, source()), None, "responses are not answered");
+        assert_eq!(stun::response(data), None);
+    }
+    if let Some(id) = stun::response(data) {
+        assert!(stun::is_stun(data) && stun::is_response(data));
+        assert_eq!(data.get(8..20), Some(&id[..]));
+    }
+    let _ = stun::hint(data);
 }
 
 /// What of a text goes on: control characters do not.

@@ -21,6 +21,7 @@ pub mod sdp;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 pub mod sip;
+pub mod stun;
 mod text;
 pub mod timer;
 pub mod transaction;

@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use sbc_core::fuzz::{fuzz_datagram, fuzz_sdp, fuzz_stream, fuzz_uri};
+use sbc_core::fuzz::{fuzz_datagram, fuzz_sdp, fuzz_stream, fuzz_stun, fuzz_uri};
 
 const SDP: &[u8] = b"v=0\r\no=a 1 2 IN IP4 10.0.0.1\r\ns=x\r\nc=IN IP4 10.0.0.1\r\nb=AS:64\r\nt=0 0\r\na=ice-lite\r\n\
     m=audio 4000/2 RTP/AVP 0 8 96 101\r\na=rtpmap:96 opus/48000/2\r\na=fmtp:96 apt=8\r\na=rtcp:9 IN IP6 ::1\r\n\
@@ -154,6 +154,17 @@ fn streams() {
 #[test]
 fn descriptions() {
     run(fuzz_sdp, &[SDP.to_vec(), SDP[..200].to_vec()], 20_000);
+}
+
+#[test]
+fn binding_requests_and_responses() {
+    let request = sbc_core::stun::request([7; 12]);
+    let source = "192.0.2.1:5060".parse().expect("address");
+    let answer = sbc_core::stun::answer(&request, source).expect("an answer").into_bytes();
+    // With what must be understood and is not, and without FINGERPRINT.
+    let odd = [&[0, 1, 0, 8][..], &request[4..20], &[0, 0x24, 0, 4, 1, 2, 3, 4]].concat();
+    let bare = [&[0, 1, 0, 0][..], &request[4..20]].concat();
+    run(fuzz_stun, &[request, answer, odd, bare], 50_000);
 }
 
 #[test]

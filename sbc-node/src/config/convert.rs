@@ -20,7 +20,7 @@ use super::{
     AdminConfig, CdrConfig, ClusterConfig, Config, DnsConfig, FloatingConfig, HepConfig,
     JoinConfig, JoinToken, LogConfig, NodeConfig, Problem, Share, Surroundings, TlsFiles,
     TraceConfig, TransportConfig, diff, guard, interface, lookup, place, raw, registrar, route,
-    secure, trunk,
+    secure, stun, trunk,
 };
 use crate::floating::Lifetime;
 use crate::transport::tls::SYSTEM_ROOTS;
@@ -194,6 +194,7 @@ fn file_config(cx: &mut Context<'_>, file: &raw::File, document: toml::Table) ->
         lookup: lookup::lookup(cx, file),
         transport: transport(cx, &file.transport, &sip_limits),
         sip_limits,
+        stun: stun::convert(cx, file),
         media,
         kernel: file.media.kernel,
         kernel_devices: kernel_devices(cx, &file.media),

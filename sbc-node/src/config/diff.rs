@@ -33,6 +33,7 @@ const NEEDS_RESTART: [&str; 27] = [
     "cdr",
     "log.format",
     "transport",
+    "stun",
     "sip.t1",
     "sip.t2",
     "sip.t4",

@@ -19,6 +19,7 @@ mod raw_guard;
 mod registrar;
 mod route;
 mod secure;
+mod stun;
 mod trunk;
 mod value;
 
@@ -71,6 +72,8 @@ pub struct Config {
     /// Flows in the kernel at most: one direction of one stream component each.
     pub kernel_flows_max: u32,
     pub transport: TransportConfig,
+    /// A STUN server on ports of its own; `None` for none.
+    pub stun: Option<crate::transport::stun_server::StunConfig>,
     pub dns: DnsConfig,
     pub cdr: Option<CdrConfig>,
     pub log: LogConfig,
@@ -156,6 +159,7 @@ impl Keys {
         if let Some(auth) = &mut policy.auth {
             auth.key = self.nonce.clone();
         }
+        policy.replicated = self.node.is_some();
         policy.gruu_key = GruuKey(NonceKey::derive(&[&self.nonce.0[..], b"gruu"].concat()).0);
         registrar.policy = Arc::new(policy);
         registrar

@@ -21,8 +21,9 @@ use super::value::{
 };
 
 /// Where one value stands for a list of one.
-pub(super) const LISTS: [&str; 27] = [
+pub(super) const LISTS: [&str; 28] = [
     "interface.listen",
+    "stun.listen",
     "interface.advertise",
     "interface.media.address",
     "interface.proxy-protocol",
@@ -60,6 +61,7 @@ pub(super) struct File {
     pub(super) sip: Sip,
     pub(super) calls: Calls,
     pub(super) transport: Transport,
+    pub(super) stun: Option<Spanned<super::stun::Stun>>,
     pub(super) dns: Dns,
     pub(super) trunk: Vec<Spanned<Trunk>>,
     pub(super) registrar: Option<Spanned<super::registrar::Registrar>>,

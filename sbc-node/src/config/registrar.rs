@@ -110,6 +110,7 @@ enum KeepaliveText {
     #[default]
     Options,
     Crlf,
+    Stun,
     Off,
 }
 
@@ -295,16 +296,17 @@ fn policy(cx: &mut Context<'_>, raw: &Registrar, shards: usize) -> RegistrarPoli
     let kind = match raw.keepalive {
         KeepaliveText::Options => Some(KeepaliveKind::Options),
         KeepaliveText::Crlf => Some(KeepaliveKind::Crlf),
+        KeepaliveText::Stun => Some(KeepaliveKind::Stun),
         KeepaliveText::Off => None,
     };
     let standard = Keepalive::default();
     let interval = cx.span(raw.keepalive_interval.as_ref(), standard.interval);
     let longest = raw.keepalive_longest.as_ref().map(|l| cx.span(Some(l), standard.interval));
     if let Some(text) = &raw.keepalive_longest {
-        if kind != Some(KeepaliveKind::Options) {
+        if !matches!(kind, Some(KeepaliveKind::Options | KeepaliveKind::Stun)) {
             cx.problem(
                 text.span(),
-                "keepalive-longest needs keepalive = \"options\": CRLF is not answered",
+                "keepalive-longest needs keepalive = \"options\" or \"stun\": CRLF is not answered",
             );
         }
         if longest.is_some_and(|l| l < interval || l > Duration::from_secs(3_600)) {
@@ -329,6 +331,7 @@ fn policy(cx: &mut Context<'_>, raw: &Registrar, shards: usize) -> RegistrarPoli
         store_ahead: cx.span(raw.store_ahead.as_ref(), default.store_ahead),
         parallel: matches!(raw.fork, ForkText::Parallel),
         gruu_key: default.gruu_key,
+        replicated: default.replicated,
         upstream: Vec::new(),
         domains,
     }

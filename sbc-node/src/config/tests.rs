@@ -504,6 +504,7 @@ fn every_key_is_documented_and_every_documented_key_exists() {
         ("[sip]", "[sip]\n~"),
         ("[calls]", "[calls]\n~"),
         ("[transport]", "[transport]\n~"),
+        ("[stun]", "[stun]\nlisten=[]\n~"),
         ("[dns]", "[dns]\n~"),
         ("[[trunk]]", "[[trunk]]\n~"),
         ("[trunk.probe]", "[[trunk]]\n[trunk.probe]\n~"),
@@ -640,4 +641,40 @@ fn secured_listeners_tell_what_they_miss_with_its_line() {
     let origins = format!("{}websocket = {{ origins = [\"phone\"] }}\n", both("a.pem", "a.key"));
     let wrong = "an origin looks like \"https://phone.example.com\"";
     assert_eq!(told(&with(&origins)), [format!("line {}: {wrong}", end + 1)]);
+}
+
+#[test]
+fn a_stun_server_has_whole_addresses_of_its_own() {
+    let with = |rest: &str| format!("{MINIMAL}\n[stun]\n{rest}");
+    let stun = good(&with("listen = \"192.0.2.10:3478\"\n")).stun.unwrap();
+    assert_eq!(stun.listen, ["192.0.2.10:3478".parse().unwrap()]);
+    assert_eq!((stun.per_source, stun.per_second, stun.sources_max), (10, 10_000, 65_536));
+    let line = with("x").lines().count();
+    for (listen, wrong) in [
+        ("[]", "[stun] listens nowhere"),
+        (
+            "[\"0.0.0.0:3478\"]",
+            "0.0.0.0:3478 is all addresses: an answer must leave from the one that was asked, name it",
+        ),
+        ("[\"192.0.2.10:0\"]", "192.0.2.10:0 has no port"),
+        ("[\"192.0.2.10:5\", \"192.0.2.10:5\"]", "192.0.2.10:5 is there twice"),
+        (
+            "[\"192.0.2.10:5060\"]",
+            "192.0.2.10:5060 is an interface's: binding requests are answered there as it is",
+        ),
+    ] {
+        let at = if listen == "[]" { line - 1 } else { line };
+        assert_eq!(told(&with(&format!("listen = {listen}\n"))), [format!("line {at}: {wrong}")]);
+    }
+    let text = with("listen = \"192.0.2.10:3478\"\nper-source = 0\nmax-sources = 5\n");
+    let expected = [
+        format!("line {}: 0 is not in 1 to 1000000", line + 1),
+        format!("line {}: 5 is not in 1000 to 10000000", line + 2),
+    ];
+    assert_eq!(told(&text), expected);
+    let changes = diff(&good(MINIMAL), &good(&with("listen = \"192.0.2.10:3478\"\n")));
+    assert!(changes.len() == 1 && changes[0].restart, "{changes:?}");
+    let of = |text: &str| good(&format!("{MINIMAL}{PHONES}{text}")).registrar.unwrap();
+    let stun = of("keepalive = \"stun\"\nkeepalive-longest = \"5m\"\n").policy.keepalive.unwrap();
+    assert_eq!(stun.kind, sbc_core::registrar::KeepaliveKind::Stun);
 }

@@ -94,6 +94,15 @@ pub(super) struct Listen {
     pub(super) local: SocketAddr,
 }
 
+impl Listen {
+    /// Whether it takes datagrams at an address.
+    pub(super) fn is_udp_at(&self, address: SocketAddr) -> bool {
+        self.transport == Transport::Udp
+            && self.local.port() == address.port()
+            && (self.local.ip() == address.ip() || self.local.ip().is_unspecified())
+    }
+}
+
 impl FromText for Listen {
     const WANTED: &'static str = "a listener such as \"udp://192.0.2.1:5060\"";
 

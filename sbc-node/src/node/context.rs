@@ -29,6 +29,7 @@ use crate::telemetry::tap::TapStats;
 use crate::telemetry::time::unix_ms;
 use crate::telemetry::trace::TraceHub;
 use crate::transport::door::Doors;
+use crate::transport::stun_server::StunStats;
 use crate::users::lookup::LookupStats;
 
 /// How long a shard may take to answer a query.
@@ -66,6 +67,7 @@ pub(super) struct Made {
     pub(super) traces: TraceHub,
     pub(super) events: EventHub,
     pub(super) tap: Option<Arc<TapStats>>,
+    pub(super) stun: Option<Arc<StunStats>>,
     pub(super) looked_up: Option<Arc<LookupStats>>,
     pub(super) cdrs: CdrSink,
     pub(super) log: LogControl,
@@ -85,6 +87,7 @@ pub struct Context {
     pub traces: TraceHub,
     pub events: EventHub,
     tap: Option<Arc<TapStats>>,
+    stun: Option<Arc<StunStats>>,
     looked_up: Option<Arc<LookupStats>>,
     pub cdrs: CdrSink,
     pub log: LogControl,
@@ -125,6 +128,7 @@ impl Context {
             traces: made.traces,
             events: made.events,
             tap: made.tap,
+            stun: made.stun,
             looked_up: made.looked_up,
             cdrs: made.cdrs,
             log: made.log,
@@ -306,6 +310,9 @@ impl Context {
         });
         if let Some(tap) = &self.tap {
             tap.samples(&mut samples);
+        }
+        if let Some(stun) = &self.stun {
+            stun.samples(&mut samples);
         }
         self.media_samples(&mut samples);
         self.kernel_samples(&mut samples);
@@ -493,6 +500,7 @@ fn core_samples(
     push("sbc_unknown_dialogs", "Requests answered 481", c, calls.unknown_dialogs);
     let withheld = calls.credentials_withheld;
     push("sbc_credentials_withheld", "Challenges from elsewhere than the trunk", c, withheld);
+    push("sbc_stun_stray_responses", "STUN responses to no keepalive", c, calls.stray_stun);
     push("sbc_dropped_messages", "Messages dropped unanswered", c, calls.dropped);
     push("sbc_calls_adopted", "Calls taken over", c, calls.adopted);
     push("sbc_calls_adopt_failed", "Calls whose trunk or interface is not here", c, {
@@ -581,6 +589,8 @@ fn user_samples(shard: usize, users: &sbc_core::registrar::Stats, out: &mut Vec<
     push("sbc_registrations_coalesced", "Refreshes that wrote nothing", c, users.coalesced);
     push("sbc_registrations_stored", "Replicated writes of users", c, users.stores);
     push("sbc_registrar_pings", "Keepalives sent to phones", c, users.pings);
+    push("sbc_registrar_ping_answers", "Keepalives that were answered", c, users.ping_answers);
+    push("sbc_registrar_ping_misses", "Keepalives without an answer", c, users.ping_misses);
     push("sbc_registrar_ping_trials", "Longer gaps tried", c, users.ping_trials);
     push(
         "sbc_registrar_ping_trials_missed",

@@ -39,6 +39,7 @@ use crate::telemetry::tap::Tap;
 use crate::telemetry::time::unix_ms;
 use crate::telemetry::trace::TraceHub;
 use crate::transport;
+use crate::transport::stun_server::{self, StunServer, StunStats};
 use crate::users::lookup::Lookup;
 
 /// Lookups that may wait for the resolver.
@@ -114,6 +115,7 @@ pub(super) fn start(
         transport::sockopt::probe(listener.local, listener.transport == Transport::Udp, &transport)
             .with_context(|| format!("cannot open the listeners: {}", listener.local))?;
     }
+    let stun = start_stun(&config, &transport, runtime)?;
     let mut built = Vec::new();
     for (index, mailbox) in mailboxes.into_iter().enumerate() {
         let waker = handles.get(index).cloned().context("a shard without queues")?;
@@ -173,6 +175,7 @@ pub(super) fn start(
         traces,
         events,
         tap: tap.map(|tap| tap.stats),
+        stun,
         looked_up,
         cdrs: cdrs.sink(),
         log,
@@ -302,6 +305,24 @@ fn start_resolver(
         }
     }));
     Ok(())
+}
+
+/// Opens the STUN server's ports; what they count.
+fn start_stun(
+    config: &Config,
+    settings: &transport::Settings,
+    runtime: &Runtime,
+) -> anyhow::Result<Option<Arc<StunStats>>> {
+    let Some(config) = &config.stun else { return Ok(None) };
+    let server = Arc::new(StunServer::new(config, Instant::now()));
+    let _inside = runtime.enter();
+    for address in &config.listen {
+        let socket = stun_server::open(*address, settings)
+            .and_then(tokio::net::UdpSocket::from_std)
+            .with_context(|| format!("STUN on {address}"))?;
+        runtime.spawn(Arc::clone(&server).serve(socket));
+    }
+    Ok(Some(Arc::clone(&server.stats)))
 }
 
 /// An answer must reach its shard: calls wait for it. A full queue empties within moments.

@@ -290,9 +290,9 @@ impl<M: Machine> Shard<M> {
                     // Not worth a copy.
                 } else if is_keepalive(data) {
                     stats.keepalives.add(1);
-                } else if stun::is_stun(data) {
+                } else if stun::is_stun(data) && !stun::is_response(data) {
                     match stun::answer(data, flow.remote).filter(|_| rate.take(now)) {
-                        Some(answer) => asked.push((flow.remote, Bytes::from(answer))),
+                        Some(reply) => asked.push((flow.remote, Bytes::from(reply.into_bytes()))),
                         None => stats.stun_dropped.add(1),
                     }
                 } else {

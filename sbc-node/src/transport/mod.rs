@@ -13,6 +13,7 @@ pub mod proxy;
 pub mod sockopt;
 pub mod sources;
 pub mod stun;
+pub mod stun_server;
 pub mod tcp;
 pub mod tls;
 pub mod udp;

@@ -32,6 +32,23 @@ pub fn udp_listener(local: SocketAddr, settings: &Settings) -> io::Result<Socket
     Ok(socket)
 }
 
+/// A bound, non-blocking UDP socket that shares its address with nobody and hears of no ICMP errors: they
+/// would lie in its buffer until somebody took them.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub fn udp_alone(local: SocketAddr, settings: &Settings) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(local), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_nonblocking(true)?;
+    if local.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    dscp(&socket, local, settings.dscp)?;
+    free_bind(&socket, local, settings)?;
+    socket.bind(&SockAddr::from(local))?;
+    Ok(socket)
+}
+
 /// A listening, non-blocking TCP socket that shares its address with the other shards.
 ///
 /// # Errors

@@ -23,6 +23,7 @@ pub(crate) trait Meter {
 }
 
 /// Gives out ports and forgets everything else.
+#[derive(Default)]
 pub(crate) struct Ports(u16);
 
 impl Anchor for Ports {

@@ -119,7 +119,7 @@ impl Call {
         let mut out = cx.response(&setup.invite, &setup.flow, status, "", Some(tag));
         out.copy(&setup.invite, HeaderName::RecordRoute);
         let listener = cx.listener(&self.a.hop)?;
-        out.header(HeaderName::Contact, wire::Contact(listener));
+        out.header(HeaderName::Contact, wire::Contact(listener, self.a.dialog.secure));
         out.header(HeaderName::Allow, wire::ALLOW);
         self.supported(&mut out, b);
         write_session_expires(&mut out, self.a.timer.as_ref(), self.a.peer.timer);
@@ -320,6 +320,7 @@ fn stray_dialog(cx: &Cx<'_>, message: &Message, flow: Option<&Flow>) -> Option<(
         remote_seq: None,
         target: message.contact().ok()??.uri_str.into(),
         routes: wire::route_set(message, true),
+        secure: super::secure::is_sips(to.uri_str),
     };
     let hop = match flow {
         Some(flow) => wire::hop_of_flow(flow),

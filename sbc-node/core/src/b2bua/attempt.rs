@@ -13,12 +13,12 @@ use super::cdr::{CdrAttempt, CdrLeg, EndCause, EndedBy};
 use super::env::{Cx, Purpose, ResolveFor, Sent};
 use super::hide::{self, Crossing, Display};
 use super::progress::forget_forks;
-use super::{body, wire};
-use crate::core::ResolveError;
+use super::{body, secure, wire};
+use crate::core::{ResolveError, ResolveQuery};
 use crate::dialog::Dialog;
 use crate::ids::ShardHint;
 use crate::media::Side;
-use crate::net::{Host, Target, Transport};
+use crate::net::{Host, Target};
 use crate::routing::{SessionTimerMode, TrunkConfig};
 use crate::sip::{Builder, HeaderName, Message, Method, NameAddr, UriRef};
 use crate::text::push_number;
@@ -40,6 +40,13 @@ impl Call {
             let index = setup.next_hop;
             setup.next_hop += 1;
             let Some(hop) = setup.plan.targets.get(index) else { return self.give_up(cx) };
+            let way = secure::way(hop.peer(), secure::wants_tls(&setup.invite));
+            let users = hop.trunk.config.users;
+            if matches!(way, secure::Way::Insecure) && !users {
+                setup.insecure = true;
+                setup.failure.get_or_insert(Failure { status: 480, message: None });
+                continue;
+            }
             let permit = match cx.env.routing.admit_hop(cx.now, &setup.plan, hop) {
                 Ok(permit) => permit,
                 Err(reject) => {
@@ -53,7 +60,6 @@ impl Call {
             }
             let number = setup.attempts;
             let (peer, interface) = (hop.peer().clone(), hop.trunk.config.interface);
-            let users = hop.trunk.config.users;
             setup.trying = Some(Trying {
                 hop: index,
                 contacts: Vec::new(),
@@ -64,17 +70,13 @@ impl Call {
             if users {
                 return self.locate(cx, number);
             }
-            match peer.ip() {
-                Some(ip) => {
-                    let transport = peer.transport.unwrap_or(Transport::Udp);
-                    let port = peer.port.unwrap_or(transport.default_port());
-                    let target = Target::new(transport, (ip, port).into());
-                    self.resolved(cx, number, Ok(vec![target]));
-                }
-                None => {
+            match way {
+                secure::Way::Address(target) => self.resolved(cx, number, Ok(vec![target])),
+                secure::Way::Name { sips } => {
                     let whom = ResolveFor::Attempt { call: self.key, attempt: number };
-                    cx.resolve(peer.resolve_query(interface), whom);
+                    cx.resolve(ResolveQuery { sips, ..peer.resolve_query(interface) }, whom);
                 }
+                secure::Way::Insecure => self.attempt_failed(cx, number, 480, None),
             }
             return;
         }
@@ -405,9 +407,11 @@ pub(crate) fn outgoing_dialog(
         Some(domain) => Host::Name(domain.clone()),
         None => peer_host(&to.peer().host),
     };
+    let sips = secure::wants_tls(request);
+    let scheme = if sips { "sips:" } else { "sip:" };
     let at = |user: &str, uri: Option<UriRef<'_>>, port: Option<u16>| {
         let mut text = String::with_capacity(user.len() + 80);
-        push_address(&mut text, user, &far_host);
+        push_address(&mut text, scheme, user, &far_host);
         if let Some(port) = port {
             text.push(':');
             push_number(&mut text, port);
@@ -421,7 +425,7 @@ pub(crate) fn outgoing_dialog(
     let by_peer = config.domain.is_none();
     let port = to.peer().port.filter(|_| by_peer);
     let mut request_uri = at(&numbers.ruri, request.request_uri().ok(), port);
-    if let Some(param) = target.transport.uri_param().filter(|_| by_peer) {
+    if let Some(param) = target.transport.uri_param().filter(|_| by_peer && !sips) {
         request_uri.push_str(";transport=");
         request_uri.push_str(param);
     }
@@ -440,6 +444,7 @@ pub(crate) fn outgoing_dialog(
         remote_seq: None,
         target: request_uri.into(),
         routes: Vec::new(),
+        secure: sips,
     };
     Some((dialog, route))
 }
@@ -503,10 +508,12 @@ fn local_name(from: &NameAddr<'_>, user: &str, host: &Host, anonymous: bool) -> 
     text.push_str(blank);
     text.push('<');
     match (user.is_empty(), invalid) {
-        (true, _) => push_address(&mut text, "", host),
-        (false, true) => push_address(&mut text, user, &Host::Name("anonymous.invalid".into())),
+        (true, _) => push_address(&mut text, "sip:", "", host),
+        (false, true) => {
+            push_address(&mut text, "sip:", user, &Host::Name("anonymous.invalid".into()))
+        }
         (false, false) => {
-            push_address(&mut text, user, host);
+            push_address(&mut text, "sip:", user, host);
             text.push_str(phone);
         }
     }
@@ -514,9 +521,9 @@ fn local_name(from: &NameAddr<'_>, user: &str, host: &Host, anonymous: bool) -> 
     text
 }
 
-/// `sip:user@host`, or `sip:host` without a user.
-fn push_address(out: &mut String, user: &str, host: &Host) {
-    out.push_str("sip:");
+/// `sip:user@host`, or `sip:host` without a user; `scheme` may be `sips:`.
+fn push_address(out: &mut String, scheme: &str, user: &str, host: &Host) {
+    out.push_str(scheme);
     if !user.is_empty() {
         out.push_str(user);
         out.push('@');

@@ -14,7 +14,7 @@ use super::invite::Watched;
 use super::record::CallId;
 use super::repeat::Repeat;
 use super::replaces::Replaced;
-use super::wire;
+use super::{secure, wire};
 use crate::core::{Destination, Direction, ResolveError, StoreId};
 use crate::dialog::{Dialog, Outgoing, SessionTimer};
 use crate::ids::ShardHint;
@@ -197,6 +197,8 @@ pub(crate) struct Setup {
     pub(crate) trying: Option<Trying>,
     /// The best failure so far: what the caller gets when no target is left.
     pub(crate) failure: Option<Failure>,
+    /// A target was left out because it is not reached over TLS (`secure.rs`).
+    pub(crate) insecure: bool,
     /// Reliable provisional responses towards the caller.
     pub(crate) reliable: Outgoing,
     pub(crate) reliable_timer: Option<TimerKey>,
@@ -514,6 +516,9 @@ impl Call {
             return;
         }
         let Some(leg) = self.leg_at_mut(side, fork) else { return };
+        if !secure::may_go_by(&leg.dialog, flow) {
+            return;
+        }
         if leg.hop.lost.is_some() && flow.conn.is_some() {
             self.bound(cx, side, flow);
         } else if leg.trunk.config.symmetric {

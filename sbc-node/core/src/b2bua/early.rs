@@ -343,6 +343,7 @@ fn restored_setup(
         attempts: u16::try_from(attempts.len()).unwrap_or(u16::MAX),
         trying: Some(Trying { hop: 0, contacts: Vec::new(), permit, attempts, over: false }),
         failure: None,
+        insecure: false,
         reliable: Outgoing::after(early.rseq),
         reliable_timer: None,
         replaced: None,

@@ -30,6 +30,9 @@ impl Call {
         if let Some(seconds) = retry_after_s {
             out.header(HeaderName::RetryAfter, seconds);
         }
+        if setup.insecure && status == 480 && message.is_none() {
+            super::secure::warn(cx, &setup.flow, &mut out);
+        }
         let host = cx.listener(&self.a.hop).map(|l| l.advertise_host.clone());
         if let (Some(message), Some(host)) = (message, host) {
             // The failure is the target's: its trunk says what may cross.

@@ -262,7 +262,7 @@ impl Call {
         let listener = cx.listener(&leg.hop)?;
         if wire::has_contact(&exchange.method) && status < 300 {
             out.copy(&asked.request, HeaderName::RecordRoute);
-            out.header(HeaderName::Contact, wire::Contact(listener));
+            out.header(HeaderName::Contact, wire::Contact(listener, leg.dialog.secure));
             out.header(HeaderName::Allow, wire::ALLOW);
         }
         if matches!(exchange.method, Method::Invite | Method::Update) && status < 300 {

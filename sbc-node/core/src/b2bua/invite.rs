@@ -9,7 +9,7 @@ use super::cdr::{Cdr, CdrLeg, EndCause, EndedBy, Written};
 use super::env::Cx;
 use super::record::CallId;
 use super::replaces::Replaced;
-use super::{hide, wire};
+use super::{hide, secure, wire};
 use crate::core::Event;
 use crate::dialog::{Dialog, MIN_SE_S, Outgoing};
 use crate::media::Side;
@@ -289,7 +289,7 @@ pub(crate) fn make(
     wire::read_peer(message, &mut peer);
     let a = Leg {
         trunk: accepted.trunk,
-        dialog: uas_dialog(message, &a_tag),
+        dialog: uas_dialog(message, &a_tag, &incoming.flow),
         hop: wire::hop_of_flow(&incoming.flow),
         peer,
         timer: None,
@@ -326,6 +326,7 @@ pub(crate) fn make(
         attempts: 0,
         trying: None,
         failure: None,
+        insecure: false,
         reliable: Outgoing::default(),
         reliable_timer: None,
         replaced: accepted.replaced,
@@ -359,7 +360,7 @@ fn remote_target(message: &Message) -> Option<&str> {
 }
 
 /// The dialog as we see it that answer an INVITE (RFC 3261 §12.1.1).
-pub(crate) fn uas_dialog(message: &Message, tag: &str) -> Dialog {
+pub(crate) fn uas_dialog(message: &Message, tag: &str, flow: &Flow) -> Dialog {
     let no_tag = |value: Option<NameAddr<'_>>| -> Box<str> {
         match value {
             Some(v) => {
@@ -390,6 +391,7 @@ pub(crate) fn uas_dialog(message: &Message, tag: &str) -> Dialog {
         remote_seq: message.cseq().ok().map(|c| c.number),
         target: contact.into(),
         routes: wire::route_set(message, false),
+        secure: secure::makes_secure(message, flow),
     }
 }
 

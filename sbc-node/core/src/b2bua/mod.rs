@@ -30,6 +30,7 @@ mod refer;
 mod repeat;
 mod replaces;
 mod restore;
+pub(crate) mod secure;
 mod session;
 mod session_timer;
 mod stats;

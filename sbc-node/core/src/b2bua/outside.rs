@@ -15,13 +15,14 @@ use super::exchange::any_body;
 use super::hide::{self, Crossing};
 use super::invite::{self, Incoming, Refuse};
 use super::refer::{self, Referral};
+use super::secure;
 use super::subscription::{SubKey, Subscriptions, crossing_body};
 use super::users::Way;
 use super::wire;
-use crate::core::{Destination, ResolveError};
+use crate::core::{Destination, ResolveError, ResolveQuery};
 use crate::dialog::Dialog;
 use crate::media::Side;
-use crate::net::{Target, Transport};
+use crate::net::Target;
 use crate::registrar::Reached;
 use crate::routing::{Plan, Trunk};
 use crate::sip::{HeaderName, Message, Method, NameAddr, parse};
@@ -42,6 +43,8 @@ struct Relay {
     contact: Option<Reached>,
     /// The last failure that a target sent.
     failure: Option<u16>,
+    /// A target was left out because it is not reached over TLS.
+    insecure: bool,
     /// What a SUBSCRIBE or REFER makes, once it is accepted.
     subscription: Option<SubKey>,
     /// Value of Replaces in the Refer-To of a REFER, as the other side knows the dialog.
@@ -69,6 +72,26 @@ impl Call {
         let mut out = cx.response(&asked.request, &asked.flow, 200, "", None);
         out.header(HeaderName::Allow, wire::ALLOW).header(HeaderName::Accept, "application/sdp");
         cx.respond(self.traced(side), &asked.flow, asked.server, 200, out.finish());
+    }
+}
+
+impl Relay {
+    /// The contacts of the user that it goes to, best first.
+    fn take_contacts(&mut self, mut found: Vec<Reached>) {
+        if secure::wants_tls(&self.asked.request) {
+            let all = found.len();
+            found.retain(secure::may_be_given);
+            if found.len() < all {
+                self.insecure();
+            }
+        }
+        self.contacts = found.into_iter().rev().collect();
+    }
+
+    /// What is for a `sips:` URI is not given to this target.
+    fn insecure(&mut self) {
+        self.insecure = true;
+        self.failure.get_or_insert(480);
     }
 }
 
@@ -166,6 +189,7 @@ impl Relays {
             contacts: Vec::new(),
             contact: None,
             failure: None,
+            insecure: false,
             subscription,
             replaces: referral.and_then(|r| r.replaces),
             sent: None,
@@ -224,25 +248,22 @@ impl Relays {
                 let whom = ResolveFor::Relay { index: place, number: relay.number };
                 let ask = super::users::ask(cx, &relay.asked.request, &hop.numbers.ruri);
                 match ask.map(|ask| super::users::locate(cx, ask, whom)) {
-                    Ok(Some(found)) => relay.contacts = found.into_iter().rev().collect(),
+                    Ok(Some(found)) => relay.take_contacts(found),
                     Ok(None) => return,
                     Err(status) => relay.failure = Some(status),
                 }
                 continue;
             }
-            match peer.ip() {
-                Some(ip) => {
-                    let transport = peer.transport.unwrap_or(Transport::Udp);
-                    let port = peer.port.unwrap_or(transport.default_port());
-                    relay.addresses.push(Target::new(transport, (ip, port).into()));
-                }
-                None => {
+            match secure::way(peer, secure::wants_tls(&relay.asked.request)) {
+                secure::Way::Address(target) => relay.addresses.push(target),
+                secure::Way::Name { sips } => {
                     let index = u32::try_from(index).unwrap_or(u32::MAX);
                     let whom = ResolveFor::Relay { index, number: relay.number };
-                    let query = peer.resolve_query(interface);
+                    let query = ResolveQuery { sips, ..peer.resolve_query(interface) };
                     cx.resolve(query, whom);
                     return;
                 }
+                secure::Way::Insecure => relay.insecure(),
             }
         }
     }
@@ -268,7 +289,7 @@ impl Relays {
         found: Vec<Reached>,
     ) {
         let Some(relay) = self.get(index, number) else { return };
-        relay.contacts = found.into_iter().rev().collect();
+        relay.take_contacts(found);
         self.next(cx, index as usize);
     }
 
@@ -340,7 +361,13 @@ impl Relays {
         if let (Some(_), Some(listener)) = (&accepted, cx.listener(&wire::hop_of_flow(&asked.flow)))
         {
             out.copy(&asked.request, HeaderName::RecordRoute);
-            out.header(HeaderName::Contact, wire::Contact(listener));
+            out.header(
+                HeaderName::Contact,
+                wire::Contact(listener, secure::makes_secure(&asked.request, &asked.flow)),
+            );
+        }
+        if relay.insecure && status == 480 && message.is_none() {
+            secure::warn(cx, &asked.flow, &mut out);
         }
         let hop = relay.plan.targets.get(relay.hop);
         let host = cx.listener(&wire::hop_of_flow(&asked.flow)).map(|l| l.advertise_host.clone());

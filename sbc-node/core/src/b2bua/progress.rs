@@ -176,7 +176,7 @@ impl Call {
         let mut out = cx.response(&setup.invite, &setup.flow, status, "", Some(&fork.a_tag));
         out.copy(&setup.invite, HeaderName::RecordRoute);
         let listener = cx.listener(&self.a.hop)?;
-        out.header(HeaderName::Contact, wire::Contact(listener));
+        out.header(HeaderName::Contact, wire::Contact(listener, self.a.dialog.secure));
         out.header(HeaderName::Allow, wire::ALLOW);
         if let Some(rseq) = rseq {
             out.header(HeaderName::Require, "100rel").header(HeaderName::RSeq, rseq);

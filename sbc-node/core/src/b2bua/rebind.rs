@@ -14,7 +14,7 @@ use super::cdr::{EndCause, EndedBy};
 use super::end::cause;
 use super::env::{Cx, ResolveFor};
 use super::peers::find_peer;
-use super::{users, wire};
+use super::{secure, users, wire};
 use crate::core::Locate;
 use crate::media::Side;
 use crate::net::{Flow, Transport};
@@ -111,8 +111,10 @@ impl Call {
             |r: &Reached, flow: &Flow| r.uri == leg.dialog.target || flow.remote.ip() == host;
         let by = found.iter().find_map(|r| match r.reach {
             Reach::Flow(flow) => {
-                (flow.conn.is_some() && flow.interface == leg.hop.interface && device(r, &flow))
-                    .then_some(flow)
+                let may = flow.conn.is_some()
+                    && flow.interface == leg.hop.interface
+                    && secure::may_go_by(&leg.dialog, &flow);
+                (may && device(r, &flow)).then_some(flow)
             }
             Reach::Uri(_) => None,
         });
@@ -133,6 +135,9 @@ impl Call {
 
     /// A lost leg's peer is there again: what waited for it goes.
     fn rebind(&mut self, cx: &mut Cx<'_>, side: Side, flow: Flow) {
+        if self.leg(side).is_some_and(|leg| !secure::may_go_by(&leg.dialog, &flow)) {
+            return;
+        }
         self.bound(cx, side, &flow);
         match self.phase {
             Phase::Up => {

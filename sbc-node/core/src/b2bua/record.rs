@@ -147,6 +147,8 @@ pub struct LegRecord {
     pub target: String,
     /// Route set in the order of use.
     pub routes: Vec<String>,
+    /// A dialog of `sips:` URIs.
+    pub secure: bool,
     pub transport: Transport,
     /// Where requests of this leg went last; `None` if it was never resolved.
     pub next_hop: Option<SocketAddr>,

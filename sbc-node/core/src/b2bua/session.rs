@@ -115,7 +115,7 @@ impl Call {
         let mut out = cx.response(&asked.request, &asked.flow, 200, "", None);
         out.copy(&asked.request, HeaderName::RecordRoute);
         if let Some(listener) = cx.listener(&leg.hop) {
-            out.header(HeaderName::Contact, wire::Contact(listener));
+            out.header(HeaderName::Contact, wire::Contact(listener, leg.dialog.secure));
         }
         out.header(HeaderName::Allow, wire::ALLOW).header(HeaderName::Supported, "timer");
         super::answered::write_session_expires(&mut out, leg.timer.as_ref(), leg.peer.timer);

@@ -42,6 +42,8 @@ pub struct Stats {
     pub malformed: [u64; Defect::ALL.len()],
     /// Requests of phones refused because who knows their users did not answer.
     pub unasked: u64,
+    /// STUN responses to no keepalive of ours, or from elsewhere than it went.
+    pub stray_stun: u64,
     /// Messages dropped unanswered.
     pub dropped: u64,
     /// Responses of ours for transactions that were gone.

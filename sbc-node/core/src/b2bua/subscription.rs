@@ -26,7 +26,7 @@ use super::exchange::any_body;
 use super::hide::{self, Crossing};
 use super::invite::{self, Refuse, uas_dialog};
 use super::record::CallId;
-use super::wire;
+use super::{secure, wire};
 use crate::core::ResolveError;
 use crate::dialog::Dialog;
 use crate::ids::ShardHint;
@@ -149,7 +149,11 @@ impl Subscriptions {
         }
         let hint = cx.ids().hints().of_call_id(message.call_id().unwrap_or("").as_bytes());
         let tag: Box<str> = cx.ids().tag(hint).as_str().into();
-        let a = leg(trunk.clone(), uas_dialog(message, &tag), wire::hop_of_flow(&asked.flow));
+        let a = leg(
+            trunk.clone(),
+            uas_dialog(message, &tag, &asked.flow),
+            wire::hop_of_flow(&asked.flow),
+        );
         let theirs = message.cseq().map_or(0, |c| c.number);
         let key = self.insert(cx, hint, a, refers.then_some((theirs, 0)));
         self.tags.insert(tag, (key.index, Side::A));
@@ -336,7 +340,7 @@ impl Subscriptions {
             answer(cx, &asked, refuse.status, &refuse.headers);
             return Ok(());
         }
-        if leg.trunk.config.symmetric {
+        if leg.trunk.config.symmetric && secure::may_go_by(&leg.dialog, &asked.flow) {
             leg.hop = wire::hop_of_flow(&asked.flow);
         }
         if side == Side::A && self.retired(cx, index) && renews(&message) {
@@ -506,7 +510,7 @@ impl Subscriptions {
         if let Some(listener) = cx.listener(&reader.hop) {
             if status < 300 {
                 out.copy(&asked.request, HeaderName::RecordRoute);
-                out.header(HeaderName::Contact, wire::Contact(listener));
+                out.header(HeaderName::Contact, wire::Contact(listener, reader.dialog.secure));
             }
             let (from, to) = (&writer.trunk.config, &reader.trunk.config);
             let host = &listener.advertise_host;

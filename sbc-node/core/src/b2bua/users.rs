@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 use super::call::{Attempt, Call, Hop};
 use super::env::{Cx, ResolveFor};
 use super::invite::{Incoming, Refuse};
-use super::wire;
+use super::{secure, wire};
 use crate::core::{Input, Locate, Output, ResolveId, ResolveQuery};
 use crate::dialog::Dialog;
 use crate::net::{Flow, Target, Transport};
@@ -168,6 +168,12 @@ pub(crate) enum Way {
 
 pub(crate) fn way(contact: &Reached) -> Way {
     let interface = match contact.reach {
+        // What was registered in the clear is not a way to a sips URI.
+        Reach::Flow(flow)
+            if secure::is_sips(&contact.uri) && !secure::is_secure(flow.transport) =>
+        {
+            return Way::None;
+        }
         Reach::Flow(flow) => {
             return Way::Address(Target::new(flow.transport, flow.remote));
         }
@@ -175,7 +181,8 @@ pub(crate) fn way(contact: &Reached) -> Way {
     };
     let path = contact.path.first().and_then(|p| NameAddr::from_value(p).ok());
     let next = path.map_or(&*contact.uri, |p| p.uri_str);
-    match wire::next_hop_of(next, interface, Transport::Udp) {
+    let sips = secure::is_sips(&contact.uri);
+    match wire::next_hop_of(next, interface, Transport::Udp, sips) {
         wire::NextHop::Address(target) => Way::Address(target),
         wire::NextHop::Name(query) => Way::Name(Box::new(query)),
         wire::NextHop::Unusable => Way::None,
@@ -184,7 +191,13 @@ pub(crate) fn way(contact: &Reached) -> Way {
 
 /// Makes a dialog to be one with this contact.
 pub(crate) fn point(contact: &Reached, dialog: &mut Dialog, hop: &mut Hop) {
-    dialog.target = contact.uri.clone();
+    dialog.target = match contact.uri.get(..5) {
+        // RFC 5630 §5.3: who was called by a sip URI is called by one, over TLS all the same.
+        Some(scheme) if !dialog.secure && scheme.eq_ignore_ascii_case("sips:") => {
+            format!("sip:{}", contact.uri.get(5..).unwrap_or("")).into()
+        }
+        _ => contact.uri.clone(),
+    };
     dialog.routes = contact.path.clone();
     if let Reach::Flow(flow) = contact.reach {
         hop.flow = Some(flow);
@@ -209,9 +222,14 @@ impl Call {
     }
 
     /// Where the user is, best first; nowhere is 480. `number` is the attempt that has waited.
-    pub(crate) fn located(&mut self, cx: &mut Cx<'_>, number: u16, found: Vec<Reached>) {
+    pub(crate) fn located(&mut self, cx: &mut Cx<'_>, number: u16, mut found: Vec<Reached>) {
         if self.attempt_mut(number).is_none_or(|a| a.leg.is_some()) {
             return;
+        }
+        if let Some(setup) = self.setup_mut().filter(|s| secure::wants_tls(&s.invite)) {
+            let all = found.len();
+            found.retain(secure::may_be_given);
+            setup.insecure |= found.len() < all;
         }
         if found.is_empty() {
             return self.attempt_failed(cx, number, 480, None);

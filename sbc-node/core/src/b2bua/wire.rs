@@ -22,13 +22,17 @@ pub(crate) const ALLOW: &str = "INVITE, ACK, CANCEL, BYE, OPTIONS, PRACK, UPDATE
 /// Hops that a request of ours may take when none was given (RFC 3261 §8.1.1.6).
 pub(crate) const MAX_FORWARDS: u8 = 70;
 
-/// `<sip:host:port;transport=…>`: our Contact on a listener.
-pub(crate) struct Contact<'a>(pub(crate) &'a Listener);
+/// `<sip:host:port;transport=…>`: our Contact on a listener; `sips:` where the dialog is secure.
+pub(crate) struct Contact<'a>(pub(crate) &'a Listener, pub(crate) bool);
 
 impl WriteValue for Contact<'_> {
     fn write_value(&self, out: &mut Out<'_>) {
-        ("<sip:", &self.0.advertise_host, ":", self.0.advertise_port).write_value(out);
-        if let Some(transport) = self.0.transport.uri_param() {
+        let Contact(listener, secure) = self;
+        let scheme = if *secure { "<sips:" } else { "<sip:" };
+        (scheme, &listener.advertise_host, ":", listener.advertise_port).write_value(out);
+        // RFC 3261 §26.2.2: sips says TLS, transport=tls is deprecated.
+        let said = listener.transport.uri_param();
+        if let Some(transport) = said.filter(|_| !secure || listener.transport != Transport::Tls) {
             (";transport=", transport).write_value(out);
         }
         ">".write_value(out);
@@ -97,7 +101,7 @@ pub(crate) fn begin_request(
     out.header(HeaderName::CallId, &*dialog.call_id)
         .header(HeaderName::CSeq, CSeq { number: seq, method: method.as_str() });
     if has_contact(method) {
-        out.header(HeaderName::Contact, Contact(listener));
+        out.header(HeaderName::Contact, Contact(listener, dialog.secure));
     }
     let product = &cx.env.config.product;
     if !product.is_empty() {
@@ -169,11 +173,17 @@ pub(crate) enum NextHop {
 
 /// Reads the next hop of a dialog (RFC 3263 for literals: no lookup).
 pub(crate) fn next_hop(dialog: &Dialog, hop: &Hop) -> NextHop {
-    next_hop_of(dialog.next_hop(), hop.interface, hop.target.transport)
+    next_hop_of(dialog.next_hop(), hop.interface, hop.target.transport, dialog.secure)
 }
 
-/// Reads a next hop's URI for a peer that is reached by `now` so far.
-pub(crate) fn next_hop_of(uri: &str, interface: InterfaceId, now: Transport) -> NextHop {
+/// Reads a next hop's URI for a peer that is reached by `now` so far. What is `secure`, or a `sips:` URI,
+/// is reached over TLS alone (RFC 3261 §26.2.2).
+pub(crate) fn next_hop_of(
+    uri: &str,
+    interface: InterfaceId,
+    now: Transport,
+    secure: bool,
+) -> NextHop {
     let Ok(uri) = UriRef::parse(uri) else { return NextHop::Unusable };
     if !uri.is_sip() {
         return NextHop::Unusable;
@@ -185,6 +195,13 @@ pub(crate) fn next_hop_of(uri: &str, interface: InterfaceId, now: Transport) -> 
             None => return NextHop::Unusable,
         },
     };
+    let secure = secure || uri.scheme() == crate::sip::Scheme::Sips;
+    let transport = match (secure, transport) {
+        (true, Some(Transport::Udp)) => return NextHop::Unusable,
+        (true, Some(Transport::Tcp | Transport::Tls)) => Some(Transport::Tls),
+        (true, Some(Transport::Ws | Transport::Wss)) => Some(Transport::Wss),
+        (true, None) | (false, _) => transport,
+    };
     // maddr says where to send, whoever is named (RFC 3263 §4).
     let host = uri.params().get("maddr").unwrap_or(uri.host());
     match crate::sip::value::parse_ip(host) {
@@ -192,6 +209,8 @@ pub(crate) fn next_hop_of(uri: &str, interface: InterfaceId, now: Transport) -> 
             let transport = transport.unwrap_or(match now {
                 // RFC 3263 §4.1: a literal without transport means UDP, but a peer that is known to
                 // be on a secured or WebSocket connection is never downgraded.
+                Transport::Wss => Transport::Wss,
+                _ if secure => Transport::Tls,
                 Transport::Tcp | Transport::Udp => Transport::Udp,
                 other => other,
             });
@@ -202,7 +221,7 @@ pub(crate) fn next_hop_of(uri: &str, interface: InterfaceId, now: Transport) -> 
             host: host.to_owned(),
             port: uri.port(),
             transport,
-            sips: uri.scheme() == crate::sip::Scheme::Sips,
+            sips: secure,
             interface,
         }),
     }

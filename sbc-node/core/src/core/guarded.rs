@@ -4,6 +4,7 @@
 //! Sources of trunks are known by routing (those that a name resolved to as well) and pass pike and
 //! the rest; access lists hold for them. Phones are strangers here until they have registered.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -86,6 +87,12 @@ struct Passes {
     emergency: bool,
 }
 
+/// The user part of a name's URI; empty without one.
+fn user(name: Option<NameAddr<'_>>) -> &str {
+    let uri = name.and_then(|n| crate::sip::UriRef::parse(n.uri_str).ok());
+    uri.and_then(|uri| uri.user()).unwrap_or("")
+}
+
 fn judge(
     now: Instant,
     guard: &Guard,
@@ -94,15 +101,14 @@ fn judge(
     passes: Passes,
     message: &Message,
 ) -> Verdict {
-    let user = |name: Option<NameAddr<'_>>| {
-        let uri = name.map(|n| n.uri_str).unwrap_or_default();
-        crate::sip::UriRef::parse(uri).ok().and_then(|u| u.user().map(str::to_owned))
-    };
     let from = message.from().ok();
     let aor = from.as_ref().and_then(|f| f.uri_str.split_once(':')).map_or("", |(_, rest)| rest);
-    let aor = aor.split([';', '?']).next().unwrap_or("").to_ascii_lowercase();
-    let to_user = user(message.to().ok()).unwrap_or_default();
-    let from_user = user(from).unwrap_or_default();
+    let aor = aor.split([';', '?']).next().unwrap_or("");
+    let aor = match aor.bytes().any(|b| b.is_ascii_uppercase()) {
+        true => Cow::Owned(aor.to_ascii_lowercase()),
+        false => Cow::Borrowed(aor),
+    };
+    let (to_user, from_user) = (user(message.to().ok()), user(from));
     let ruri = message.request_uri().ok();
     let facts = RequestFacts {
         flow,

@@ -52,7 +52,8 @@ pub enum SendError {
 pub enum Input {
     /// The clock reached [`deadline`](Output); nothing else happened.
     Tick,
-    /// One whole SIP message: a datagram, or a frame cut out of a stream.
+    /// One whole SIP message: a datagram, or a frame cut out of a stream. Or a STUN response, which
+    /// answers a keepalive.
     Message { flow: Flow, data: Bytes },
     /// The same, and it is for this node and no other: it came back from [`Output::Elsewhere`], or
     /// from the node that received it.

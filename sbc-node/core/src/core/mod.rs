@@ -12,6 +12,7 @@ mod probe;
 mod registrant;
 mod room;
 mod shard;
+mod stun_pings;
 mod users;
 
 pub(crate) use ask::Waiting;

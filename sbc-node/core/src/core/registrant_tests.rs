@@ -263,7 +263,7 @@ fn rfc8760_a_challenge_is_answered_and_its_nonce_used_again_until_stale() {
                 body: b"",
                 source: None,
             };
-            server().verify(&presented, now_s, |u, a| Some(a.ha1(u, "carrier", "hunter2")))
+            server().verify(&presented, now_s, |u, a| Some(a.ha1(u, "carrier", "hunter2").into()))
         });
         match result {
             Some(Ok(_)) => Some(accept(request, 60)),

@@ -13,6 +13,7 @@ use rand::Rng;
 
 use super::cache::Cache;
 use super::guarded;
+use super::stun_pings::StunPings;
 use super::{
     CacheStats, Command, Config, Event, Input, Output, ProbeCx, Prober, Registrant, RegistrantCx,
     Wanted,
@@ -23,6 +24,7 @@ use crate::media::Anchor;
 use crate::net::{Flow, InterfaceId};
 use crate::routing::Routing;
 use crate::sip::{self, HeaderName, Message, Method};
+use crate::stun;
 use crate::timer::TimerWheel;
 use crate::transaction::{self, ServerId, TransactionLayer};
 
@@ -34,6 +36,8 @@ pub struct Core {
     prober: Option<Prober>,
     /// Set on the same shard: registers with the trunks that want it.
     registrant: Option<Registrant>,
+    /// Keepalives of the registrar's phones by STUN.
+    stun: StunPings,
     drained: bool,
 }
 
@@ -72,7 +76,14 @@ impl Core {
             cache: Cache::default(),
             next_id: 0,
         };
-        Core { env, calls: Calls::default(), prober: None, registrant: None, drained: false }
+        Core {
+            env,
+            calls: Calls::default(),
+            prober: None,
+            registrant: None,
+            stun: StunPings::new(now),
+            drained: false,
+        }
     }
 
     /// Makes this the shard that probes the trunks of its node, and registers with them (one per
@@ -125,6 +136,9 @@ impl Core {
         let mut cx = Cx { now, env: &mut self.env, anchor };
         match input {
             Input::Tick => {}
+            Input::Message { flow, data } if stun::is_stun(&data) => {
+                self.stun.heard(&mut cx, &flow, &data);
+            }
             Input::Message { flow, data } => Self::message(&mut cx, flow, data),
             Input::Here { flow, data } => {
                 cx.env.here = true;
@@ -220,7 +234,8 @@ impl Core {
         let probes = self.prober.as_ref().and_then(Prober::deadline);
         let users = self.env.registrar.as_ref().and_then(|r| r.deadline());
         let trunks = self.registrant.as_ref().and_then(Registrant::deadline);
-        let all = [self.env.timers.deadline(), self.env.txn.deadline(), probes, trunks, users];
+        let (calls, txn) = (self.env.timers.deadline(), self.env.txn.deadline());
+        let all = [calls, txn, probes, trunks, users, self.stun.deadline()];
         all.into_iter().flatten().min()
     }
 
@@ -229,8 +244,11 @@ impl Core {
         self.env.clock = clock;
     }
 
-    /// The hint of a raw message: which shard it belongs to.
+    /// The hint of a raw message, or of an answer to a keepalive by STUN: which shard it belongs to.
     pub fn hint(&self, message: &[u8]) -> ShardHint {
+        if stun::is_stun(message) {
+            return stun::hint(message);
+        }
         self.env.txn.ids_ref().hints().of_message(message)
     }
 
@@ -260,6 +278,7 @@ impl Core {
             && self.env.rooms.len() == 0
             && self.env.out.is_empty()
             && self.env.cache.is_idle()
+            && self.stun.is_empty()
     }
 
     /// Snapshots of all calls, in no particular order.
@@ -347,6 +366,7 @@ impl Core {
             registrant.handle_tick(&mut registrant_cx(cx.env, now));
         }
         super::users::tick(&mut cx);
+        self.stun.handle_tick(&mut cx);
         while let Some(event) = cx.env.txn.poll_event() {
             super::users::ping_event(&mut cx, &event);
             let probe = self
@@ -361,7 +381,7 @@ impl Core {
                 dispatch(&mut cx, &mut self.calls, event);
             }
         }
-        super::users::flush(&mut cx);
+        super::users::flush(&mut cx, &mut self.stun);
         let empty = self.calls.len() == 0;
         if cx.env.draining && empty && !self.drained {
             cx.event(Event::Drained);
@@ -503,6 +523,10 @@ fn request(
     merged: bool,
 ) {
     crate::b2bua::heard_peer(cx, &flow);
+    let incoming = Incoming { server, flow, message: &message, merged };
+    if crate::b2bua::secure::refused(cx, &incoming) {
+        return;
+    }
     if message.to_tag().is_some() {
         return calls.request(cx, server, flow, message);
     }

@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rand::Rng;
 
+use super::stun_pings::StunPings;
 use super::{Config, Destination, Input, Locate, Output, Record, ResolveId, StoreId};
 use crate::b2bua::users::{look_up, users_trunk};
 use crate::b2bua::{Cx, Incoming, WallClock};
+use crate::ids::ShardHint;
 use crate::net::{ConnId, Flow, Target};
 use crate::registrar::{Answer, AorState, Due, KeepaliveKind, Ping, Registrar};
 use crate::sip::{Builder, HeaderName, Method};
@@ -18,8 +20,8 @@ use crate::transaction::{self, ClientRequest, Large, Owner};
 /// Marks the transactions of keepalives. Calls have one of the two topmost bits set or are zero,
 /// probes have the next one.
 const OWNER: u64 = 1 << 60;
-/// A phone that takes longer to answer OPTIONS counts as not there.
-const PING_TIMEOUT: Duration = Duration::from_secs(8);
+/// A phone that takes longer to answer a keepalive counts as not there.
+pub(super) const PING_TIMEOUT: Duration = Duration::from_secs(8);
 /// A flow is known as a user's for so long after a REGISTER; phones come back sooner.
 const KNOWN_FOR: Duration = Duration::from_secs(3_600);
 
@@ -52,7 +54,8 @@ pub(super) fn register(cx: &mut Cx<'_>, incoming: &Incoming<'_>) {
     let Some(registrar) = &mut cx.env.registrar else { return };
     let answer = registrar.register(now, now_s, salt, &incoming.flow, incoming.message);
     tell_guard(cx, incoming, &answer);
-    let hint = cx.ids().hints().of_message(incoming.message.as_bytes());
+    // No dialog: nobody comes back by this tag.
+    let hint = ShardHint(cx.env.place.0);
     let tag = cx.ids().tag(hint);
     let mut out =
         cx.response(incoming.message, &incoming.flow, answer.status, answer.reason, Some(&tag));
@@ -124,7 +127,7 @@ pub(super) fn tick(cx: &mut Cx<'_>) {
 }
 
 /// Sends keepalives, stores what changed.
-pub(super) fn flush(cx: &mut Cx<'_>) {
+pub(super) fn flush(cx: &mut Cx<'_>, stun: &mut StunPings) {
     while let Some(due) = cx.env.registrar.as_mut().and_then(|r| r.bindings().poll()) {
         match due {
             Due::Store(record) => {
@@ -132,7 +135,7 @@ pub(super) fn flush(cx: &mut Cx<'_>) {
                 let record = Record::Aor(Box::new(record));
                 cx.env.out.push_back(Output::Store { id, wait: None, record });
             }
-            Due::Ping(ping) => send_ping(cx, &ping),
+            Due::Ping(ping) => send_ping(cx, stun, &ping),
             Due::Withdraw { aor, upstream, left } => {
                 super::cache::withdraw(cx, &aor, upstream, left);
             }
@@ -143,7 +146,7 @@ pub(super) fn flush(cx: &mut Cx<'_>) {
     }
 }
 
-fn send_ping(cx: &mut Cx<'_>, ping: &Ping) {
+fn send_ping(cx: &mut Cx<'_>, stun: &mut StunPings, ping: &Ping) {
     let dest = match ping.flow.conn {
         Some(_) => Destination::Flow(ping.flow),
         None => Destination::Target {
@@ -153,6 +156,7 @@ fn send_ping(cx: &mut Cx<'_>, ping: &Ping) {
     };
     match ping.kind {
         KeepaliveKind::Crlf => cx.env.txn.transmit(dest, Bytes::from_static(b"\r\n\r\n")),
+        KeepaliveKind::Stun => stun.send(cx, ping, dest),
         KeepaliveKind::Options => {
             if send_options(cx, ping, dest).is_none() {
                 ping_failed(cx, ping.id);
@@ -169,7 +173,7 @@ fn send_options(cx: &mut Cx<'_>, ping: &Ping, dest: Destination) -> Option<()> {
     let transport = target.transport.via_token();
     // Responses carry the hint in the branch: they come back to this shard.
     let (shard, _) = cx.env.place;
-    let hint = crate::ids::ShardHint(shard);
+    let hint = ShardHint(shard);
     let (branch, tag) = (cx.ids().branch(hint), cx.ids().tag(hint));
     let call_id = cx.ids().call_id(hint);
     let mut out = Builder::request(&Method::Options, &*ping.uri);
@@ -194,13 +198,19 @@ fn send_options(cx: &mut Cx<'_>, ping: &Ping, dest: Destination) -> Option<()> {
     cx.env.txn.send_request(cx.now, request).ok().map(|_| ())
 }
 
-fn ping_failed(cx: &mut Cx<'_>, id: u64) {
+pub(super) fn ping_failed(cx: &mut Cx<'_>, id: u64) {
     if let Some(registrar) = &mut cx.env.registrar {
         registrar.bindings().ping_failed(cx.now, id);
     }
 }
 
-/// The outcome of a keepalive; every final answer tells that the phone is there.
+pub(super) fn ping_answered(cx: &mut Cx<'_>, id: u64) {
+    if let Some(registrar) = &mut cx.env.registrar {
+        registrar.bindings().ping_answered(cx.now, id);
+    }
+}
+
+/// The outcome of a keepalive by OPTIONS; every final answer tells that the phone is there.
 pub(super) fn ping_event(cx: &mut Cx<'_>, event: &transaction::Event) {
     use transaction::Event as E;
     let id = |owner: &Owner| (owner.0 >> 60 == 1).then_some(owner.0 & !OWNER);
@@ -208,9 +218,8 @@ pub(super) fn ping_event(cx: &mut Cx<'_>, event: &transaction::Event) {
         E::Response { owner, message, .. } => {
             if let Some(id) = id(owner)
                 && message.status().is_some_and(|s| s >= 200)
-                && let Some(registrar) = &mut cx.env.registrar
             {
-                registrar.bindings().ping_answered(cx.now, id);
+                ping_answered(cx, id);
             }
         }
         E::ClientTimeout { owner, .. } | E::ClientTransportError { owner, .. } => {

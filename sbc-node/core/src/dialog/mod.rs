@@ -28,6 +28,8 @@ pub struct Dialog {
     pub target: Box<str>,
     /// Route header values in the order in which they are visited.
     pub routes: Vec<Box<str>>,
+    /// A dialog of `sips:` URIs: its requests go over TLS and nothing else (RFC 3261 §12.1.1).
+    pub secure: bool,
 }
 
 /// A request in the dialog that came out of order.
@@ -123,6 +125,7 @@ mod tests {
             remote_seq: None,
             target: "sip:them@192.0.2.7:5070".into(),
             routes: routes.iter().map(|&r| r.into()).collect(),
+            secure: false,
         }
     }
 

@@ -1,12 +1,17 @@
 //! Requests that we challenge: nonces that need no table, and the check of the answer.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use sha2::{Digest as _, Sha256};
 
 use super::header::{Credentials, HeaderFault};
-use super::{Algorithm, Request, hex};
+use super::{Algorithm, Request, push_hex};
 use crate::sip::UriRef;
+use crate::text;
+
+/// Two numbers of 64 bits and a MAC of 128, in hex.
+const NONCE_LEN: usize = 64;
 
 /// The key of our nonces. No `Debug`. Nodes that share it accept each other's nonces.
 #[derive(Clone)]
@@ -87,11 +92,17 @@ impl Server {
 
     /// `time salt mac`, in hex. Bound to `source` where given.
     fn nonce(&self, now_s: u64, salt: u64, source: Option<IpAddr>) -> String {
-        let text = format!("{now_s:016x}{salt:016x}");
-        let source = source.map(|ip| ip.to_string()).unwrap_or_default();
-        let mac = hmac(&self.key.0, &[text.as_bytes(), self.realm.as_bytes(), source.as_bytes()]);
-        let mac = hex(mac.get(..16).unwrap_or_default());
-        text + &mac
+        let mut text = String::with_capacity(NONCE_LEN);
+        push_hex(&mut text, &now_s.to_be_bytes());
+        push_hex(&mut text, &salt.to_be_bytes());
+        let mut from = String::new();
+        if let Some(ip) = source {
+            text::push_ip(&mut from, ip);
+        }
+        let parts = [text.as_bytes(), self.realm.as_bytes(), from.as_bytes()];
+        let mac = hmac(&self.key.0, &parts);
+        push_hex(&mut text, mac.get(..16).unwrap_or_default());
+        text
     }
 
     /// Credentials that are worth a question to who knows the user: for this realm and request, with
@@ -115,11 +126,11 @@ impl Server {
     ///
     /// # Errors
     /// [`Denied`].
-    pub fn verify<'a>(
+    pub fn verify<'a, 'u>(
         &self,
         request: &Presented<'a>,
         now_s: u64,
-        ha1: impl FnOnce(&str, Algorithm) -> Option<String>,
+        ha1: impl FnOnce(&str, Algorithm) -> Option<Cow<'u, str>>,
     ) -> Result<Verified<'a>, Denied> {
         let c = Credentials::parse(request.authorization).map_err(Denied::Malformed)?;
         if c.realm != self.realm {
@@ -149,9 +160,7 @@ impl Server {
             body: request.body,
         }
         .response();
-        if !same_secret(expected.as_bytes(), c.response.to_ascii_lowercase().as_bytes())
-            || known.is_none()
-        {
+        if !same_hex(expected.as_bytes(), c.response.as_bytes()) || known.is_none() {
             return Err(Denied::WrongPassword);
         }
         // A nonce of the future beyond clock skew is as good as an expired one.
@@ -195,6 +204,12 @@ fn same_uri(claimed: &str, actual: &str) -> bool {
         }
         _ => false,
     }
+}
+
+/// The same for hex, of which the second may be in capitals.
+fn same_hex(a: &[u8], b: &[u8]) -> bool {
+    let differ = |diff, (a, b): (&u8, &u8)| diff | (a ^ b.to_ascii_lowercase());
+    a.len() == b.len() && a.iter().zip(b).fold(0, differ) == 0
 }
 
 /// Compares without telling by time where the first difference is.

@@ -97,7 +97,7 @@ fn verify<'a>(
 ) -> Result<Verified<'a>, Denied> {
     let request = Presented { authorization, method, request_uri: uri, body: b"", source: None };
     server.verify(&request, now_s, |user, algorithm| {
-        (user == "bob").then(|| algorithm.ha1(user, "biloxi.com", "zanzibar"))
+        (user == "bob").then(|| algorithm.ha1(user, "biloxi.com", "zanzibar").into())
     })
 }
 
@@ -230,7 +230,8 @@ fn nonces_bound_to_a_source_serve_no_other() {
             body: b"",
             source,
         };
-        let result = server.verify(&request, 1000, |u, a| Some(a.ha1(u, "biloxi.com", "zanzibar")));
+        let result =
+            server.verify(&request, 1000, |u, a| Some(a.ha1(u, "biloxi.com", "zanzibar").into()));
         assert_eq!(result.is_ok(), ok, "{source:?}");
     }
 }

@@ -4,6 +4,7 @@
 //! The arithmetic lives in `digest/`. Nonces need no table; only the highest count seen with each
 //! is remembered, in a table of fixed size that all shards share without a lock.
 
+use std::borrow::Cow;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -287,7 +288,7 @@ impl Guard {
     ) -> Result<Access, Denied> {
         let mut from = None;
         let known = |name: &str, response: &str| remote?.known(at.now, name, response);
-        if let Some(c) = self.server.plausible(presented, at.now_s).filter(|_| remote.is_some())
+        if let Some(c) = remote.and_then(|_| self.server.plausible(presented, at.now_s))
             && let Some(Known::Judged(user)) = known(c.username, c.response())
         {
             let user = user.ok_or(Denied::WrongPassword)?;
@@ -296,12 +297,12 @@ impl Guard {
         }
         let verified = self.server.verify(presented, at.now_s, |name, algorithm| {
             if let Some(user) = self.users.get(name) {
-                return user.ha1(algorithm).map(str::to_owned);
+                return user.ha1(algorithm).map(Cow::Borrowed);
             }
             match known(name, "") {
                 Some(Known::Ha1(user)) => {
                     from = Some(user.clone());
-                    user.ha1(algorithm).map(str::to_owned)
+                    user.ha1(algorithm).map(|ha1| Cow::Owned(ha1.to_owned()))
                 }
                 Some(Known::Nobody | Known::Judged(_)) | None => None,
             }

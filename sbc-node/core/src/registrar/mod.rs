@@ -88,6 +88,7 @@ impl Registrar {
         self.bindings.max = self.policy.bindings_max;
         self.bindings.set_keepalive(self.policy.keepalive);
         self.bindings.store_ahead = self.policy.store_ahead;
+        self.bindings.replicated = self.policy.replicated;
     }
 
     pub fn policy(&self) -> &RegistrarPolicy {

@@ -27,6 +27,9 @@ pub enum KeepaliveKind {
     Options,
     /// A double CRLF (RFC 5626 §3.5.1); keeps the way open and learns nothing.
     Crlf,
+    /// A STUN binding request (RFC 5626 §3.5.2) from the SIP port; every binding response tells that
+    /// the phone is alive.
+    Stun,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +38,7 @@ pub struct Keepalive {
     pub interval: Duration,
     /// Gaps up to this are tried where phones answer, per public address; `None`: always `interval`.
     pub longest: Option<Duration>,
-    /// OPTIONS in a row without an answer after which a binding is dropped; 0 never drops.
+    /// Keepalives in a row without an answer after which a binding is dropped; 0 never drops.
     pub misses: u8,
 }
 
@@ -94,6 +97,8 @@ pub struct RegistrarPolicy {
     /// How far beyond now a replicated binding reaches at least, so that short refreshes are not
     /// each a write.
     pub store_ahead: Duration,
+    /// A node by itself has nobody to write its bindings for.
+    pub replicated: bool,
 }
 
 impl Default for RegistrarPolicy {
@@ -113,6 +118,7 @@ impl Default for RegistrarPolicy {
             gruu_key: GruuKey::default(),
             parallel: true,
             store_ahead: Duration::from_secs(600),
+            replicated: true,
         }
     }
 }

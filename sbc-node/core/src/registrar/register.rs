@@ -11,12 +11,14 @@ use super::nat::is_natted;
 use super::policy::{Overflow, RegistrarPolicy};
 use super::table::Bindings;
 use super::upstream::{self, Granted, Judged, device_key};
-use crate::net::Flow;
+use crate::net::{Flow, Transport};
 use crate::sip::value::{Contact, FromValue};
-use crate::sip::{HeaderName, Message, Method, NameAddr, unquote};
+use crate::sip::{HeaderName, Message, Method, NameAddr, Scheme, UriRef, unquote};
 
 /// Option tags that a REGISTER may require.
 const SUPPORTED: [&str; 3] = ["path", "outbound", "gruu"];
+/// The same as one value.
+const SUPPORTED_TEXT: &str = "path, outbound, gruu";
 /// Contacts in one REGISTER; no device has more.
 const CONTACTS_MAX: usize = 32;
 
@@ -258,6 +260,9 @@ fn contact_wish<'a>(
     if !uri.is_sip() {
         return Err(bad(400, "Bad Request: Contact is no SIP URI"));
     }
+    if uri.scheme() == Scheme::Sips && !secure_all_the_way(flow, message) {
+        return Err(bad(400, "Bad Request: a sips Contact wants sips and TLS all the way"));
+    }
     // A value that makes no sense counts as none (§10.3 step 7, §20.19).
     let wished = addr.params.get("expires").and_then(seconds).or(header);
     let seconds = match wished.unwrap_or(policy.expires_default) {
@@ -309,6 +314,19 @@ fn contact_wish<'a>(
         },
         seconds,
     })
+}
+
+/// RFC 5630 §5.2: a `sips:` Contact is taken where the Request-URI and every Path are `sips:` as well;
+/// without Path it has come over TLS.
+fn secure_all_the_way(flow: &Flow, message: &Message) -> bool {
+    let is_sips = |uri: &str| UriRef::parse(uri).is_ok_and(|uri| uri.scheme() == Scheme::Sips);
+    let hop = |path: &str| NameAddr::from_value(path).is_ok_and(|path| is_sips(path.uri_str));
+    let mut path = message.values(HeaderName::Path).peekable();
+    let way = match path.peek() {
+        None => matches!(flow.transport, Transport::Tls | Transport::Wss),
+        Some(_) => path.all(hop),
+    };
+    way && is_sips(message.request_uri_str())
 }
 
 /// The set of bindings after the request: the old ones, with those that it names made anew,
@@ -443,7 +461,7 @@ fn ok(
     if outbound {
         answer.headers.push((HeaderName::Require, "outbound".to_owned()));
     }
-    answer.headers.push((HeaderName::Supported, SUPPORTED.join(", ")));
+    answer.headers.push((HeaderName::Supported, SUPPORTED_TEXT.to_owned()));
     answer
 }
 

@@ -86,6 +86,9 @@ pub struct Stats {
     /// Dropped because keepalives were not answered or the connection closed.
     pub gone: u64,
     pub pings: u64,
+    /// Keepalives that were answered, and that were not in time.
+    pub ping_answers: u64,
+    pub ping_misses: u64,
     /// Longer gaps between keepalives that were tried, and those that were too long.
     pub ping_trials: u64,
     pub ping_trials_missed: u64,
@@ -117,6 +120,8 @@ pub struct Bindings {
     pub(super) keepalive: Option<Keepalive>,
     learner: Learner,
     pub(super) store_ahead: Duration,
+    /// Somebody takes what is to be replicated.
+    pub(super) replicated: bool,
 }
 
 /// Times in the table stay this far below its end.
@@ -139,6 +144,7 @@ impl Bindings {
             keepalive: None,
             learner: Learner::default(),
             store_ahead: Duration::ZERO,
+            replicated: true,
         }
     }
 
@@ -252,7 +258,8 @@ impl Bindings {
             .collect();
         let ended: Vec<Upstream> = old
             .iter()
-            .filter(|o| o.own && !new.iter().any(|b| b.device_key() == o.device_key()))
+            .filter(|o| o.own && o.upstream.is_some())
+            .filter(|o| !new.iter().any(|b| b.device_key() == o.device_key()))
             .filter_map(|o| o.upstream.as_deref().cloned())
             .collect();
         let Some(index) = self.swap(now_s, aor, new)? else { return Ok(()) };
@@ -371,6 +378,7 @@ impl Bindings {
     pub fn ping_answered(&mut self, now: Instant, id: u64) {
         let (index, check) = open_ping(id);
         let now_s = self.seconds(now);
+        self.stats.ping_answers += 1;
         let Some(entry) = self.aors.get_mut(index as usize) else { return };
         let named = |b: &&mut Binding| check_of(&self.hasher, b.contact()) == check;
         for b in entry.bindings.iter_mut().filter(named) {
@@ -388,6 +396,7 @@ impl Bindings {
     pub fn ping_failed(&mut self, now: Instant, id: u64) {
         let (index, check) = open_ping(id);
         let misses = self.keepalive.map_or(0, |k| k.misses);
+        self.stats.ping_misses += 1;
         let now_s = self.seconds(now);
         let Some(entry) = self.aors.get_mut(index as usize) else { return };
         let (hasher, learner) = (&self.hasher, &mut self.learner);
@@ -534,6 +543,9 @@ impl Bindings {
     /// Writes what the replicated state lacks of an entry, good for a while, and what is gone.
     /// False when there is nothing to write.
     fn store(&mut self, index: u32, now_s: u32, gone: Vec<Gone>) -> bool {
+        if !self.replicated {
+            return false;
+        }
         let ahead = u32::try_from(self.store_ahead.as_secs()).unwrap_or(SECONDS_MAX);
         let Some(entry) = self.aors.get_mut(index as usize) else { return false };
         let epoch = self.epoch_unix_ms;

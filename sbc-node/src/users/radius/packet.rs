@@ -4,6 +4,8 @@
 //! Every packet has a Message-Authenticator (RFC 3579 §3.2), as its first attribute: without one, a man
 //! in the middle can forge an Access-Accept (CVE-2024-3596).
 
+pub mod fuzz;
+
 use md5::{Digest as _, Md5};
 use sbc_core::registrar::AskUser;
 

@@ -15,6 +15,7 @@ mod limits;
 mod operator;
 mod rebind;
 mod refuse;
+mod secure;
 mod session;
 mod storm;
 mod subscribe;

@@ -4,14 +4,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::basic::{SDP_A, SDP_B, invite_text, sdp};
 use super::world::*;
 use crate::core::{Input, Locate, RegistrarConfig};
 use crate::digest::{Account, Algorithm, Answerer, NonceKey};
 use crate::registrar::{
-    AuthPolicy, Device, Flows, Reach, Reached, RegistrarPolicy, Replays, User, Users,
+    AuthPolicy, Device, Flows, Keepalive, KeepaliveKind, Reach, Reached, RegistrarPolicy, Replays,
+    User, Users,
 };
 use crate::sip::{HeaderName, Message, Method};
+use crate::stun;
 
 /// Trunk `one` are the phones; C is the voicemail that comes after them.
 pub(super) fn settings(auth: bool) -> Settings {
@@ -151,6 +155,61 @@ fn a_phone_behind_nat_is_called_by_its_flow_and_kept_alive() {
     // Nobody answers any more: after three misses the user is gone, on every node.
     w.ms(150_000);
     assert_eq!(w.aors.last().map(|a| a.bindings.len()), Some(0));
+}
+
+#[test]
+fn rfc5626_a_phone_behind_nat_is_kept_alive_by_stun_and_dropped_when_it_is_silent() {
+    let mut settings = settings(false);
+    let registrar = settings.registrar.as_mut().unwrap();
+    let mut policy = (*registrar.policy).clone();
+    policy.keepalive = Some(Keepalive { kind: KeepaliveKind::Stun, ..Keepalive::default() });
+    registrar.policy = Arc::new(policy);
+    let mut w = settings.begin();
+    let counts = |w: &mut World| {
+        let stats = w.core.registrar().unwrap().bindings().stats();
+        (stats.pings, stats.ping_answers, stats.ping_misses, w.core.stats().stray_stun)
+    };
+    register(&mut w, Who::B, 1, "Contact: <sip:bob@10.9.9.9:5062>\n");
+    w.expect(Who::B, "200");
+    let next = |w: &mut World| {
+        while w.stun.is_empty() {
+            w.ms(10);
+        }
+        w.stun.pop_front().expect("a binding request")
+    };
+    let (who, ping) = next(&mut w);
+    assert_eq!((who, &ping[..4], ping.len()), (Who::B, &[0, 1, 0, 8][..], 28));
+    // RFC 8489 §6.2.1: the same again after 0.5 s and 1 s more.
+    w.ms(1_600);
+    let again: Vec<Bytes> = w.stun.drain(..).map(|(_, data)| data).collect();
+    assert_eq!(again, [ping.clone(), ping.clone()]);
+    let answer =
+        |ping: &[u8], who: Who| Bytes::from(stun::answer(ping, who.addr()).unwrap().into_bytes());
+    let heard = |w: &mut World, who: Who, data: Bytes| {
+        w.input(Input::Message { flow: who.flow(), data });
+    };
+    // What comes from elsewhere, or answers something else, is not heard.
+    heard(&mut w, Who::C, answer(&ping, Who::C));
+    heard(&mut w, Who::B, answer(&stun::request([9; 12]), Who::B));
+    assert_eq!(counts(&mut w), (1, 0, 0, 2));
+    heard(&mut w, Who::B, answer(&ping, Who::B));
+    heard(&mut w, Who::B, answer(&ping, Who::B));
+    assert_eq!(counts(&mut w), (1, 1, 0, 3), "once");
+    w.ms(9_000);
+    assert!(w.stun.is_empty(), "an answer ends it");
+    // Nobody answers any more: after three misses the user is gone, on every node.
+    let (_, ping) = next(&mut w);
+    w.ms(9_000);
+    let again: Vec<Bytes> = w.stun.drain(..).map(|(_, data)| data).collect();
+    assert_eq!(again, [(); 4].map(|()| ping.clone()), "five times in all within eight seconds");
+    assert_eq!(counts(&mut w), (2, 1, 1, 3));
+    w.ms(100_000);
+    assert_eq!(w.aors.last().map(|a| a.bindings.len()), Some(0));
+    assert_eq!(counts(&mut w).2, 3);
+    w.stun.clear();
+    w.ms(100_000);
+    assert!(w.stun.is_empty(), "the dead are not asked");
+    w.assert_clean();
 }
 
 pub(super) fn challenged(answer: &Message, name: HeaderName, password: &str) -> Answerer {

@@ -200,6 +200,10 @@ pub(super) struct World {
     pub(super) aors: Vec<crate::registrar::AorRecord>,
     /// Handed to other shards.
     /// Users that another system is asked for.
+    /// Who got something, and by which transport.
+    pub(super) sent_by: Vec<(Who, Transport)>,
+    /// STUN that peers got.
+    pub(super) stun: VecDeque<(Who, Bytes)>,
     pub(super) asked: Vec<(crate::core::ResolveId, crate::registrar::AskUser)>,
     /// Users that the cluster is asked to have room for.
     pub(super) rooms: Vec<(crate::core::ResolveId, crate::routing::UserPlace)>,
@@ -245,6 +249,8 @@ pub(super) struct Settings {
     pub(super) admission: crate::routing::AdmissionConfig,
     /// The public side is reached by TCP as well.
     pub(super) tcp: bool,
+    /// Both sides are reached by TLS as well.
+    pub(super) tls: bool,
 }
 
 impl Settings {
@@ -261,6 +267,7 @@ impl Settings {
             overload: None,
             admission: crate::routing::AdmissionConfig::default(),
             tcp: false,
+            tls: false,
         }
     }
 
@@ -303,11 +310,18 @@ impl Settings {
             media: true,
             large_by_tcp: true,
         };
-        let inside = interface(INSIDE, "core", "10.0.0.9:5060", "10.0.0.9");
+        let mut inside = interface(INSIDE, "core", "10.0.0.9:5060", "10.0.0.9");
         let mut outside = interface(OUTSIDE, "public", "198.51.100.9:5060", "203.0.113.9");
         if self.tcp {
             let udp = outside.listeners[0].clone();
             outside.listeners.push(Listener { transport: Transport::Tcp, ..udp });
+        }
+        for side in [&mut inside, &mut outside].into_iter().filter(|_| self.tls) {
+            let mut secure = side.listeners[0].clone();
+            secure.transport = Transport::Tls;
+            secure.local.set_port(5061);
+            secure.advertise_port = 5061;
+            side.listeners.push(secure);
         }
         Config {
             product: "".into(),
@@ -341,6 +355,8 @@ impl Settings {
             ended: 0,
             aors: Vec::new(),
             shards: Vec::new(),
+            stun: VecDeque::new(),
+            sent_by: Vec::new(),
             asked: Vec::new(),
             rooms: Vec::new(),
             elsewhere: Vec::new(),
@@ -430,11 +446,15 @@ impl World {
     }
 
     fn sent(&mut self, dest: &Destination, data: Bytes) {
-        let addr = match dest {
-            Destination::Flow(flow) => flow.remote,
-            Destination::Target { target, .. } => target.addr,
+        let (addr, transport) = match dest {
+            Destination::Flow(flow) => (flow.remote, flow.transport),
+            Destination::Target { target, .. } => (target.addr, target.transport),
         };
         let who = Who::of(addr).unwrap_or_else(|| panic!("sent to {addr}"));
+        self.sent_by.push((who, transport));
+        if crate::stun::is_stun(&data) {
+            return self.stun.push_back((who, data));
+        }
         let message = parse(data.clone(), &Default::default()).expect("we send what parses");
         // What answers a malformed request can only repeat what was there.
         if message.status() != Some(400) {

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use sbc_core::digest::Algorithm;
 use sbc_core::registrar::AskUser;
 
+use super::fuzz::answer;
 use super::*;
 
 fn ask() -> AskUser {
@@ -26,30 +27,7 @@ fn form(dialect: Dialect) -> Form {
 }
 
 fn request(dialect: Dialect) -> Request {
-    Request::new(&ask(), &form(dialect), b"s3cret", 7, [9; 16]).unwrap()
-}
-
-/// An answer as a server makes it; with a Message-Authenticator unless `bare`.
-fn answer(code: u8, request: &Request, secret: &[u8], attributes: &[u8], bare: bool) -> Vec<u8> {
-    let mut all = attributes.to_vec();
-    if !bare {
-        all.extend([80, 18]);
-        all.extend([0; 16]);
-    }
-    let length = u16::try_from(HEADER + all.len()).unwrap().to_be_bytes();
-    let head = [code, 7, length[0], length[1]];
-    if !bare {
-        let proof = hmac(secret, &[&head, &request.authenticator, &all]);
-        let at = all.len() - 16;
-        all[at..].copy_from_slice(&proof);
-    }
-    let made = Md5::new()
-        .chain_update(head)
-        .chain_update(request.authenticator)
-        .chain_update(&all)
-        .chain_update(secret)
-        .finalize();
-    [&head[..], &made, &all].concat()
+    super::fuzz::request(dialect).unwrap()
 }
 
 #[test]
