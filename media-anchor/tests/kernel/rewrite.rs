@@ -102,7 +102,7 @@ fn each_mark(net: &Net, offload: &mut dyn Offload) {
         .flat_map(|tos| [(Some(34), 34), (None, 0), (Some(46), 46)].map(|d| (tos, d)))
     {
         let flow = Flow { dscp, ..flow };
-        setsockopt(&call.a, sockopt::Ipv4Tos, &i32::from(tos)).expect("IP_TOS");
+        setsockopt(&call.a, sockopt::Ipv4Tos, &tos).expect("IP_TOS");
         assert_eq!(apply(offload, &[FlowChange::Install(flow)]), [FlowOutcome::Installed(flow.id)]);
         for length in [6, 995, 996, 1400] {
             call.a_to_b(&vec![7; length]);
