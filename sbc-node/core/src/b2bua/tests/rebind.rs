@@ -184,18 +184,7 @@ fn a_trunk_that_connects_again_gets_what_waited() {
     a_hangs_up(&mut w, &call);
     w.ms(2_000);
     w.nothing(Who::B);
-    let branch = w.branch();
-    let options = format!(
-        "OPTIONS sip:sbc SIP/2.0
-Via: SIP/2.0/TCP 192.0.2.1:5060;branch={branch};rport
-Max-Forwards: 70
-From: <sip:peer@192.0.2.1>;tag=o
-To: <sip:sbc>
-Call-ID: options-1
-CSeq: 1 OPTIONS
-"
-    );
-    says_by(&mut w, 9, &options);
+    options(&mut w, 9);
     w.until(Who::B);
     w.all(Who::B);
     w.ms(1_100);
@@ -244,7 +233,6 @@ CSeq: 1 OPTIONS
 "
     );
     says_by(w, conn, &options);
-    w.expect(Who::B, "200");
 }
 
 /// Two shards of a node: the first carries the call of a trunk whose peer only ever connects.
@@ -288,6 +276,7 @@ fn a_trunk_that_connects_again_is_heard_by_all_shards() {
     }
     // It is heard by the other shard alone.
     options(&mut shards[1], 9);
+    shards[1].expect(Who::B, "200");
     assert!(hand_over(&mut shards, 1).is_empty(), "nobody has asked");
     shards[0].ms(1_000);
     for input in hand_over(&mut shards, 0) {
@@ -309,6 +298,7 @@ fn a_connection_of_a_trunk_that_closed_is_not_told() {
     let (record, call) = lost_phone();
     let mut shards = two_shards(&record);
     options(&mut shards[1], 9);
+    shards[1].expect(Who::B, "200");
     shards[1].input(Input::ConnClosed { flow: by(9) });
     a_hangs_up(&mut shards[0], &call);
     let asked = hand_over(&mut shards, 0);

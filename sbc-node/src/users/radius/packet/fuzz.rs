@@ -12,9 +12,9 @@ use super::{Answer, Dialect, Fault, Form, HEADER, PACKET_MAX, Request, hmac, rea
 
 const SECRET: &[u8] = b"s3cret";
 
-/// The request that answers are for: identifier 7.
-pub(super) fn request(dialect: Dialect) -> Option<Request> {
-    let ask = AskUser {
+/// The question that requests are made of.
+pub(super) fn ask() -> AskUser {
+    AskUser {
         name: "alice".into(),
         realm: "example.com".into(),
         method: "REGISTER".into(),
@@ -25,10 +25,14 @@ pub(super) fn request(dialect: Dialect) -> Option<Request> {
         nc: "00000001".into(),
         cnonce: "c".into(),
         response: "0".repeat(32).into(),
-    };
+    }
+}
+
+/// The request that answers are for: identifier 7.
+pub(super) fn request(dialect: Dialect) -> Option<Request> {
     let nas_identifier = "sbc".to_owned();
     let form = Form { dialect, nas_identifier, service_type: 15, proved_answers: true };
-    Request::new(&ask, &form, SECRET, 7, [9; 16])
+    Request::new(&ask(), &form, SECRET, 7, [9; 16])
 }
 
 /// An answer as a server makes it; with a Message-Authenticator behind the attributes unless `bare`.

@@ -1,26 +1,10 @@
 //! Packets of RADIUS against themselves and against what others write.
 
 use proptest::prelude::*;
-use sbc_core::digest::Algorithm;
 use sbc_core::registrar::AskUser;
 
-use super::fuzz::answer;
+use super::fuzz::{answer, ask};
 use super::*;
-
-fn ask() -> AskUser {
-    AskUser {
-        name: "alice".into(),
-        realm: "example.com".into(),
-        method: "REGISTER".into(),
-        algorithm: Algorithm::Md5,
-        nonce: "0123".into(),
-        uri: "sip:example.com".into(),
-        qop: "auth",
-        nc: "00000001".into(),
-        cnonce: "c".into(),
-        response: "0".repeat(32).into(),
-    }
-}
 
 fn form(dialect: Dialect) -> Form {
     Form { dialect, nas_identifier: "sbc".to_owned(), service_type: 15, proved_answers: true }
