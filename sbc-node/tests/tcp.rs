@@ -259,3 +259,23 @@ fn a_call_of_another_shard_is_answered_over_the_connection_it_came_by() {
         eventually("the close", || bench.ask(shard, |m| (m.closed == 1).then_some(())));
     }
 }
+
+/// A peer that answers and goes has answered.
+#[test]
+fn what_a_peer_said_last_is_heard_before_that_it_is_gone() {
+    let listen = vec![(Transport::Tcp, "127.0.0.1")];
+    let bench = Bench { shards: 2, listen, ..Bench::default() }.start();
+    let mut stream = connect(bench.local(Transport::Tcp));
+    stream.write_all(options(0).as_bytes()).unwrap();
+    read_until(&mut stream, "\r\n\r\n");
+    let owner = usize::from(bench.stats[1].connections.get() == 1);
+    let other = 1 - owner;
+    let held = bench.hold(other);
+    stream.write_all(options(other).repeat(5).as_bytes()).unwrap();
+    drop(stream);
+    eventually("the close", || bench.ask(owner, |m| (m.closed == 1).then_some(())));
+    drop(held);
+    eventually("the news of it", || bench.ask(other, |m| (m.closed == 1).then_some(())));
+    let (heard, all) = bench.ask(other, |m| (m.heard, m.messages.len()));
+    assert_eq!((heard, heard >= 5), (all, true));
+}

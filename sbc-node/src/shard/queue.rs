@@ -28,6 +28,9 @@ pub enum Parcel {
     Received { flow: Flow, data: Bytes },
     /// To be written on a connection that this shard owns; a failure goes back to shard `from`.
     Transmit { flow: Flow, data: Bytes, token: Option<SendToken>, from: u8 },
+    /// A connection that brought messages to the shard is gone. It comes behind them: they may be what
+    /// the peer said last.
+    Closed(Flow),
     /// An ICMP error that is about nothing that the shard sent which was told.
     Unreached(Unreached),
 }

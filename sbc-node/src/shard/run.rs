@@ -44,8 +44,8 @@ pub(super) const TCP_TOKEN: u64 = 1 << 61;
 const WAKE_TOKEN: u64 = 0;
 /// Batches taken from one socket per wake-up.
 const BATCHES_MAX: usize = 8;
-/// Commands and handed-over messages taken per wake-up.
-const QUEUE_BUDGET: usize = 1_024;
+/// Items taken from each queue per wake-up: one that never gets empty keeps no other waiting.
+const QUEUE_BUDGET: usize = 512;
 /// How long a stopping shard may take to send what is queued.
 const STOP_GRACE: Duration = Duration::from_millis(500);
 
@@ -349,23 +349,23 @@ impl<M: Machine> Shard<M> {
 
     fn take_queues(&mut self, now: Instant) {
         self.mailbox.open();
-        let mut left = QUEUE_BUDGET;
-        while left > 0
+        let (mut commands, mut inputs, mut parcels) = (0, 0, 0);
+        while commands < QUEUE_BUDGET
             && let Some(command) = self.mailbox.next_command()
         {
-            left -= 1;
+            commands += 1;
             self.command(command, now);
         }
-        while left > 0
+        while inputs < QUEUE_BUDGET
             && let Some(input) = self.outside.next_input()
         {
-            left -= 1;
+            inputs += 1;
             self.feed(input, now);
         }
-        while left > 0
+        while parcels < QUEUE_BUDGET
             && let Some(parcel) = self.mailbox.next_parcel()
         {
-            left -= 1;
+            parcels += 1;
             match parcel {
                 Parcel::Received { flow, data } => {
                     self.feed(Input::Message { flow, data }, now);
@@ -373,10 +373,11 @@ impl<M: Machine> Shard<M> {
                 Parcel::Transmit { flow, data, token, from } => {
                     self.transmit_for(flow, data, token, usize::from(from));
                 }
+                Parcel::Closed(flow) => self.feed(Input::ConnClosed { flow }, now),
                 Parcel::Unreached(error) => self.unreached(&error),
             }
         }
-        if left == 0 {
+        if commands.max(inputs).max(parcels) == QUEUE_BUDGET {
             self.left_over = true;
             self.mailbox.again();
         }
@@ -424,7 +425,7 @@ impl<M: Machine> Shard<M> {
                     self.transmit(Destination::Flow(flow), answer, None, now);
                 }
             }
-            Err(Parcel::Transmit { .. } | Parcel::Unreached(_)) => {}
+            Err(Parcel::Transmit { .. } | Parcel::Closed(_) | Parcel::Unreached(_)) => {}
         }
     }
 

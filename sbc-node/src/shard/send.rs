@@ -197,8 +197,11 @@ impl<M: Machine> Shard<M> {
     pub(super) fn conn_closed(&mut self, flow: Flow, users: u64, now: Instant) {
         for (index, handle) in self.shards.iter().enumerate() {
             if index != self.index && users & (1 << (index & 63)) != 0 {
-                // As above: without the news its transactions time out.
-                let _ = handle.command(Command::Input(Input::ConnClosed { flow }));
+                match handle.parcel(Parcel::Closed(flow)) {
+                    Ok(()) => handle.wake(),
+                    // As above: without the news its transactions time out.
+                    Err(_) => drop(handle.command(Command::Input(Input::ConnClosed { flow }))),
+                }
             }
         }
         self.feed(Input::ConnClosed { flow }, now);

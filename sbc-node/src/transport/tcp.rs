@@ -402,10 +402,19 @@ impl Tcp {
         Ok(())
     }
 
-    /// Notes that shard `user` has been given a message of the connection.
+    /// Notes that shard `user` has been given a message of the connection; it may be closed by now, and
+    /// its end the next event.
     pub fn used_by(&mut self, id: ConnId, user: usize) {
         if let Some(conn) = self.conns.get_mut(&id) {
             conn.users |= user_bit(user);
+            return;
+        }
+        let closed = self.events.iter_mut().find_map(|event| match event {
+            TcpEvent::Closed { flow, users } if flow.conn == Some(id) => Some(users),
+            _ => None,
+        });
+        if let Some(users) = closed {
+            *users |= user_bit(user);
         }
     }
 

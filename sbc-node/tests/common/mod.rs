@@ -36,6 +36,8 @@ pub(crate) struct Echo {
     pub outputs: VecDeque<Output>,
     pub failed: Vec<(SendToken, SendError)>,
     pub closed: usize,
+    /// Messages heard when the last connection closed.
+    pub heard: usize,
     pub resolved: Vec<(ResolveId, Result<Vec<Target>, sbc_core::core::ResolveError>)>,
     pub messages: Vec<Bytes>,
     pub flows: Vec<Flow>,
@@ -59,7 +61,9 @@ impl Machine for Echo {
                 self.flows.push(flow);
             }
             Input::SendFailed { token, error } => self.failed.push((token, error)),
-            Input::ConnClosed { .. } => self.closed += 1,
+            Input::ConnClosed { .. } => {
+                (self.closed, self.heard) = (self.closed + 1, self.messages.len())
+            }
             Input::Resolved { id, result } => self.resolved.push((id, result)),
             _ => {}
         }
@@ -266,6 +270,16 @@ impl Running {
         });
         self.handles[shard].command(Command::Job(job)).unwrap();
         receiver.recv_timeout(PATIENCE).unwrap()
+    }
+
+    /// Keeps a shard from all else until the sender is dropped.
+    pub(crate) fn hold(&self, shard: usize) -> std::sync::mpsc::Sender<()> {
+        let (sender, gate) = std::sync::mpsc::channel();
+        let job = Box::new(move |_: &mut Echo, _: Instant, _: &mut dyn Anchor| {
+            let _ = gate.recv_timeout(PATIENCE);
+        });
+        self.handles[shard].command(Command::Job(job)).unwrap();
+        sender
     }
 
     /// Lets a shard send to a target.
