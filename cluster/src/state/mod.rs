@@ -39,15 +39,11 @@ use crate::types::{BindingChange, DialogKey, NodeId, Outcome, Rejection, Table};
 /// reads ([`Tables::format`]).
 ///
 /// - 1: the first.
-/// - 2: a token that was used knows by whose key ([`JOINER_KEPT`]); a release of addresses names the
-///   asking that it answers ([`ASKING_NAMED`]).
+/// - 2: a token that was used knows by whose key ([`JOINER_KEPT`]).
 pub const FORMAT_VERSION: u32 = 2;
 
 /// The version since which a used token remembers its joiner.
 pub(crate) const JOINER_KEPT: u32 = 2;
-
-/// The version since which askings for addresses have a number.
-pub(crate) const ASKING_NAMED: u32 = 2;
 
 /// What a command changed that somebody outside may have to act upon.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -20,7 +20,7 @@ use super::apply::name;
 use super::digest::spread;
 use super::record::{Address, Next, Node, NodeState, node_id};
 use super::tables::Tables;
-use super::{ASKING_NAMED, Effect, JOINER_KEPT, Writer};
+use super::{Effect, JOINER_KEPT, Writer};
 use crate::types::{DialogKey, NodeId, Outcome, Rejection, Table};
 
 type Result<T = Outcome> = std::result::Result<T, Rejection>;
@@ -38,12 +38,6 @@ fn joiner(writer: Writer, op: &pb::AddNode) -> Result<Option<[u8; 32]>> {
         return Ok(None);
     }
     (&*op.joiner).try_into().map(Some).map_err(|_| Rejection::Malformed)
-}
-
-/// The number of an asking for addresses. Kept since [`ASKING_NAMED`]; what is asked in an older version
-/// has none, and any release answers it.
-fn asking(writer: Writer) -> u64 {
-    if writer.version < ASKING_NAMED { 0 } else { writer.index }
 }
 
 impl Tables {
@@ -191,21 +185,18 @@ impl Tables {
         }
         node.format = op.format;
         self.put_node(id, node);
-        self.forget_later();
+        if self.format() < JOINER_KEPT {
+            self.forget_joiners();
+        }
         effects.push(Effect::Nodes);
         Ok(CHANGED)
     }
 
     /// What is written in a former version again holds nothing that it does not know.
-    fn forget_later(&mut self) {
-        let format = self.format();
-        if format < JOINER_KEPT && self.rows.tokens.values().any(|token| token.joiner.is_some()) {
+    fn forget_joiners(&mut self) {
+        if self.rows.tokens.values().any(|token| token.joiner.is_some()) {
             let tokens = Arc::make_mut(&mut self.rows.tokens).values_mut();
             tokens.for_each(|token| token.joiner = None);
-        }
-        if format < ASKING_NAMED && self.rows.addresses.values().any(|row| row.asked != 0) {
-            let rows = Arc::make_mut(&mut self.rows.addresses).values_mut();
-            rows.for_each(|row| row.asked = 0);
         }
     }
 
@@ -345,7 +336,7 @@ impl Tables {
             Arc::make_mut(&mut self.rows.addresses).remove(&op.address);
         } else {
             if row.next != Next::Delete {
-                (row.next, row.asked) = (Next::Delete, asking(writer));
+                (row.next, row.asked) = (Next::Delete, writer.index);
             }
             self.put_address_row(&op.address, row);
         }
@@ -370,7 +361,7 @@ impl Tables {
             if row.group == op.group && row.next != Next::Delete {
                 found = true;
                 row.next = if holder == Some(to) { Next::Stay } else { Next::Move(to) };
-                row.asked = asking(writer);
+                row.asked = writer.index;
             }
         }
         if !found {

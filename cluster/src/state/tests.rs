@@ -29,25 +29,19 @@ struct Machine {
     tables: Tables,
     index: u64,
     seq: [u64; 4],
-    /// In which entries are written.
-    version: u32,
 }
 
 impl Machine {
     fn new() -> Self {
         let members: Vec<_> = (1..=3).map(|n| (NodeId(n), node(n))).collect();
-        Machine { tables: Tables::genesis(b"test", &members), index: 1, seq: [0; 4], version: 1 }
-    }
-
-    fn present() -> Self {
-        Machine { version: FORMAT_VERSION, ..Machine::new() }
+        Machine { tables: Tables::genesis(b"test", &members), index: 1, seq: [0; 4] }
     }
 
     fn entry(&mut self, writer: u64, epoch: u64, command: Command) -> Bytes {
         let seq = &mut self.seq[usize::try_from(writer).unwrap()];
         *seq += 1;
         let proposal = pb::Proposal {
-            version: self.version,
+            version: 1,
             node: writer,
             boot: 1,
             seq: *seq,
@@ -70,7 +64,7 @@ impl Machine {
 
     fn system(&mut self, op: Op) -> Applied {
         let proposal = pb::Proposal {
-            version: self.version,
+            version: 1,
             command: Some(pb::Command { op: Some(op) }),
             ..pb::Proposal::default()
         };
@@ -185,7 +179,7 @@ fn a_living_holder_lets_go_first() {
 /// What is said late of a move that was overtaken releases nothing: the address may be held again.
 #[test]
 fn a_release_belongs_to_its_move() {
-    let mut m = Machine::present();
+    let mut m = Machine::new();
     m.write(1, Command::put_address("sip", 1, Some(NodeId(1))));
     m.write(2, Command::move_addresses(1, NodeId(2)));
     let first = m.asked("sip");
@@ -199,23 +193,6 @@ fn a_release_belongs_to_its_move() {
     let now = pb::ReleaseAddresses { group: 1, node: 1, asked: m.asked("sip") };
     assert_eq!(m.system(Op::ReleaseAddresses(now)).outcome, Some(DONE));
     assert_eq!(m.holder("sip"), Some(3));
-}
-
-/// A member of the former version names no asking, and none is kept for it.
-#[test]
-fn a_release_of_the_former_version_answers_what_was_asked_in_it() {
-    let mut m = Machine::present();
-    m.write(1, Command::put_address("sip", 1, Some(NodeId(1))));
-    m.write(1, Command::move_addresses(1, NodeId(2)));
-    assert_ne!(m.asked("sip"), 0);
-    let digest = m.tables.digest();
-    m.system(Op::SetFormat(pb::SetFormat { id: 3, format: 2 }));
-    m.system(Op::SetFormat(pb::SetFormat { id: 3, format: 1 }));
-    assert_eq!(m.asked("sip"), 0, "back to the former version");
-    assert_ne!(m.tables.digest(), digest);
-    let release = pb::ReleaseAddresses { group: 1, node: 1, asked: 0 };
-    assert_eq!(m.system(Op::ReleaseAddresses(release)).outcome, Some(DONE));
-    assert_eq!(m.holder("sip"), Some(2));
 }
 
 /// What is said late of a drain that was taken back ends no later one: the address is held again.
