@@ -19,7 +19,7 @@ use super::call::CallKey;
 use super::env::Cx;
 use crate::core::{Input, Output};
 use crate::media::Side;
-use crate::net::{Flow, InterfaceId};
+use crate::net::{ConnId, Flow, InterfaceId};
 
 /// Peers remembered by their connections, and peers asked for at a time.
 const PEERS_MAX: usize = 4_096;
@@ -35,6 +35,8 @@ pub(crate) struct Peers {
     heard: HashMap<Peer, Flow>,
     /// Whom the other shards were asked for lately.
     asked: HashMap<Peer, Asked>,
+    /// The connection of each that was closed last: another shard may not have heard of it yet.
+    gone: HashMap<Peer, ConnId>,
 }
 
 struct Asked {
@@ -56,6 +58,12 @@ impl Peers {
     /// A connection is gone.
     pub(crate) fn closed(&mut self, flow: &Flow) {
         let peer = peer_of(flow);
+        if self.gone.len() >= PEERS_MAX {
+            self.gone.clear();
+        }
+        if let Some(conn) = flow.conn {
+            self.gone.insert(peer, conn);
+        }
         if self.heard.get(&peer).is_some_and(|heard| heard.conn == flow.conn) {
             self.heard.remove(&peer);
         }
@@ -91,7 +99,11 @@ impl Peers {
 
     /// Another shard has heard a peer. Whoever waited for it, once.
     pub(super) fn answered(&mut self, flow: &Flow) -> Vec<(CallKey, Side)> {
-        let Some(asked) = self.asked.get_mut(&peer_of(flow)) else { return Vec::new() };
+        let peer = peer_of(flow);
+        let Some(asked) = self.asked.get_mut(&peer) else { return Vec::new() };
+        if flow.conn.is_some() && self.gone.get(&peer).copied() == flow.conn {
+            return Vec::new();
+        }
         asked.told.get_or_insert(*flow);
         std::mem::take(&mut asked.legs)
     }

@@ -307,4 +307,10 @@ fn a_connection_of_a_trunk_that_closed_is_not_told() {
         shards[1].input(input);
     }
     assert!(hand_over(&mut shards, 1).is_empty());
+    // A shard that has not heard of the close tells it all the same.
+    shards[0].input(Input::ConnClosed { flow: by(9) });
+    shards[0].input(Input::PeerFound { flow: by(9) });
+    assert_eq!(shards[0].core.stats().legs_rebound, 0);
+    shards[0].input(Input::PeerFound { flow: by(8) });
+    assert_eq!(shards[0].core.stats().legs_rebound, 1);
 }
