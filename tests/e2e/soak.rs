@@ -45,7 +45,7 @@ fn soak_with_loss_abandoned_calls_and_malformed_requests() {
     let mut before = 0;
     for (round, share) in [(0, warm_up), (1, calls - warm_up)] {
         let abandoned = share / 20;
-        let limit = Duration::from_secs(share / rate + 120);
+        let limit = Duration::from_secs(share / rate + 300);
         let callee = bed.callee("uas-answer.xml", "");
         let whole = bed.caller(
             "uac-call.xml",

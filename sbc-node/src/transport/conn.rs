@@ -16,13 +16,14 @@ use std::time::Instant;
 use bytes::Bytes;
 use rustls::Connection as Tls;
 use sbc_core::core::{SendError, SendToken};
-use sbc_core::net::{Flow, Transport};
+use sbc_core::net::{ConnId, Flow, Transport};
 use sbc_core::sip::{self, Frame, Framer, Limits, Message};
 use socket2::Socket;
 
 use super::door::Door;
 use super::identity::Identities;
 use super::proxy;
+use super::tcp::TcpEvent;
 use super::ws::{Rules, Ws, WsFrame};
 use crate::shard::stats::ShardStats;
 
@@ -499,4 +500,15 @@ pub(super) fn alias(
     let port = via.port.unwrap_or(flow.transport.default_port());
     (via.params.has("alias") && shown.host(via.host))
         .then_some(SocketAddr::new(flow.remote.ip(), port))
+}
+
+/// Adds to the users of a connection whose end is among the events.
+pub(super) fn used_at_close(events: &mut VecDeque<TcpEvent>, id: ConnId, bit: u64) {
+    let closed = events.iter_mut().find_map(|event| match event {
+        TcpEvent::Closed { flow, users } if flow.conn == Some(id) => Some(users),
+        _ => None,
+    });
+    if let Some(users) = closed {
+        *users |= bit;
+    }
 }

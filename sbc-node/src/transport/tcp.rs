@@ -17,7 +17,7 @@ use sbc_core::core::{SendError, SendToken};
 use sbc_core::net::{ConnId, DomainId, Flow, InterfaceId, Target, Transport};
 use socket2::Socket;
 
-use super::conn::{Beginning, Conn, Fault, Got, PONG, Serves, accepting, alias};
+use super::conn::{Beginning, Conn, Fault, Got, PONG, Serves, accepting, alias, used_at_close};
 use super::identity::Identities;
 use super::poller::{Interest, Poller};
 use super::unfinished::Waiting;
@@ -402,19 +402,11 @@ impl Tcp {
         Ok(())
     }
 
-    /// Notes that shard `user` has been given a message of the connection; it may be closed by now, and
-    /// its end the next event.
+    /// Notes that shard `user` has been given a message of the connection, which may be closed by now.
     pub fn used_by(&mut self, id: ConnId, user: usize) {
-        if let Some(conn) = self.conns.get_mut(&id) {
-            conn.users |= user_bit(user);
-            return;
-        }
-        let closed = self.events.iter_mut().find_map(|event| match event {
-            TcpEvent::Closed { flow, users } if flow.conn == Some(id) => Some(users),
-            _ => None,
-        });
-        if let Some(users) = closed {
-            *users |= user_bit(user);
+        match self.conns.get_mut(&id) {
+            Some(conn) => conn.users |= user_bit(user),
+            None => used_at_close(&mut self.events, id, user_bit(user)),
         }
     }
 
