@@ -58,6 +58,7 @@ impl Cluster {
         let maker = std::thread::Builder::new().name("sbc-make".to_owned()).spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             settle(&config, &runtime)?;
+            forget_joining(&config)?;
             let made = Identity::read(&config.dir)?;
             made.map(|made| made.node).ok_or_else(vanished)
         })?;
@@ -72,15 +73,13 @@ fn vanished() -> StartError {
     StartError::Core("the directory vanished".to_owned())
 }
 
-/// Makes the directory of a node that has none. Returns whom to expect.
-fn settle(config: &Config, runtime: &Runtime) -> Result<Seeds, StartError> {
-    let seeds = place(config, runtime)?;
-    // The identity is written: nobody asks by this key again.
-    Files::new(&config.dir).joined().map_err(|e| StartError::Pki(e.to_string()))?;
-    Ok(seeds)
+/// The identity is written: nobody asks to be let in by the same key again.
+fn forget_joining(config: &Config) -> Result<(), StartError> {
+    Files::new(&config.dir).joined().map_err(|e| StartError::Pki(e.to_string()))
 }
 
-fn place(config: &Config, runtime: &Runtime) -> Result<Seeds, StartError> {
+/// Makes the directory of a node that has none. Returns whom to expect.
+fn settle(config: &Config, runtime: &Runtime) -> Result<Seeds, StartError> {
     match &config.origin {
         Origin::New => begin(config).map(|()| Seeds::new()),
         Origin::Join { token, seeds } => {
@@ -114,16 +113,14 @@ fn start(config: &Config) -> Result<Handle, StartError> {
     }
     let mut seeds = Seeds::new();
     let opened = match store::open(&config.dir, config.format)? {
-        Some(opened) => {
-            // Left where the process ended just after it was let in.
-            Files::new(&config.dir).joined().map_err(|e| StartError::Pki(e.to_string()))?;
-            opened
-        }
+        Some(opened) => opened,
         None => {
             seeds = settle(config, &runtime)?;
             store::open(&config.dir, config.format)?.ok_or_else(vanished)?
         }
     };
+    // Also where a process before ended just after it was let in.
+    forget_joining(config)?;
     run(config, opened, runtime, &seeds)
 }
 

@@ -123,6 +123,14 @@ impl Handle {
         self.shared.lease.age(clock::now(), self.shared.timing.lease)
     }
 
+    /// Whether this floating address is ours at this moment.
+    pub fn owns_address(&self, address: &str) -> bool {
+        let ours = |tables: &Tables| {
+            tables.address(address).is_some_and(|row| row.is_held_by(self.shared.id))
+        };
+        self.lease_valid() && self.read(ours)
+    }
+
     /// The floating addresses that are ours at this moment.
     pub fn owned_addresses(&self) -> Vec<String> {
         if !self.lease_valid() {

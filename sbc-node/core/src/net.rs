@@ -28,6 +28,11 @@ impl Transport {
         !matches!(self, Transport::Udp)
     }
 
+    /// Whether it is TLS, or WebSocket in TLS.
+    pub fn is_secure(self) -> bool {
+        matches!(self, Transport::Tls | Transport::Wss)
+    }
+
     /// The token of a Via `sent-protocol` (RFC 3261 §20.42, RFC 7118 §5).
     pub fn via_token(self) -> &'static str {
         match self {

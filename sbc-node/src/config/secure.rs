@@ -100,11 +100,7 @@ pub(super) fn doors(
 }
 
 fn tls(cx: &mut Context<'_>, file: &raw::File, interface: &raw::Interface) -> Option<Arc<Profile>> {
-    let listens = interface
-        .listen
-        .0
-        .iter()
-        .find(|l| matches!(l.get_ref().transport, Transport::Tls | Transport::Wss));
+    let listens = interface.listen.0.iter().find(|l| l.get_ref().transport.is_secure());
     let Some(raw) = &interface.tls else {
         if let Some(listen) = listens {
             cx.dependent(listen.span(), "this listener needs [interface.tls] with certificates");

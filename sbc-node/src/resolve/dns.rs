@@ -313,7 +313,7 @@ fn naptr_transport(service: &[u8], sips: bool) -> Option<Transport> {
         _ => return None,
     };
     // §4.1: a SIPS URI must not leave by a service without TLS.
-    let secure = matches!(transport, Transport::Tls | Transport::Wss);
+    let secure = transport.is_secure();
     (!sips || secure).then_some(transport)
 }
 

@@ -53,8 +53,8 @@ impl Owed {
 
     /// Says what is due; what is not taken stays.
     pub(super) async fn say(&mut self, handle: &Handle) {
-        let node = handle.read(|tables| tables.node(handle.id()).map(|n| (n.state, n.drains)));
-        let Some(drain) = self.due(|drain| node == Some((NodeState::Draining, drain))) else {
+        let node = || handle.read(|tables| tables.node(handle.id()).map(|n| (n.state, n.drains)));
+        let Some(drain) = self.due(|drain| node() == Some((NodeState::Draining, drain))) else {
             return;
         };
         match handle.hand_over(drain).await {

@@ -322,7 +322,7 @@ impl Takeover {
             let Some((placed, _)) = self.places.get(&address) else { continue };
             // Asked again for each: a sleeper must not take what a late event promised, nor anybody
             // what it was asked to let go of meanwhile.
-            if !self.handle.owned_addresses().contains(&address) {
+            if !self.handle.owns_address(&address) {
                 continue;
             }
             match floating.take(placed).await {

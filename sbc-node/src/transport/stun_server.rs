@@ -5,11 +5,12 @@
 //! nobody is flooded in another's name; an answer is at most three times as long as its request.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use sbc_core::cidr::Cidr;
 use sbc_core::guard::{Algorithm, OverLimit, RateFacts, RateKey, RateLimit, Rates};
 use sbc_core::stun::{self, Reply};
 
@@ -154,8 +155,8 @@ impl StunServer {
 /// Who counts as one source.
 fn network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
-        IpAddr::V4(ip) => IpAddr::V4(ip),
-        IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64)),
+        v4 @ IpAddr::V4(_) => v4,
+        v6 @ IpAddr::V6(_) => Cidr::new(v6, 64).addr(),
     }
 }
 

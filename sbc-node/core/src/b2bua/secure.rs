@@ -15,11 +15,6 @@ use crate::routing::Peer;
 use crate::sip::value::FromValue;
 use crate::sip::{Builder, HeaderName, Message, Method, NameAddr};
 
-/// Whether a transport is TLS, or WebSocket in TLS.
-pub(crate) fn is_secure(transport: Transport) -> bool {
-    matches!(transport, Transport::Tls | Transport::Wss)
-}
-
 /// Whether a text is a `sips:` URI.
 pub(crate) fn is_sips(uri: &str) -> bool {
     uri.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("sips:"))
@@ -38,7 +33,7 @@ pub(crate) fn makes_secure(request: &Message, flow: &Flow) -> bool {
         Some(route) => NameAddr::from_value(route).ok(),
         None => request.contact().ok().flatten(),
     };
-    is_secure(flow.transport)
+    flow.transport.is_secure()
         && (wants_tls(request) || named.is_some_and(|named| is_sips(named.uri_str)))
 }
 
@@ -46,7 +41,7 @@ pub(crate) fn makes_secure(request: &Message, flow: &Flow) -> bool {
 /// strangers begin is refused elsewhere, as anything of theirs.
 pub(crate) fn refused(cx: &mut Cx<'_>, incoming: &Incoming<'_>) -> bool {
     let (message, flow) = (incoming.message, &incoming.flow);
-    if is_secure(flow.transport) || !wants_tls(message) {
+    if flow.transport.is_secure() || !wants_tls(message) {
         return false;
     }
     let known = message.to_tag().is_some()
@@ -67,7 +62,7 @@ pub(crate) fn refused(cx: &mut Cx<'_>, incoming: &Incoming<'_>) -> bool {
 
 /// Whether a leg may be sent by a flow.
 pub(crate) fn may_go_by(dialog: &Dialog, flow: &Flow) -> bool {
-    !dialog.secure || is_secure(flow.transport)
+    !dialog.secure || flow.transport.is_secure()
 }
 
 /// RFC 5630 §5.3: why there is no way on.
@@ -95,7 +90,7 @@ pub(crate) enum Way {
 }
 
 pub(crate) fn way(peer: &Peer, sips: bool) -> Way {
-    if sips && peer.transport.is_some_and(|t| !is_secure(t)) {
+    if sips && peer.transport.is_some_and(|t| !t.is_secure()) {
         return Way::Insecure;
     }
     let Some(ip) = peer.ip() else { return Way::Name { sips } };
@@ -109,7 +104,7 @@ pub(crate) fn way(peer: &Peer, sips: bool) -> Way {
 /// way is TLS.
 pub(crate) fn may_be_given(contact: &Reached) -> bool {
     let flow = match contact.reach {
-        Reach::Flow(flow) => is_secure(flow.transport),
+        Reach::Flow(flow) => flow.transport.is_secure(),
         Reach::Uri(_) => {
             let path = contact.path.first().and_then(|p| NameAddr::from_value(p).ok());
             path.is_none_or(|path| is_sips(path.uri_str))

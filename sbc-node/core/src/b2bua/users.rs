@@ -169,9 +169,7 @@ pub(crate) enum Way {
 pub(crate) fn way(contact: &Reached) -> Way {
     let interface = match contact.reach {
         // What was registered in the clear is not a way to a sips URI.
-        Reach::Flow(flow)
-            if secure::is_sips(&contact.uri) && !secure::is_secure(flow.transport) =>
-        {
+        Reach::Flow(flow) if secure::is_sips(&contact.uri) && !flow.transport.is_secure() => {
             return Way::None;
         }
         Reach::Flow(flow) => {

@@ -11,7 +11,7 @@ use std::time::Instant;
 use super::shard::answer_alone;
 use crate::b2bua::{Cx, Env, is_emergency};
 use crate::guard::{Fingerprint, Guard, RequestFacts, Verdict, Work};
-use crate::net::{Flow, Transport};
+use crate::net::Flow;
 use crate::sip::{HeaderName, Message, Method, NameAddr};
 
 /// Before parsing; false drops.
@@ -27,7 +27,7 @@ pub(super) fn lets_in(env: &Env, now: Instant, flow: &Flow) -> bool {
 /// A connection that was accepted; false closes it.
 pub(super) fn welcomes(env: &Env, now: Instant, flow: &Flow) -> bool {
     let Some(guard) = &env.guard else { return true };
-    let secure = matches!(flow.transport, Transport::Tls | Transport::Wss);
+    let secure = flow.transport.is_secure();
     let trunk = || env.routing.identify(flow).is_some_and(|trunk| !trunk.config.users);
     lets_in(env, now, flow) && (!secure || guard.handshake(now, flow, trunk) == Verdict::Pass)
 }

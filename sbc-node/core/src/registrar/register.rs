@@ -11,14 +11,12 @@ use super::nat::is_natted;
 use super::policy::{Overflow, RegistrarPolicy};
 use super::table::Bindings;
 use super::upstream::{self, Granted, Judged, device_key};
-use crate::net::{Flow, Transport};
+use crate::net::Flow;
 use crate::sip::value::{Contact, FromValue};
 use crate::sip::{HeaderName, Message, Method, NameAddr, Scheme, UriRef, unquote};
 
 /// Option tags that a REGISTER may require.
-const SUPPORTED: [&str; 3] = ["path", "outbound", "gruu"];
-/// The same as one value.
-const SUPPORTED_TEXT: &str = "path, outbound, gruu";
+const SUPPORTED: &str = "path, outbound, gruu";
 /// Contacts in one REGISTER; no device has more.
 const CONTACTS_MAX: usize = 32;
 
@@ -156,7 +154,7 @@ fn address_of_record(
     }
     let unknown: Vec<&str> = message
         .values(HeaderName::Require)
-        .filter(|tag| !SUPPORTED.iter().any(|s| s.eq_ignore_ascii_case(tag)))
+        .filter(|tag| !SUPPORTED.split(", ").any(|s| s.eq_ignore_ascii_case(tag)))
         .collect();
     if !unknown.is_empty() {
         return Err(Answer::new(420, "").with(HeaderName::Unsupported, unknown.join(", ")));
@@ -323,7 +321,7 @@ fn secure_all_the_way(flow: &Flow, message: &Message) -> bool {
     let hop = |path: &str| NameAddr::from_value(path).is_ok_and(|path| is_sips(path.uri_str));
     let mut path = message.values(HeaderName::Path).peekable();
     let way = match path.peek() {
-        None => matches!(flow.transport, Transport::Tls | Transport::Wss),
+        None => flow.transport.is_secure(),
         Some(_) => path.all(hop),
     };
     way && is_sips(message.request_uri_str())
@@ -461,7 +459,7 @@ fn ok(
     if outbound {
         answer.headers.push((HeaderName::Require, "outbound".to_owned()));
     }
-    answer.headers.push((HeaderName::Supported, SUPPORTED_TEXT.to_owned()));
+    answer.headers.push((HeaderName::Supported, SUPPORTED.to_owned()));
     answer
 }
 
