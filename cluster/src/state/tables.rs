@@ -354,6 +354,9 @@ impl Rows {
                 .u64(u64::from(node.voter))
                 .bytes(node.software.as_bytes())
                 .u64(u64::from(node.format));
+            if node.drains != 0 {
+                hasher = hasher.u64(node.drains);
+            }
         }
         for (name, row) in &*self.addresses {
             let record = row.to_pb(name);

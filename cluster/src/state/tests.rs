@@ -212,6 +212,19 @@ fn a_hand_over_belongs_to_its_drain() {
 }
 
 #[test]
+fn the_digest_counts_drains_that_were_undone() {
+    let [drained, never] = [false, true].map(|first| {
+        let mut m = Machine::new();
+        for undo in [first, true] {
+            m.write(2, Command::drain(NodeId(1), undo));
+        }
+        assert_eq!(m.tables.node(NodeId(1)).unwrap().state, NodeState::Up);
+        m.tables.digest()
+    });
+    assert_ne!(drained, never, "a late hand-over would end them differently");
+}
+
+#[test]
 fn a_drained_node_carries_nothing() {
     let mut m = Machine::new();
     m.write(1, Command::put_address("sip", 1, Some(NodeId(1))));

@@ -158,6 +158,21 @@ fn a_phone_behind_nat_is_called_by_its_flow_and_kept_alive() {
 }
 
 #[test]
+fn a_phone_is_not_to_blame_for_keepalives_that_the_node_had_no_room_for() {
+    let mut settings = settings(false);
+    settings.transactions.max_clients = 0;
+    let mut w = settings.begin();
+    register(&mut w, Who::B, 1, "Contact: <sip:bob@10.9.9.9:5062>\n");
+    w.expect(Who::B, "200");
+    w.ms(150_000);
+    w.nothing(Who::B);
+    let stats = w.core.registrar().unwrap().bindings().stats();
+    assert!(stats.pings > 3, "{}", stats.pings);
+    assert_eq!(stats.ping_misses, 0);
+    assert_eq!(w.aors.last().map(|a| a.bindings.len()), Some(1));
+}
+
+#[test]
 fn rfc5626_a_phone_behind_nat_is_kept_alive_by_stun_and_dropped_when_it_is_silent() {
     let mut settings = settings(false);
     let registrar = settings.registrar.as_mut().unwrap();

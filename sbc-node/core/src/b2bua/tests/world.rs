@@ -247,6 +247,7 @@ pub(super) struct Settings {
     pub(super) guard: Option<Arc<crate::guard::Guard>>,
     pub(super) overload: Option<Arc<crate::guard::Overload>>,
     pub(super) admission: crate::routing::AdmissionConfig,
+    pub(super) transactions: crate::transaction::Config,
     /// The public side is reached by TCP as well.
     pub(super) tcp: bool,
     /// Both sides are reached by TLS as well.
@@ -265,6 +266,7 @@ impl Settings {
             registrar: None,
             guard: None,
             overload: None,
+            transactions: crate::transaction::Config::default(),
             admission: crate::routing::AdmissionConfig::default(),
             tcp: false,
             tls: false,
@@ -328,7 +330,7 @@ impl Settings {
             interfaces: vec![inside, outside],
             calls: self.calls.clone(),
             routing: Arc::new(self.routing(now)),
-            transactions: crate::transaction::Config::default(),
+            transactions: self.transactions,
             limits: crate::sip::Limits::default(),
             guard: self.guard.clone(),
             overload: self.overload.clone(),
