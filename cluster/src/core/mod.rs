@@ -3,7 +3,7 @@
 //! when to call again. The same inputs at the same times give the same outputs.
 //!
 //! `ready.rs` holds the one order in which a Ready of raft-rs is worked through, `session.rs` our
-//! proposals and their answers, `lease.rs` the lease and the addresses that hang on it,
+//! proposals and their answers, `let_go.rs` the calls that are not ours to write any more, `lease.rs` the lease and the addresses that hang on it,
 //! `vouch.rs` what a new leader learns of leases from its votes, `govern.rs` what only a leader does,
 //! `log.rs` Raft's view of the log.
 //!
@@ -11,6 +11,7 @@
 
 mod govern;
 mod lease;
+mod let_go;
 mod log;
 mod ready;
 mod session;
@@ -37,6 +38,7 @@ pub(crate) use session::ReplyId;
 
 use govern::{Clock, Govern};
 use lease::Lease;
+use let_go::LetGo;
 use log::MirrorLog;
 use session::Session;
 use vouch::Vouched;
@@ -206,6 +208,7 @@ pub(crate) struct Core {
     term: u64,
     role: StateRole,
     session: Session,
+    let_go: LetGo,
     lease: Lease,
     vouched: Vouched,
     govern: Govern,
@@ -270,6 +273,7 @@ impl Core {
         let raft = RawNode::new(&raft_config, log, &logger)?;
         let mut core = Core {
             session: Session::new(),
+            let_go: LetGo::default(),
             lease: Lease::new(lease),
             vouched: Vouched::new(now),
             govern: Govern::default(),

@@ -9,7 +9,7 @@ use raft::{Ready, StateRole};
 use super::{Core, CoreError, Output, Persist, Unpersisted};
 use crate::event::Event;
 use crate::state::{Applied, Effect, Position};
-use crate::types::{NodeId, Table};
+use crate::types::{DialogKey, NodeId, Table};
 
 impl Core {
     pub(super) fn work_ready(&mut self) -> Result<(), CoreError> {
@@ -66,6 +66,10 @@ impl Core {
         tables.read_up_to(self.config.format);
         {
             let mut shared = self.tables.write().unwrap_or_else(|e| e.into_inner());
+            let id = self.config.id;
+            let ours = |key: &DialogKey| tables.dialog(key).is_some_and(|row| row.owner == id);
+            let before = shared.dialogs_of(id).map(|(key, _)| *key).collect();
+            self.let_go.reload(self.now, before, ours);
             *shared = *tables;
         }
         self.settle_session();
@@ -192,6 +196,9 @@ impl Core {
             self.answer(index, origin, applied.outcome);
         }
         for effect in applied.effects {
+            if let Effect::Moved { from, to, dialogs } = &effect {
+                self.let_go.moved(self.now, self.config.id, (*from, *to), dialogs);
+            }
             match effect {
                 // Before the first lease these are history; what is ours then is told as a whole.
                 Effect::Moved { .. } if !self.lease.is_resumed() => {}

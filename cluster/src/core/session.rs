@@ -8,10 +8,11 @@ use std::time::Duration;
 use prost::Message as _;
 use raft::eraftpb::{Entry, Message, MessageType};
 use sbc_proto::cluster::v1 as pb;
+use sbc_proto::cluster::v1::command::Op;
 
 use super::{Committed, Core, Output, ProposeError, Time};
 use crate::state::Origin;
-use crate::types::{Outcome, Rejection};
+use crate::types::{DialogKey, Outcome, Rejection};
 
 /// Ties a proposal to its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -82,6 +83,11 @@ impl Core {
             self.reply(Some(id), Ok(Committed { index: 0, outcome }));
             return;
         }
+        if self.is_let_go(&command) {
+            let outcome = Outcome::Rejected(Rejection::Fenced);
+            self.reply(Some(id), Ok(Committed { index: 0, outcome }));
+            return;
+        }
         let epoch = {
             let tables = self.tables.read().unwrap_or_else(|e| e.into_inner());
             tables.node(self.config.id).map_or(0, |node| node.epoch)
@@ -89,9 +95,22 @@ impl Core {
         let seq = self.session.next_seq;
         self.session.next_seq += 1;
         self.session.deadlines.insert((self.now + timeout, seq));
+        if let Some(Op::ReleaseAddresses(op)) = &command.op
+            && op.node == self.config.id.0
+        {
+            self.let_go.releases(seq, op.group);
+        }
         let reply = Some(id);
         let pending = Pending { reply, command, epoch, bytes };
         self.session.pending.insert(seq, pending);
+    }
+
+    /// Whether it writes a call that is another node's, or is about to be.
+    fn is_let_go(&mut self, command: &pb::Command) -> bool {
+        let Some(Op::PutDialog(op)) = &command.op else { return false };
+        let Ok(key) = op.id[..].try_into().map(DialogKey) else { return false };
+        let pending = &self.session.pending;
+        self.let_go.has(self.now, &key, op.group, |seq| pending.contains_key(&seq))
     }
 
     /// Sends what has gathered, as one Raft message for as long as it fits.

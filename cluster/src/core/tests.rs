@@ -4,8 +4,10 @@ use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeType, ConfChangeV2, Entry, EntryType, HardState};
 
 use super::*;
+use crate::command::Command;
 use crate::config::Timing;
 use crate::state::{FORMAT_VERSION, Node};
+use crate::types::{DialogKey, Rejection};
 
 const TICK: Duration = Duration::from_millis(25);
 
@@ -45,11 +47,13 @@ fn agreed(asked: &Message) -> Option<Message> {
         MessageType::MsgRequestPreVote => MessageType::MsgRequestPreVoteResponse,
         MessageType::MsgRequestVote => MessageType::MsgRequestVoteResponse,
         MessageType::MsgAppend => MessageType::MsgAppendResponse,
+        MessageType::MsgHeartbeat => MessageType::MsgHeartbeatResponse,
         _ => return None,
     };
     let mut answer = Message { from: asked.to, to: asked.from, ..Message::default() };
     answer.set_msg_type(kind);
     answer.term = asked.term;
+    answer.context = asked.context.clone();
     answer.index = asked.index + asked.entries.len() as u64;
     Some(answer)
 }
@@ -112,4 +116,69 @@ fn who_applies_its_own_removal_as_leader_steps_down() {
         talk(&mut core, now);
     }
     assert!(!core.progress().is_leader, "it does not stand again");
+}
+
+/// A tenth of a second in which peers agree and writes are durable at once. Peers that say nothing by
+/// themselves are declared down by a leader after ten or so.
+fn settle(core: &mut Core, now: &mut Time) {
+    for _ in 0..4 {
+        *now += TICK;
+        core.handle(*now, Input::Tick).expect("tick");
+        for number in talk(core, *now) {
+            core.handle(*now, Input::Persisted(number)).expect("persisted");
+        }
+    }
+}
+
+#[test]
+fn a_call_that_is_given_away_is_not_written_any_more() {
+    let mut now = Time::ZERO;
+    let none = Entry { index: 2, term: 1, ..Entry::default() };
+    let core = Core::new(config(), recovered(none), LeaseCell::default(), now);
+    let mut core = core.expect("a core");
+    while !core.progress().is_leader {
+        settle(&mut core, &mut now);
+    }
+    let call = DialogKey([7; 16]);
+    let put = || Command::put_dialog(call, 1, &[], Bytes::from_static(b"call"));
+    let mut number = 0;
+    let mut say = |core: &mut Core, now: Time, command: Command| {
+        number += 1;
+        let timeout = Duration::from_secs(1);
+        let said = Input::Propose { id: ReplyId(number), command: command.0, timeout };
+        core.handle(now, said).expect("a proposal");
+    };
+    for command in [
+        Command::put_address("sip", 1, Some(NodeId(1))),
+        put(),
+        Command::move_addresses(1, NodeId(2)),
+    ] {
+        say(&mut core, now, command);
+        settle(&mut core, &mut now);
+    }
+    let tables = core.tables();
+    let row = || tables.read().expect("not poisoned").dialog(&call).map(|row| row.owner);
+    assert_eq!(row(), Some(NodeId(1)), "until the address is released");
+    let asked = tables
+        .read()
+        .expect("not poisoned")
+        .address("sip")
+        .and_then(|row| row.is_asked_of(NodeId(1)));
+    let asked = asked.expect("it is asked of us");
+    let release = pb::ReleaseAddresses { group: 1, node: 1, asked };
+    say(&mut core, now, Command::new(pb::command::Op::ReleaseAddresses(release)));
+    // In the same moment, and once the other node has it.
+    say(&mut core, now, put());
+    let refused = |core: &mut Core| {
+        let fenced = Outcome::Rejected(Rejection::Fenced);
+        std::iter::from_fn(|| core.poll()).any(|output| match output {
+            Output::Reply { result: Ok(committed), .. } => committed.outcome == fenced,
+            _ => false,
+        })
+    };
+    assert!(refused(&mut core), "it would be applied after the release");
+    settle(&mut core, &mut now);
+    assert_eq!(row(), Some(NodeId(2)));
+    say(&mut core, now, put());
+    assert!(refused(&mut core), "the other may have ended it by the time that this comes");
 }

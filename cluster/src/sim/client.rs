@@ -35,6 +35,12 @@ impl World {
             keys.partition(|key| self.checks.lives(key))
         };
         let version = self.checks.next_version();
+        // A part of the node that has not heard yet that the call is another's.
+        let wrote: Vec<DialogKey> = self.host(id).wrote.iter().copied().collect();
+        if !wrote.is_empty() && self.chance.percent(3) {
+            let key = self.chance.pick(&wrote);
+            return self.write(id, key, version);
+        }
         // The end of a call was not confirmed: whoever carries it on ends it again.
         if !ending.is_empty() && self.chance.percent(10) {
             let key = self.chance.pick(&ending);
@@ -51,7 +57,13 @@ impl World {
             let write = Some((key, version, true));
             return self.propose(id, Command::delete_dialog(key), write).map(drop);
         }
-        let group = u32::try_from(self.chance.below(3)).expect("small");
+        self.write(id, key, version)
+    }
+
+    fn write(&mut self, id: NodeId, key: DialogKey, version: u64) -> Result<(), String> {
+        self.host(id).wrote.insert(key);
+        // A call keeps its group.
+        let group = u32::from(key.0[7]) % 3;
         let value = Bytes::copy_from_slice(&version.to_be_bytes());
         let command = Command::put_dialog(key, group, &[version], value);
         self.propose(id, command, Some((key, version, false))).map(drop)
@@ -67,6 +79,9 @@ impl World {
         let reply = ReplyId(self.next_reply);
         self.next_reply += 1;
         if let Some((key, version, delete)) = write {
+            if delete {
+                self.host(id).wrote.remove(&key);
+            }
             self.checks.asked(reply, key, version, delete);
         }
         let timeout = Duration::from_millis(500);

@@ -141,9 +141,9 @@ fn a_seed_repeats_itself() {
 fn finds_the_bugs_that_were_put_in() {
     // With each, the seed to begin with: one that found it when this was written.
     let plants: [(Plant, u64, &[&str]); 5] = [
-        (Plant::AckBeforePersist, 27, &["lost", "differs at", "to_commit", "out of range"]),
-        (Plant::EarlyHandover, 4, &["held by two"]),
-        (Plant::SaysDroppedTooEarly, 0, &["held by two"]),
+        (Plant::AckBeforePersist, 54, &["lost", "differs at", "to_commit", "out of range"]),
+        (Plant::EarlyHandover, 5, &["held by two"]),
+        (Plant::SaysDroppedTooEarly, 11, &["held by two"]),
         (Plant::SameIdAfterLoss, 0, &["lost", "differs at", "to_commit"]),
         (Plant::AssumesUpdated, 0, &["version 2"]),
     ];

@@ -14,7 +14,7 @@ use super::{Chance, Plant};
 use crate::config::Timing;
 use crate::core::{Core, CoreConfig, CoreError, Input, LeaseCell, Output};
 use crate::state::{FORMAT_VERSION, Node, Position, Tables};
-use crate::types::NodeId;
+use crate::types::{DialogKey, NodeId};
 
 pub(super) const ADDRESSES: [(&str, u32); 2] = [("192.0.2.1", 1), ("192.0.2.2", 2)];
 
@@ -44,6 +44,8 @@ pub(super) struct Host {
     pub(super) format: u32,
     pub(super) name: String,
     pub(super) edge: Edge,
+    /// Calls that its process believes to be its own.
+    pub(super) wrote: BTreeSet<DialogKey>,
     /// Counts lives, so that what belongs to an earlier one is dropped.
     pub(super) life: u64,
 }
@@ -140,6 +142,7 @@ impl World {
             format,
             name,
             edge: Edge::default(),
+            wrote: BTreeSet::new(),
             life: 0,
         };
         self.hosts.insert(id, host);
@@ -347,6 +350,7 @@ impl World {
         let host = self.host(id);
         host.core = None;
         host.life += 1;
+        host.wrote.clear();
         host.syncing = false;
         host.waiting.clear();
         host.paused_until = Duration::ZERO;
