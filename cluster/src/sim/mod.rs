@@ -144,7 +144,7 @@ fn finds_the_bugs_that_were_put_in() {
         (Plant::AckBeforePersist, 54, &["lost", "differs at", "to_commit", "out of range"]),
         (Plant::EarlyHandover, 5, &["held by two"]),
         (Plant::SaysDroppedTooEarly, 11, &["held by two"]),
-        (Plant::SameIdAfterLoss, 0, &["lost", "differs at", "to_commit"]),
+        (Plant::SameIdAfterLoss, 7, &["lost", "differs at", "to_commit"]),
         (Plant::AssumesUpdated, 0, &["version 2"]),
     ];
     let mut missed = Vec::new();
