@@ -190,6 +190,8 @@ pub(crate) struct Core {
     raft: RawNode<MirrorLog>,
     tables: Arc<RwLock<Tables>>,
     conf: ConfState,
+    /// The commit index is to be written, because members changed.
+    conf_changed: bool,
     applied: u64,
     now: Time,
     next_tick: Time,
@@ -284,6 +286,7 @@ impl Core {
             raft,
             tables: Arc::new(RwLock::new(tables)),
             conf,
+            conf_changed: false,
             applied,
             now,
             outputs: VecDeque::new(),

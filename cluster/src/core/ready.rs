@@ -64,15 +64,19 @@ impl Core {
         self.conf = position.conf;
         self.applied = position.index;
         tables.read_up_to(self.config.format);
-        {
+        let id = self.config.id;
+        let mut ours: Vec<DialogKey> = {
             let mut shared = self.tables.write().unwrap_or_else(|e| e.into_inner());
-            let id = self.config.id;
-            let ours = |key: &DialogKey| tables.dialog(key).is_some_and(|row| row.owner == id);
-            let before = shared.dialogs_of(id).map(|(key, _)| *key).collect();
-            self.let_go.reload(self.now, before, ours);
+            let ours = shared.dialogs_of(id).map(|(key, _)| *key).collect();
             *shared = *tables;
+            ours
+        };
+        ours.extend(self.settle_session());
+        {
+            let tables = self.tables.read().unwrap_or_else(|e| e.into_inner());
+            let still = |key: &DialogKey| tables.dialog(key).is_some_and(|row| row.owner == id);
+            self.let_go.reload(self.now, ours, still);
         }
-        self.settle_session();
         self.note_applied();
         self.note_installed();
     }
@@ -85,7 +89,9 @@ impl Core {
         self.raft.mut_store().append(&entries);
         let messages = ready.take_persisted_messages();
         let index = ready.snapshot().get_metadata().index;
-        let written = ready.must_sync();
+        // The members of now are those that the commit index says: without it a node that starts again
+        // may count on one that is gone.
+        let written = ready.must_sync() || std::mem::take(&mut self.conf_changed);
         if written {
             let snapshot = (index != 0).then(|| Position {
                 index,
@@ -175,6 +181,7 @@ impl Core {
         // A change that does not fit the present members is void, on every node alike.
         if let Ok(Ok(conf)) = change {
             self.conf = conf;
+            self.conf_changed = true;
             self.event(Event::MembersChanged);
             self.step_down_if_removed();
         }

@@ -107,10 +107,9 @@ impl Core {
 
     /// Whether it writes a call that is another node's, or is about to be.
     fn is_let_go(&mut self, command: &pb::Command) -> bool {
-        let Some(Op::PutDialog(op)) = &command.op else { return false };
-        let Ok(key) = op.id[..].try_into().map(DialogKey) else { return false };
+        let Some((key, group)) = dialog_of(command) else { return false };
         let pending = &self.session.pending;
-        self.let_go.has(self.now, &key, op.group, |seq| pending.contains_key(&seq))
+        self.let_go.has(self.now, &key, group, |seq| pending.contains_key(&seq))
     }
 
     /// Sends what has gathered, as one Raft message for as long as it fits.
@@ -217,22 +216,25 @@ impl Core {
     }
 
     /// After a snapshot: what our session says was applied, was applied; whether it was rejected is
-    /// not known, so that nobody may count on it.
-    pub(super) fn settle_session(&mut self) {
+    /// not known, so that nobody may count on it. Gives the calls that were written.
+    pub(super) fn settle_session(&mut self) -> Vec<DialogKey> {
         let (boot, seq) = {
             let tables = self.tables.read().unwrap_or_else(|e| e.into_inner());
             tables.session_of(self.config.id)
         };
         if boot != self.config.boot {
-            return;
+            return Vec::new();
         }
         self.session.done = self.session.done.max(seq);
         let rest = self.session.pending.split_off(&(seq + 1));
         let applied = std::mem::replace(&mut self.session.pending, rest);
+        let mut written = Vec::new();
         for pending in applied.into_values() {
+            written.extend(dialog_of(&pending.command).map(|(key, _)| key));
             self.reply(pending.reply, Err(ProposeError::Timeout));
         }
         self.session.resend_all();
+        written
     }
 
     pub(super) fn expire_proposals(&mut self) {
@@ -275,4 +277,10 @@ impl Core {
             self.outputs.push_back(Output::Reply { id, result });
         }
     }
+}
+
+/// The call that a command writes, and its address group.
+fn dialog_of(command: &pb::Command) -> Option<(DialogKey, u32)> {
+    let Some(Op::PutDialog(op)) = &command.op else { return None };
+    op.id[..].try_into().ok().map(|key| (DialogKey(key), op.group))
 }

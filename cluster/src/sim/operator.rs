@@ -155,16 +155,20 @@ fn look<R>(world: &mut World, via: NodeId, look: impl FnOnce(&Tables) -> R) -> R
     look(&tables)
 }
 
-/// Whether Raft's members, the table and the machines agree: nothing is under way.
+/// Whether Raft's members, the table and the machines agree, on the leader and on a majority: nothing
+/// is under way.
 fn settled(world: &mut World) -> bool {
     let Some(leader) = Faults::leader(world) else {
         return false;
     };
     let hosts: Vec<NodeId> = world.ids();
-    let status = world.hosts[&leader].core.as_ref().map(Core::progress);
-    let same = status.is_some_and(|status| {
+    let agrees = |core: &Core| {
+        let status = core.progress();
         status.learners.is_empty() && status.voters.iter().copied().eq(hosts.iter().copied())
-    });
+    };
+    let cores = |id: &NodeId| world.hosts[id].core.as_ref();
+    let agreed = hosts.iter().filter_map(cores).filter(|core| agrees(core)).count();
+    let same = cores(&leader).is_some_and(agrees) && agreed > hosts.len() / 2;
     same && look(world, leader, |tables| {
         tables.nodes().map(|(id, _)| id).eq(hosts.iter().copied())
             && tables.nodes().all(|(_, row)| row.state != NodeState::Joining)
