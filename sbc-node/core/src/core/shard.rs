@@ -329,10 +329,12 @@ impl Core {
                     cx.elsewhere(Wanted::Node(node), flow, &message);
                 }
                 Ok(()) if asks_for_its_invite(cx, &message) => cx.dialog_elsewhere(flow, &message),
-                Ok(()) if guarded::lets_through(cx, &flow, &message) => {
-                    cx.env.txn.handle_message(cx.now, flow, message);
+                Ok(()) => {
+                    let key = cx.env.txn.key(&message);
+                    if guarded::lets_through(cx, &flow, &message, key) {
+                        cx.env.txn.handle_keyed(cx.now, flow, message, key);
+                    }
                 }
-                Ok(()) => {}
                 Err(reject) => {
                     cx.env.stats.malformed(reject.defect);
                     refuse_malformed(cx, &flow, &message, reject.status, &reject.reason);
