@@ -5,7 +5,7 @@ use std::fmt;
 use smallvec::SmallVec;
 
 use super::Algorithm;
-use crate::sip::{List, is_token};
+use crate::sip::{List, is_token, quoted_end};
 
 /// Quality of protection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -79,6 +79,9 @@ impl Name {
     }
 }
 
+/// Parameters beside those; nobody sends more than a few.
+const OTHERS_MAX: usize = 32;
+
 /// What a Digest value says. Values come without quotes, escapes left as they are (RFC 7616 §3.4.2
 /// hashes what stands between the quotes).
 #[derive(Default)]
@@ -92,24 +95,21 @@ impl<'a> Parameters<'a> {
         }
         let mut known = Parameters::default();
         let mut others: SmallVec<[&str; 8]> = SmallVec::new();
-        for element in List::new(rest) {
-            let (name, value) = element.split_once('=').ok_or(HeaderFault::Malformed)?;
-            let (name, value) = (trim(name), trim(value));
+        let mut rest = rest.trim_start_matches(SEPARATORS);
+        while !rest.is_empty() {
+            let (name, behind) = rest.split_once('=').ok_or(HeaderFault::Malformed)?;
+            let name = trim(name);
             if !is_token(name) {
                 return Err(HeaderFault::Malformed);
             }
-            let value = match value.strip_prefix('"') {
-                Some(inner) => inner.strip_suffix('"').ok_or(HeaderFault::Malformed)?,
-                None if value.bytes().any(|b| matches!(b, b'"' | b' ' | b'\t')) => {
-                    return Err(HeaderFault::Malformed);
-                }
-                None => value,
-            };
+            let (value, behind) = value_of(behind.trim_start_matches(BLANKS))?;
+            rest = behind.trim_start_matches(SEPARATORS);
             // A second one is how a check is made to see another value than the computation.
             let again = match Name::of(name) {
                 Some(name) => {
                     known.0.get_mut(name as usize).and_then(|p| p.replace(value)).is_some()
                 }
+                None if others.len() == OTHERS_MAX => return Err(HeaderFault::Malformed),
                 None => {
                     let again = others.iter().any(|n| n.eq_ignore_ascii_case(name));
                     others.push(name);
@@ -137,6 +137,25 @@ impl<'a> Parameters<'a> {
             Some(token) => Algorithm::from_token(token).ok_or(HeaderFault::Unsupported),
         }
     }
+}
+
+const BLANKS: [char; 2] = [' ', '\t'];
+const SEPARATORS: [char; 3] = [' ', '\t', ','];
+
+/// The value at the begin of `text`, and what is behind it: nothing or a comma.
+fn value_of(text: &str) -> Result<(&str, &str), HeaderFault> {
+    let bad = HeaderFault::Malformed;
+    if !text.starts_with('"') {
+        let end = memchr::memchr(b',', text.as_bytes()).unwrap_or(text.len());
+        let (value, behind) = text.split_at_checked(end).ok_or(bad)?;
+        let value = trim(value);
+        let odd = value.bytes().any(|b| matches!(b, b'"' | b' ' | b'\t'));
+        return if odd { Err(bad) } else { Ok((value, behind)) };
+    }
+    let end = quoted_end(text, 0).ok_or(bad)?;
+    let value = text.get(1..end - 1).ok_or(bad)?;
+    let behind = text.get(end..).ok_or(bad)?.trim_start_matches(BLANKS);
+    if behind.is_empty() || behind.starts_with(',') { Ok((value, behind)) } else { Err(bad) }
 }
 
 /// Without blanks at its ends, of which there are seldom any.

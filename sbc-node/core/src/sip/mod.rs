@@ -31,6 +31,7 @@ pub use multipart::{MultipartError, Part, parse_multipart, write_multipart};
 pub use name::{HeaderName, Repeat};
 pub use parse::{Limits, ParseError, ParseErrorKind, parse, salvage};
 pub use reply::{ack_for_failure, cancel_for, malformed_response, response};
+pub(crate) use scan::quoted_end;
 pub use scan::{List, Params, is_token, is_token_byte, percent_decode, quote, unquote};
 pub use stream::{Frame, Framer, StreamError};
 pub use uri::{Scheme, Uri, UriRef};
