@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use rand::Rng;
 
 use super::client::{Client, ClientTimer};
@@ -48,7 +48,7 @@ pub struct TransactionLayer {
     pub(super) servers: Table<Server>,
     pub(super) by_fingerprint: HashMap<Fingerprint, u32>,
     /// Requests outside dialogs that a merged one would equal.
-    pub(super) originals: HashMap<Fingerprint, u32>,
+    pub(super) originals: HashSet<Fingerprint>,
     pub(super) stats: Stats,
     /// Since when, and how many, late 2xx were told to the TU.
     stray_ok: (Instant, u32),
@@ -72,7 +72,7 @@ impl TransactionLayer {
             no_streams: HashMap::new(),
             servers: Table::new(config.max_servers),
             by_fingerprint: HashMap::new(),
-            originals: HashMap::new(),
+            originals: HashSet::new(),
             stats: Stats::default(),
             stray_ok: (now, 0),
             events: VecDeque::new(),

@@ -259,7 +259,7 @@ impl TransactionLayer {
         let Ok(via) = message.via() else { return };
         let route = reply_route(&flow, &via);
         let original = self.matcher.merged(&message);
-        let merged = original.is_some_and(|print| self.originals.contains_key(&print));
+        let merged = original.is_some_and(|print| self.originals.contains(&print));
         let original = original.filter(|_| !merged);
         let timers = &self.config.timers;
         let (machine, steps): (Machine, Steps) = if message.method() == Some(&Method::Invite) {
@@ -298,7 +298,7 @@ impl TransactionLayer {
         let lost = flow.transport.is_reliable() && flow.conn.is_none();
         let dest = route.fallback.filter(|_| lost).unwrap_or(route.dest);
         let original = self.matcher.merged(&invite);
-        let original = original.filter(|print| !self.originals.contains_key(print));
+        let original = original.filter(|print| !self.originals.contains(print));
         let (fresh, actions) = InviteServer::start(&self.config.timers);
         let answered = !provisional.is_empty();
         let (state, steps): (InviteServer, Steps) = match answered {
@@ -327,7 +327,7 @@ impl TransactionLayer {
         let (index, generation) = self.servers.insert(server);
         self.by_fingerprint.insert(key, index);
         if let Some(print) = original {
-            self.originals.insert(print, index);
+            self.originals.insert(print);
         }
         self.perform_server(now, index, steps, Context::default());
         ServerId { index, generation }
