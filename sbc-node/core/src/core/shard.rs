@@ -321,9 +321,9 @@ impl Core {
     }
 
     /// A whole message from the wire.
-    fn message(cx: &mut Cx<'_>, flow: Flow, data: Bytes) {
+    fn message(cx: &mut Cx<'_>, flow: Flow, mut data: Bytes) {
         let limits = cx.env.config.limits;
-        match sip::parse(data.clone(), &limits) {
+        match sip::parse_from(&mut data, &limits) {
             Ok(message) => match sip::validate(&message) {
                 Ok(()) if let Some(node) = other_node(cx, &message) => {
                     cx.elsewhere(Wanted::Node(node), flow, &message);

@@ -29,7 +29,7 @@ pub use message::{Header, HeaderError, Message, StartLine};
 pub use method::{Method, reason_phrase};
 pub use multipart::{MultipartError, Part, parse_multipart, write_multipart};
 pub use name::{HeaderName, Repeat};
-pub use parse::{Limits, ParseError, ParseErrorKind, parse, salvage};
+pub use parse::{Limits, ParseError, ParseErrorKind, parse, parse_from, salvage};
 pub use reply::{ack_for_failure, cancel_for, malformed_response, response};
 pub(crate) use scan::quoted_end;
 pub use scan::{List, Params, is_token, is_token_byte, percent_decode, quote, unquote};
