@@ -29,7 +29,7 @@ pub(crate) fn source(cx: &mut Cx<'_>, incoming: &Incoming<'_>) -> Result<Arc<Tru
     if let Some(trunk) = cx.env.routing.identify(&incoming.flow) {
         return Ok(trunk.clone());
     }
-    let Some(trunk) = users_trunk(cx, &incoming.flow) else {
+    let Some(trunk) = users_trunk(cx, &incoming.flow).cloned() else {
         return Err(cx.env.routing.unknown_source().into());
     };
     let (now_s, salt) = (cx.unix_ms() / 1_000, cx.ids().rng().next_u64());
@@ -110,10 +110,10 @@ impl From<Answer> for Refuse {
 }
 
 /// The trunk with the rules for phones, on the interface that they register on.
-pub(crate) fn users_trunk(cx: &Cx<'_>, flow: &Flow) -> Option<Arc<Trunk>> {
+pub(crate) fn users_trunk<'a>(cx: &'a Cx<'_>, flow: &Flow) -> Option<&'a Arc<Trunk>> {
     let name = &cx.env.config.registrar.as_ref()?.trunk;
     let trunk = cx.env.routing.table().trunk_by_name(name)?;
-    (trunk.config.interface == flow.interface && trunk.config.users).then(|| trunk.clone())
+    (trunk.config.interface == flow.interface && trunk.config.users).then_some(trunk)
 }
 
 /// What to ask for a request that goes to a user; `user` is the translated Request-URI user.

@@ -13,6 +13,7 @@ use crate::b2bua::{Cx, Env, is_emergency};
 use crate::guard::{Fingerprint, Guard, RequestFacts, Verdict, Work};
 use crate::net::Flow;
 use crate::sip::{HeaderName, Message, Method, NameAddr};
+use crate::transaction::RequestKey;
 
 /// Before parsing; false drops.
 pub(super) fn lets_in(env: &Env, now: Instant, flow: &Flow) -> bool {
@@ -34,7 +35,12 @@ pub(super) fn welcomes(env: &Env, now: Instant, flow: &Flow) -> bool {
 
 /// After parsing; false when the message was dropped or answered. Responses pass: they find their
 /// transaction or nothing. So do retransmissions: their transaction answers them.
-pub(super) fn lets_through(cx: &mut Cx<'_>, flow: &Flow, message: &Message) -> bool {
+pub(super) fn lets_through(
+    cx: &mut Cx<'_>,
+    flow: &Flow,
+    message: &Message,
+    key: RequestKey,
+) -> bool {
     let env = &mut *cx.env;
     let Some(method) = message.method() else { return true };
     let in_dialog = message.to_tag().is_some() || matches!(method, Method::Ack | Method::Cancel);
@@ -42,7 +48,7 @@ pub(super) fn lets_through(cx: &mut Cx<'_>, flow: &Flow, message: &Message) -> b
     let trunk = env.routing.identify(flow).filter(|t| !t.config.users).cloned();
     let named = trunk.as_ref().map(|t| (t.id.0, &**t.name()));
     let guard = env.guard.clone().filter(|g| trunk.is_none() || g.has_rules());
-    if (loaded.is_none() && guard.is_none()) || env.txn.is_retransmission(message) {
+    if (loaded.is_none() && guard.is_none()) || env.txn.knows(key) {
         return true;
     }
     if let Some(overload) = loaded
@@ -101,6 +107,19 @@ fn judge(
     passes: Passes,
     message: &Message,
 ) -> Verdict {
+    let mut facts = RequestFacts {
+        flow,
+        method: message.method().map_or("", Method::as_str),
+        trunk,
+        aor: "",
+        ruri_user: "",
+        fingerprint: Fingerprint::default(),
+        in_dialog: passes.in_dialog,
+        emergency: passes.emergency,
+    };
+    if !guard.reads(&facts) {
+        return guard.request(now, &facts);
+    }
     let from = message.from().ok();
     let aor = from.as_ref().and_then(|f| f.uri_str.split_once(':')).map_or("", |(_, rest)| rest);
     let aor = aor.split([';', '?']).next().unwrap_or("");
@@ -110,20 +129,13 @@ fn judge(
     };
     let (to_user, from_user) = (user(message.to().ok()), user(from));
     let ruri = message.request_uri().ok();
-    let facts = RequestFacts {
-        flow,
-        method: message.method().map_or("", Method::as_str),
-        trunk,
-        aor: &aor,
-        ruri_user: ruri.and_then(|u| u.user()).unwrap_or(""),
-        fingerprint: Fingerprint {
-            user_agent: message.header(HeaderName::UserAgent).unwrap_or("").as_bytes(),
-            from_user: from_user.as_bytes(),
-            to_user: to_user.as_bytes(),
-            call_id: message.call_id().unwrap_or("").as_bytes(),
-        },
-        in_dialog: passes.in_dialog,
-        emergency: passes.emergency,
+    facts.aor = &aor;
+    facts.ruri_user = ruri.and_then(|u| u.user()).unwrap_or("");
+    facts.fingerprint = Fingerprint {
+        user_agent: message.header(HeaderName::UserAgent).unwrap_or("").as_bytes(),
+        from_user: from_user.as_bytes(),
+        to_user: to_user.as_bytes(),
+        call_id: message.call_id().unwrap_or("").as_bytes(),
     };
     guard.request(now, &facts)
 }

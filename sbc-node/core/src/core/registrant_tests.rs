@@ -241,12 +241,8 @@ fn it_is_refreshed_before_the_end_that_the_registrar_chose() {
 }
 
 fn server() -> Server {
-    Server {
-        realm: "carrier".into(),
-        algorithms: vec![Algorithm::Md5, Algorithm::Sha256],
-        nonce_ttl_s: 100,
-        key: NonceKey([7; 32]),
-    }
+    let algorithms = vec![Algorithm::Md5, Algorithm::Sha256];
+    Server::new("carrier".into(), &NonceKey([7; 32]), 100, algorithms)
 }
 
 #[test]

@@ -321,18 +321,20 @@ impl Core {
     }
 
     /// A whole message from the wire.
-    fn message(cx: &mut Cx<'_>, flow: Flow, data: Bytes) {
+    fn message(cx: &mut Cx<'_>, flow: Flow, mut data: Bytes) {
         let limits = cx.env.config.limits;
-        match sip::parse(data.clone(), &limits) {
+        match sip::parse_from(&mut data, &limits) {
             Ok(message) => match sip::validate(&message) {
                 Ok(()) if let Some(node) = other_node(cx, &message) => {
                     cx.elsewhere(Wanted::Node(node), flow, &message);
                 }
                 Ok(()) if asks_for_its_invite(cx, &message) => cx.dialog_elsewhere(flow, &message),
-                Ok(()) if guarded::lets_through(cx, &flow, &message) => {
-                    cx.env.txn.handle_message(cx.now, flow, message);
+                Ok(()) => {
+                    let key = cx.env.txn.key(&message);
+                    if guarded::lets_through(cx, &flow, &message, key) {
+                        cx.env.txn.handle_keyed(cx.now, flow, message, key);
+                    }
                 }
-                Ok(()) => {}
                 Err(reject) => {
                     cx.env.stats.malformed(reject.defect);
                     refuse_malformed(cx, &flow, &message, reject.status, &reject.reason);

@@ -114,6 +114,7 @@ impl Answerer {
             body,
         }
         .response();
+        let response = response.as_str();
         // Realm, nonce and opaque go back as they came: still escaped.
         let mut out = format!(
             "Digest username=\"{}\", realm=\"{}\", nonce=\"{}\", uri=\"{uri}\", response=\"{response}\", algorithm={}",

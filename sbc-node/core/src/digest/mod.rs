@@ -68,7 +68,7 @@ impl Algorithm {
     }
 
     /// Lower-case hex of the hash of `parts` joined by colons.
-    fn hash(self, parts: &[&[u8]]) -> String {
+    fn hash(self, parts: &[&[u8]]) -> Hex {
         match self {
             Algorithm::Md5 | Algorithm::Md5Sess => hash::<Md5>(parts),
             Algorithm::Sha256 | Algorithm::Sha256Sess => hash::<Sha256>(parts),
@@ -78,11 +78,12 @@ impl Algorithm {
 
     /// HA1 of a user: what a server stores instead of the password (before `-sess`).
     pub fn ha1(self, username: &str, realm: &str, password: &str) -> String {
-        self.hash(&[username.as_bytes(), realm.as_bytes(), password.as_bytes()])
+        let hash = self.hash(&[username.as_bytes(), realm.as_bytes(), password.as_bytes()]);
+        hash.as_str().to_owned()
     }
 }
 
-fn hash<D: sha2::Digest>(parts: &[&[u8]]) -> String {
+fn hash<D: sha2::Digest>(parts: &[&[u8]]) -> Hex {
     let mut hasher = D::new();
     for (i, part) in parts.iter().enumerate() {
         if i > 0 {
@@ -90,20 +91,35 @@ fn hash<D: sha2::Digest>(parts: &[&[u8]]) -> String {
         }
         hasher.update(part);
     }
-    hex(&hasher.finalize())
+    Hex::new(&hasher.finalize())
 }
 
-fn hex(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(2 * bytes.len());
-    push_hex(&mut text, bytes);
-    text
+/// At most 32 bytes in lower-case hex, kept in place.
+#[derive(Clone, Copy)]
+struct Hex {
+    text: [u8; 64],
+    len: usize,
 }
 
-fn push_hex(text: &mut String, bytes: &[u8]) {
-    let digit = |n: u8| char::from(if n < 10 { b'0' + n } else { b'a' - 10 + n });
-    for b in bytes {
-        text.push(digit(b >> 4));
-        text.push(digit(b & 15));
+impl Hex {
+    fn new(bytes: &[u8]) -> Self {
+        const DIGITS: [u8; 16] = *b"0123456789abcdef";
+        let mut text = [b'0'; 64];
+        let (pairs, _) = text.as_chunks_mut::<2>();
+        let mut len = 0;
+        for (pair, byte) in pairs.iter_mut().zip(bytes) {
+            *pair = [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
+            len += 2;
+        }
+        Hex { text, len }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        self.text.get(..self.len).unwrap_or_default()
+    }
+
+    fn as_str(&self) -> &str {
+        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
     }
 }
 
@@ -122,22 +138,22 @@ struct Request<'a> {
 }
 
 impl Request<'_> {
-    fn response(&self) -> String {
+    fn response(&self) -> Hex {
         let a = self.algorithm;
         let cnonce = self.quality.map_or(self.cnonce, |(_, _, cnonce)| cnonce);
         let session;
         let ha1 = if a.is_session() {
             session = a.hash(&[self.ha1.as_bytes(), self.nonce.as_bytes(), cnonce.as_bytes()]);
-            &session
+            session.as_bytes()
         } else {
-            self.ha1
+            self.ha1.as_bytes()
         };
         let (method, uri) = (self.method.as_bytes(), self.uri.as_bytes());
         let ha2 = match self.quality {
             Some((Qop::AuthInt, _, _)) => a.hash(&[method, uri, a.hash(&[self.body]).as_bytes()]),
             Some((Qop::Auth, _, _)) | None => a.hash(&[method, uri]),
         };
-        let (ha1, nonce) = (ha1.as_bytes(), self.nonce.as_bytes());
+        let nonce = self.nonce.as_bytes();
         match self.quality {
             Some((qop, nc, cnonce)) => {
                 let qop = qop.as_str().as_bytes();

@@ -23,6 +23,8 @@ fn response(
         body: b"",
     }
     .response()
+    .as_str()
+    .to_owned()
 }
 
 #[test]
@@ -79,13 +81,12 @@ fn account(realm: Option<&str>) -> Account {
     Account { username: "bob".into(), realm: realm.map(str::to_owned), password: "zanzibar".into() }
 }
 
+fn server_of(key: u8, algorithms: &[Algorithm]) -> Server {
+    Server::new("biloxi.com".into(), &NonceKey([key; 32]), 60, algorithms.to_vec())
+}
+
 fn server() -> Server {
-    Server {
-        realm: "biloxi.com".into(),
-        key: NonceKey([7; 32]),
-        nonce_ttl_s: 60,
-        algorithms: vec![Algorithm::Sha256, Algorithm::Md5],
-    }
+    server_of(7, &[Algorithm::Sha256, Algorithm::Md5])
 }
 
 fn verify<'a>(
@@ -129,8 +130,10 @@ fn what_must_be_denied_is() {
     let mut answerer =
         Answerer::choose(challenges.iter().map(String::as_str), &account(None)).expect("answer");
     let good = answerer.authorize("REGISTER", "sip:biloxi.com", b"", "abc");
-    let foreign = Server { key: NonceKey([8; 32]), ..server.clone() };
-    let md5_only = Server { algorithms: vec![Algorithm::Md5], ..server.clone() };
+    let foreign = server_of(8, &[Algorithm::Sha256, Algorithm::Md5]);
+    let md5_only = server_of(7, &[Algorithm::Md5]);
+    let nonce = Credentials::parse(&good).expect("credentials").nonce.to_owned();
+    assert!(nonce.contains(|c: char| c.is_ascii_lowercase()), "{nonce}");
     for (server, value, method, uri, now_s, expected) in [
         (&server, good.clone(), "REGISTER", "sip:biloxi.com", 1061, Denied::Stale),
         (&server, good.clone(), "INVITE", "sip:biloxi.com", 1000, Denied::WrongPassword),
@@ -162,6 +165,15 @@ fn what_must_be_denied_is() {
         (
             &server,
             good.replace("nonce=\"0000", "nonce=\"0001"),
+            "REGISTER",
+            "sip:biloxi.com",
+            1000,
+            Denied::ForeignNonce,
+        ),
+        // Written otherwise it would count as one that was never used.
+        (
+            &server,
+            good.replace(&nonce, &nonce.to_ascii_uppercase()),
             "REGISTER",
             "sip:biloxi.com",
             1000,

@@ -335,6 +335,19 @@ impl Guard {
         self.rates().nodes()
     }
 
+    /// Whether [`Guard::request`] will look at names, user agent and the like: they are made from the
+    /// message only then.
+    pub fn reads(&self, facts: &RequestFacts<'_>) -> bool {
+        if facts.in_dialog || facts.emergency {
+            return false;
+        }
+        let front = self.front();
+        let stranger = facts.trunk.is_none() && !front.is_trusted(facts.flow.remote.ip());
+        let scans = stranger && front.config.scanners.is_some();
+        drop(front);
+        scans || self.rates().any()
+    }
+
     /// After parsing, for every request that is not a retransmission.
     pub fn request(&self, now: Instant, facts: &RequestFacts<'_>) -> Verdict {
         let verdict = self.judge(now, facts);

@@ -155,6 +155,11 @@ impl Rates {
         }
     }
 
+    /// Whether there is any limit.
+    pub(super) fn any(&self) -> bool {
+        !self.limits.is_empty()
+    }
+
     /// Takes a token from every bucket that the request counts in; stops at the first that has
     /// none.
     pub fn check(&self, now: Instant, facts: &RateFacts<'_>) -> Result<(), Exceeded> {

@@ -198,12 +198,12 @@ pub struct Guard {
 
 impl Guard {
     pub fn new(policy: &AuthPolicy, users: Arc<Users>, replays: Arc<Replays>) -> Self {
-        let server = Server {
-            realm: policy.realm.clone(),
-            key: policy.key.clone(),
-            nonce_ttl_s: policy.nonce_ttl.as_secs(),
-            algorithms: policy.algorithms.clone(),
-        };
+        let server = Server::new(
+            policy.realm.clone(),
+            &policy.key,
+            policy.nonce_ttl.as_secs(),
+            policy.algorithms.clone(),
+        );
         Guard { server, open: policy.open.clone(), users, replays }
     }
 

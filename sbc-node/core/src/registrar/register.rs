@@ -14,6 +14,7 @@ use super::upstream::{self, Granted, Judged, device_key};
 use crate::net::Flow;
 use crate::sip::value::{Contact, FromValue};
 use crate::sip::{HeaderName, Message, Method, NameAddr, Scheme, UriRef, unquote};
+use crate::text::push_number;
 
 /// Option tags that a REGISTER may require.
 const SUPPORTED: &str = "path, outbound, gruu";
@@ -426,10 +427,13 @@ fn ok(
 ) -> Answer {
     let now_s = table.seconds(now);
     let mut answer = Answer::new(200, "");
+    answer.headers.reserve(2);
     let gruu = message.lists(HeaderName::Supported, "gruu");
     let mut outbound = false;
     for b in table.of(aor).iter().filter(|b| b.expires_s > now_s) {
-        let mut contact = format!("<{}>;expires={}", b.contact(), b.expires_s - now_s);
+        let mut contact = String::with_capacity(b.contact().len() + 24);
+        ["<", b.contact(), ">;expires="].into_iter().for_each(|piece| contact.push_str(piece));
+        push_number(&mut contact, b.expires_s - now_s);
         if b.q != 1_000 {
             contact.push_str(&format!(";q={}.{:03}", b.q / 1_000, b.q % 1_000));
         }

@@ -88,14 +88,22 @@ pub struct ParseError {
 /// # Errors
 /// [`ParseError`] when the start line or a header line has not the shape of one, or a limit is
 /// passed; [`salvage`] then says whether it can still be answered.
-pub fn parse(data: Bytes, limits: &Limits) -> Result<Message, ParseError> {
+pub fn parse(mut data: Bytes, limits: &Limits) -> Result<Message, ParseError> {
+    parse_from(&mut data, limits)
+}
+
+/// The same; what is no message stays in `data`, for [`salvage`].
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_from(data: &mut Bytes, limits: &Limits) -> Result<Message, ParseError> {
     index(data, limits, Mode::Strict)
 }
 
 /// Reads what is readable of a request that [`parse`] refused, to answer it: bad lines are
 /// skipped, reading stops at the limits. `None` unless it is a request other than ACK with a Via.
-pub fn salvage(data: Bytes, limits: &Limits) -> Option<Message> {
-    let message = index(data, limits, Mode::Salvage).ok()?;
+pub fn salvage(mut data: Bytes, limits: &Limits) -> Option<Message> {
+    let message = index(&mut data, limits, Mode::Salvage).ok()?;
     let answerable = message.method().is_some_and(|m| *m != Method::Ack);
     (answerable && message.via().is_ok()).then_some(message)
 }
@@ -115,19 +123,20 @@ fn at(offset: usize) -> u32 {
     u32::try_from(offset).unwrap_or(u32::MAX)
 }
 
-fn index(data: Bytes, limits: &Limits, mode: Mode) -> Result<Message, ParseError> {
+/// Takes the data where it yields a message.
+fn index(data: &mut Bytes, limits: &Limits, mode: Mode) -> Result<Message, ParseError> {
     let head_max = limits.head_bytes_max.min(u32::MAX as usize - 4);
     let begin = data.iter().position(|b| !matches!(b, b'\r' | b'\n')).unwrap_or(data.len());
     if begin == data.len() {
         return fail(ParseErrorKind::Empty, 0);
     }
-    let mut scan = Lines::new(&data, begin);
+    let mut scan = Lines::new(data, begin);
     let (line_end, mut next) = match scan.next_line() {
         Some(found) => (found.end, found.next),
         None if data.len() > head_max => return fail(ParseErrorKind::HeadTooLarge, head_max),
         None => return fail(ParseErrorKind::NoEndOfHeaders, data.len()),
     };
-    let start = start_line(&data, begin, line_end, mode)?;
+    let start = start_line(data, begin, line_end, mode)?;
 
     let mut lines: SmallVec<[Line; 24]> = SmallVec::new();
     let (mut seen, mut repeated) = (0u128, 0u128);
@@ -161,7 +170,7 @@ fn index(data: Bytes, limits: &Limits, mode: Mode) -> Result<Message, ParseError
             };
             return fail(kind, line_start);
         }
-        match header_line(&data, line_start, end, colon) {
+        match header_line(data, line_start, end, colon) {
             Ok(line) => {
                 repeated |= seen & line.id.bit();
                 seen |= line.id.bit();
@@ -178,7 +187,7 @@ fn index(data: Bytes, limits: &Limits, mode: Mode) -> Result<Message, ParseError
     let odd = scan.odd;
     if odd && std::str::from_utf8(head).is_err() {
         // The copy is longer: offsets into it stay within what came.
-        return index(latin1(&data, head_end), limits, mode)
+        return index(&mut latin1(data, head_end), limits, mode)
             .map_err(|e| ParseError { offset: e.offset.min(data.len()), ..e });
     }
     if odd {
@@ -192,11 +201,12 @@ fn index(data: Bytes, limits: &Limits, mode: Mode) -> Result<Message, ParseError
             (Mode::Salvage, Some(_)) => lines.retain(|line| stray(line).is_none()),
         }
     }
-    let data = if folded { unfold(&data, &lines) } else { data };
-    let body_end = body_end(&data, &lines, head_end);
+    let unfolded = folded.then(|| unfold(data, &lines));
+    let body_end = body_end(unfolded.as_ref().unwrap_or(data), &lines, head_end);
     if body_end - head_end > limits.body_bytes_max && mode == Mode::Strict {
         return fail(ParseErrorKind::BodyTooLarge, head_end);
     }
+    let data = unfolded.unwrap_or_else(|| std::mem::take(data));
     Ok(Message(Arc::new(Inner::new(data, head_end, body_end, start, lines, seen, repeated))))
 }
 

@@ -12,7 +12,7 @@ use super::method::{Method, reason_phrase};
 use super::name::HeaderName;
 use super::parse::{Limits, ParseError, salvage};
 use super::scan::List;
-use super::value::{CSeq, FromValue, Via};
+use super::value::{CSeq, Via};
 use super::write::{Builder, Out, WriteValue};
 
 /// Begins the response to `request`: Via list, From, To, Call-ID, CSeq, and Timestamp for 100.
@@ -32,9 +32,9 @@ pub fn response(
 ) -> Builder {
     let mut out = Builder::response(status, reason);
     for (i, line) in request.headers_named(HeaderName::Via).enumerate() {
-        match source {
-            Some(source) if i == 0 => {
-                out.header(HeaderName::Via, TopVia { line: line.value, source });
+        match (source, request.via()) {
+            (Some(source), Ok(via)) if i == 0 => {
+                out.header(HeaderName::Via, TopVia { line: line.value, via, source });
             }
             _ => {
                 out.line(line);
@@ -77,14 +77,15 @@ pub fn malformed_response(
 /// The first Via line with `received` and `rport` of its first element set from `source`.
 struct TopVia<'a> {
     line: &'a str,
+    via: Via<'a>,
     source: SocketAddr,
 }
 
 impl WriteValue for TopVia<'_> {
     fn write_value(&self, out: &mut Out<'_>) {
         let first = List::new(self.line).next().unwrap_or("");
-        let Ok(via) = Via::from_value(first) else { return out.str(self.line) };
-        Via { params: Default::default(), ..via }.write_value(out);
+        let via = &self.via;
+        Via { params: Default::default(), ..*via }.write_value(out);
         let mut rport = false;
         for (name, value) in via.params.iter() {
             if name.eq_ignore_ascii_case("rport") {

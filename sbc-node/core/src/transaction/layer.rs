@@ -7,12 +7,12 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use rand::Rng;
 
 use super::client::{Client, ClientTimer};
 use super::matching::{Fingerprint, Matcher};
-use super::server::{Server, ServerTimer};
+use super::server::{RequestKey, Server, ServerTimer};
 use super::table::Table;
 use super::{Config, Event, Stats};
 use crate::core::{Destination, Output, SendError, SendToken};
@@ -48,7 +48,7 @@ pub struct TransactionLayer {
     pub(super) servers: Table<Server>,
     pub(super) by_fingerprint: HashMap<Fingerprint, u32>,
     /// Requests outside dialogs that a merged one would equal.
-    pub(super) originals: HashMap<Fingerprint, u32>,
+    pub(super) originals: HashSet<Fingerprint>,
     pub(super) stats: Stats,
     /// Since when, and how many, late 2xx were told to the TU.
     stray_ok: (Instant, u32),
@@ -72,7 +72,7 @@ impl TransactionLayer {
             no_streams: HashMap::new(),
             servers: Table::new(config.max_servers),
             by_fingerprint: HashMap::new(),
-            originals: HashMap::new(),
+            originals: HashSet::new(),
             stats: Stats::default(),
             stray_ok: (now, 0),
             events: VecDeque::new(),
@@ -102,11 +102,18 @@ impl TransactionLayer {
 
     /// A message came. It has been parsed and validated; what is no use here is counted.
     pub fn handle_message(&mut self, now: Instant, flow: Flow, message: Message) {
-        match message.method() {
-            None => self.receive_response(now, flow, message),
-            Some(Method::Ack) => self.receive_ack(now, flow, message),
-            Some(Method::Cancel) => self.receive_cancel(flow, message),
-            Some(_) => self.receive_request(now, flow, message),
+        let key = self.key(&message);
+        self.handle_keyed(now, flow, message, key);
+    }
+
+    /// The same where the request's key is known already.
+    pub fn handle_keyed(&mut self, now: Instant, flow: Flow, message: Message, key: RequestKey) {
+        match (message.method(), key.0) {
+            (None, _) => self.receive_response(now, flow, message),
+            (Some(_), None) => self.stats.unusable += 1,
+            (Some(Method::Ack), Some(key)) => self.receive_ack(now, flow, message, key),
+            (Some(Method::Cancel), Some(key)) => self.receive_cancel(flow, message, key),
+            (Some(_), Some(key)) => self.receive_request(now, flow, message, key),
         }
     }
 

@@ -4,10 +4,8 @@
 //! Responses are matched by the branch that we minted (§17.1.3), which needs no key of its own.
 
 use std::fmt;
-use std::hash::{DefaultHasher, Hasher};
 
-use smallvec::SmallVec;
-
+use super::siphash::SipHash;
 use crate::sip::{HeaderError, HeaderName, List, Message, Method};
 
 /// 128 bits of keyed SipHash over what a match compares. Peers choose that text, so the key is
@@ -43,13 +41,12 @@ impl Matcher {
         };
         let branch = request.branch();
         if crate::sip::has_cookie(branch) {
-            let mut text = Text::new(1);
-            text.push(branch.as_bytes());
-            let host = text.push(via.host.as_bytes());
-            host.make_ascii_lowercase();
-            text.push(&via.port.unwrap_or(0).to_le_bytes());
-            text.push(method.as_str().as_bytes());
-            return Ok(self.hash(&text));
+            let mut text = Text::new(self.key, 1);
+            text.push(branch);
+            text.push_lower(via.host);
+            text.number(u64::from(via.port.unwrap_or(0)));
+            text.push(method.as_str());
+            return Ok(text.print());
         }
         // RFC 2543: the To tag is left out, because the ACK's is the response's. That From tag,
         // Call-ID, CSeq, URI and Via agree and only the To tag differs does not happen.
@@ -57,12 +54,12 @@ impl Matcher {
         let top = List::new(line).next().unwrap_or("");
         let cseq = request.cseq()?.number;
         let uri = request.request_uri_str();
-        let mut text = Text::new(2);
+        let mut text = Text::new(self.key, 2);
         for part in [uri, request.from_tag(), request.call_id()?, top, method.as_str()] {
-            text.push(part.as_bytes());
+            text.push(part);
         }
-        text.push(&cseq.to_le_bytes());
-        Ok(self.hash(&text))
+        text.number(u64::from(cseq));
+        Ok(text.print())
     }
 
     /// What merged requests have in common; `None` for a request within a dialog.
@@ -71,40 +68,60 @@ impl Matcher {
             return None;
         }
         let (call_id, cseq) = (request.call_id().ok()?, request.cseq().ok()?);
-        let mut text = Text::new(3);
+        let mut text = Text::new(self.key, 3);
         for part in [request.from_tag(), call_id, cseq.method] {
-            text.push(part.as_bytes());
+            text.push(part);
         }
-        text.push(&cseq.number.to_le_bytes());
-        Some(self.hash(&text))
-    }
-
-    fn hash(&self, text: &Text) -> Fingerprint {
-        let half = |key: u64| {
-            let mut hasher = DefaultHasher::new();
-            hasher.write_u64(key);
-            hasher.write(&text.0);
-            hasher.finish()
-        };
-        Fingerprint(half(self.key.0), half(self.key.1))
+        text.number(u64::from(cseq.number));
+        Some(text.print())
     }
 }
 
-/// What is compared, in one piece: each part behind its length, so that no two lists of parts give
-/// the same text.
-struct Text(SmallVec<[u8; 256]>);
+fn lower(mut word: [u8; 8]) -> [u8; 8] {
+    word.make_ascii_lowercase();
+    word
+}
+
+/// What is compared, as it is hashed: each part behind its length and filled up to whole words, so that
+/// no two lists of parts are the same words.
+struct Text(SipHash<1, 3>);
 
 impl Text {
-    /// Rules of different kinds never give the same text.
-    fn new(kind: u8) -> Self {
-        Text(SmallVec::from_slice(&[kind]))
+    /// Rules of different kinds never give the same words.
+    fn new(key: (u64, u64), kind: u64) -> Self {
+        let mut text = Text(SipHash::new(key));
+        text.number(kind);
+        text
     }
 
-    /// Appends a part and yields it as it stands there.
-    fn push(&mut self, part: &[u8]) -> &mut [u8] {
-        self.0.extend_from_slice(&(part.len() as u64).to_le_bytes());
-        let begin = self.0.len();
-        self.0.extend_from_slice(part);
-        self.0.get_mut(begin..).unwrap_or_default()
+    fn number(&mut self, n: u64) {
+        self.0.word(n);
+    }
+
+    fn push(&mut self, part: &str) {
+        self.words(part, |word| word);
+    }
+
+    fn push_lower(&mut self, part: &str) {
+        self.words(part, lower);
+    }
+
+    #[inline]
+    fn words(&mut self, part: &str, fold: impl Fn([u8; 8]) -> [u8; 8]) {
+        self.number(part.len() as u64);
+        let (words, rest) = part.as_bytes().as_chunks::<8>();
+        for word in words {
+            self.number(u64::from_le_bytes(fold(*word)));
+        }
+        if !rest.is_empty() {
+            let mut word = [0; 8];
+            word.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+            self.number(u64::from_le_bytes(fold(word)));
+        }
+    }
+
+    fn print(self) -> Fingerprint {
+        let (first, second) = self.0.finish(0);
+        Fingerprint(first, second)
     }
 }

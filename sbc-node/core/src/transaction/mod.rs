@@ -31,6 +31,7 @@ mod matching;
 mod ok_retransmit;
 mod reply_route;
 mod server;
+mod siphash;
 mod table;
 mod types;
 
@@ -40,6 +41,7 @@ pub use large::UDP_LIMIT;
 pub use layer::TransactionLayer;
 pub use ok_retransmit::{OkDue, OkRetransmit};
 pub use reply_route::{ReplyRoute, reply_route};
+pub use server::RequestKey;
 pub use types::{
     ClientId, ClientRequest, Event, Large, Owner, RespondError, ServerId, Stats, TableFull,
 };

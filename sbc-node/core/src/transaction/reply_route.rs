@@ -35,17 +35,24 @@ pub fn reply_route(flow: &Flow, via: &Via<'_>) -> ReplyRoute {
             fallback: listens.then_some(fallback),
         };
     }
-    let remote = match maddr(via, flow) {
+    let (mut maddr, mut rport) = (None, false);
+    for (name, value) in via.params.iter() {
+        rport |= name.eq_ignore_ascii_case("rport");
+        if maddr.is_none() && name.eq_ignore_ascii_case("maddr") {
+            maddr = value;
+        }
+    }
+    let remote = match maddr.and_then(|text| usable(text, flow)) {
         Some(ip) => SocketAddr::new(ip, port),
-        None if via.params.has("rport") => flow.remote,
+        None if rport => flow.remote,
         None => SocketAddr::new(flow.remote.ip(), port),
     };
     ReplyRoute { dest: Destination::Flow(Flow { remote, ..*flow }), fallback: None }
 }
 
-/// `maddr` where it is a unicast address of the flow's family that may be written to.
-fn maddr(via: &Via<'_>, flow: &Flow) -> Option<IpAddr> {
-    let ip: IpAddr = via.params.get("maddr")?.trim_matches(['[', ']']).parse().ok()?;
+/// The address in `maddr` where it is unicast, of the flow's family, and may be written to.
+fn usable(maddr: &str, flow: &Flow) -> Option<IpAddr> {
+    let ip: IpAddr = maddr.trim_matches(['[', ']']).parse().ok()?;
     let usable = !ip.is_multicast() && !ip.is_unspecified() && !ip.is_loopback();
     (usable && ip.is_ipv4() == flow.remote.is_ipv4()).then_some(ip)
 }

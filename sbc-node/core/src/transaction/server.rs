@@ -18,6 +18,10 @@ use crate::net::Flow;
 use crate::sip::{self, HeaderName, Message, Method};
 use crate::timer::TimerKey;
 
+/// Finds the server transaction of a request; nothing for a request that names none, and for a response.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestKey(pub(super) Option<Fingerprint>);
+
 #[derive(Clone, Copy, Debug)]
 enum Machine {
     Invite(InviteServer),
@@ -222,14 +226,26 @@ impl TransactionLayer {
     /// Whether a request belongs to a transaction that is there: what is asked of new requests is
     /// not asked of it again.
     pub fn is_retransmission(&self, request: &Message) -> bool {
-        self.matcher.server(request).is_ok_and(|key| self.by_fingerprint.contains_key(&key))
+        self.knows(self.key(request))
     }
 
-    pub(super) fn receive_request(&mut self, now: Instant, flow: Flow, message: Message) {
-        let Ok(key) = self.matcher.server(&message) else {
-            self.stats.unusable += 1;
-            return;
-        };
+    /// What finds a request's transaction, for who asks more than once.
+    pub fn key(&self, message: &Message) -> RequestKey {
+        RequestKey(message.method().and_then(|_| self.matcher.server(message).ok()))
+    }
+
+    /// [`TransactionLayer::is_retransmission`] by key.
+    pub fn knows(&self, key: RequestKey) -> bool {
+        key.0.is_some_and(|key| self.by_fingerprint.contains_key(&key))
+    }
+
+    pub(super) fn receive_request(
+        &mut self,
+        now: Instant,
+        flow: Flow,
+        message: Message,
+        key: Fingerprint,
+    ) {
         if let Some(&index) = self.by_fingerprint.get(&key) {
             self.stats.request_retransmissions += 1;
             return self.step_server(now, index, Cause::Repeat, Context::default());
@@ -243,7 +259,7 @@ impl TransactionLayer {
         let Ok(via) = message.via() else { return };
         let route = reply_route(&flow, &via);
         let original = self.matcher.merged(&message);
-        let merged = original.is_some_and(|print| self.originals.contains_key(&print));
+        let merged = original.is_some_and(|print| self.originals.contains(&print));
         let original = original.filter(|_| !merged);
         let timers = &self.config.timers;
         let (machine, steps): (Machine, Steps) = if message.method() == Some(&Method::Invite) {
@@ -282,7 +298,7 @@ impl TransactionLayer {
         let lost = flow.transport.is_reliable() && flow.conn.is_none();
         let dest = route.fallback.filter(|_| lost).unwrap_or(route.dest);
         let original = self.matcher.merged(&invite);
-        let original = original.filter(|print| !self.originals.contains_key(print));
+        let original = original.filter(|print| !self.originals.contains(print));
         let (fresh, actions) = InviteServer::start(&self.config.timers);
         let answered = !provisional.is_empty();
         let (state, steps): (InviteServer, Steps) = match answered {
@@ -311,17 +327,19 @@ impl TransactionLayer {
         let (index, generation) = self.servers.insert(server);
         self.by_fingerprint.insert(key, index);
         if let Some(print) = original {
-            self.originals.insert(print, index);
+            self.originals.insert(print);
         }
         self.perform_server(now, index, steps, Context::default());
         ServerId { index, generation }
     }
 
-    pub(super) fn receive_ack(&mut self, now: Instant, flow: Flow, message: Message) {
-        let Ok(key) = self.matcher.server(&message) else {
-            self.stats.unusable += 1;
-            return;
-        };
+    pub(super) fn receive_ack(
+        &mut self,
+        now: Instant,
+        flow: Flow,
+        message: Message,
+        key: Fingerprint,
+    ) {
         match self.by_fingerprint.get(&key).copied() {
             Some(index) => {
                 let context = Context { ack: Some((flow, message)), ..Context::default() };
@@ -333,11 +351,7 @@ impl TransactionLayer {
 
     /// RFC 3261 §9.2. Answered without a transaction: the answer to a repeated CANCEL follows from
     /// the INVITE's transaction as the first one did.
-    pub(super) fn receive_cancel(&mut self, flow: Flow, message: Message) {
-        let Ok(key) = self.matcher.server(&message) else {
-            self.stats.unusable += 1;
-            return;
-        };
+    pub(super) fn receive_cancel(&mut self, flow: Flow, message: Message, key: Fingerprint) {
         let Some(&index) = self.by_fingerprint.get(&key) else {
             return self.answer(&flow, &message, 481, None);
         };
