@@ -4,8 +4,10 @@
 //! Responses are matched by the branch that we minted (§17.1.3), which needs no key of its own.
 
 use std::fmt;
+use std::hash::Hasher as _;
 
-use super::siphash::SipHash;
+use siphasher::sip128::{Hasher128 as _, SipHasher13};
+
 use crate::sip::{HeaderError, HeaderName, List, Message, Method};
 
 /// 128 bits of keyed SipHash over what a match compares. Peers choose that text, so the key is
@@ -84,18 +86,18 @@ fn lower(mut word: [u8; 8]) -> [u8; 8] {
 
 /// What is compared, as it is hashed: each part behind its length and filled up to whole words, so that
 /// no two lists of parts are the same words.
-struct Text(SipHash<1, 3>);
+struct Text(SipHasher13);
 
 impl Text {
     /// Rules of different kinds never give the same words.
     fn new(key: (u64, u64), kind: u64) -> Self {
-        let mut text = Text(SipHash::new(key));
+        let mut text = Text(SipHasher13::new_with_keys(key.0, key.1));
         text.number(kind);
         text
     }
 
     fn number(&mut self, n: u64) {
-        self.0.word(n);
+        self.0.write_u64(n);
     }
 
     fn push(&mut self, part: &str) {
@@ -121,7 +123,7 @@ impl Text {
     }
 
     fn print(self) -> Fingerprint {
-        let (first, second) = self.0.finish(0);
-        Fingerprint(first, second)
+        let hash = self.0.finish128();
+        Fingerprint(hash.h1, hash.h2)
     }
 }

@@ -31,7 +31,6 @@ mod matching;
 mod ok_retransmit;
 mod reply_route;
 mod server;
-mod siphash;
 mod table;
 mod types;
 
