@@ -7,7 +7,7 @@ tests/scripts/deps.sh bench
 export SBC_BIN
 SBC_BIN=$(realpath "$1")
 for bench in ${BENCHES:-sbc-core:message sbc-core:instructions sbc-core:transaction sbc-core:routing sbc-core:guard \
-    sbc-core:registrar media-anchor:relay media-anchor:kernel sbc-cluster:replication sbc-tests:signalling \
+    sbc-core:registrar sbc-node:cdr media-anchor:relay media-anchor:kernel sbc-cluster:replication sbc-tests:signalling \
     sbc-tests:guard sbc-tests:siege sbc-tests:registrar sbc-tests:answers}; do
     echo
     echo "== $bench"

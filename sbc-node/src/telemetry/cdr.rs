@@ -1,9 +1,10 @@
 //! Call detail records: JSON lines, written by a thread of their own. Calls that are up are noted
 //! beside them (`unfinished.rs`), so that a crash loses none that was answered.
 //!
-//! A record is handed to the system (`write`) at once when it comes alone; those that come closer
-//! than [`GATHER`] are written together, which is what a crash of the process can cost. `fsync` covers
-//! a crash of the machine. The queue is bounded:
+//! A record is handed to the system (`write`) at once when it comes alone; those that come within
+//! [`GATHER`] of the last write are written together, which is what a crash of the process can cost.
+//! Meanwhile the thread sleeps by the clock, so that handing over wakes nobody. `fsync` covers a crash
+//! of the machine. The queue is bounded:
 //! a shard never waits, what does not fit is counted and logged, and a backlog raises an alarm
 //! well before that.
 
@@ -24,11 +25,11 @@ use super::unfinished::Unfinished;
 
 /// Records that may wait for the disk.
 pub const QUEUE_MAX: usize = 65_536;
-/// Records per `write` when they come faster than the disk takes them.
-const BATCH_MAX: u64 = 256;
-/// Records that come closer together than this are written together: waking up for each costs more
-/// than writing it.
-const GATHER: Duration = Duration::from_millis(2);
+/// What is taken from the queue per `write` when it comes faster than the disk takes it.
+const BATCH_MAX: usize = 512;
+/// What comes within this time of the last write is written together: waking up and going to the
+/// file system for each costs several times what its text costs.
+const GATHER: Duration = Duration::from_millis(10);
 /// Pause before a failed write is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 /// Attempts for a batch once the node is stopping.
@@ -194,65 +195,69 @@ struct Writer {
 impl Writer {
     fn run(mut self) {
         let mut lines = Vec::new();
-        let mut written = None;
         while !self.stopping {
-            let first = match self.jobs.recv_timeout(Duration::from_secs(1)) {
-                Ok(job) => job,
-                Err(RecvTimeoutError::Timeout) => {
-                    self.turn_over();
-                    continue;
+            match self.jobs.recv_timeout(Duration::from_secs(1)) {
+                Ok(first) => {
+                    let taken = self.batch(first, &mut lines);
+                    if taken < BATCH_MAX && !self.stopping {
+                        std::thread::sleep(GATHER);
+                    }
                 }
+                Err(RecvTimeoutError::Timeout) => self.turn_over(),
                 Err(RecvTimeoutError::Disconnected) => return,
-            };
-            if written.is_some_and(|at: Instant| at.elapsed() < GATHER) {
-                std::thread::sleep(GATHER);
             }
-            let (mut count, mut reopen) = (0, false);
-            lines.clear();
-            let mut next = Some(first);
-            while let Some(job) = next.take() {
-                match job {
-                    Job::Record(cdr) => {
-                        count += 1;
-                        cdr_json::write(&mut lines, &cdr, &self.node);
-                        lines.push(b'\n');
-                        if let Some(unfinished) = &mut self.unfinished {
-                            unfinished.ended(cdr.call);
-                        }
+        }
+    }
+
+    /// Writes the first of what is queued and what has gathered behind it; `lines` is room for it.
+    /// Yields how much that was.
+    fn batch(&mut self, first: Job, lines: &mut Vec<u8>) -> usize {
+        let (mut taken, mut count, mut reopen) = (0, 0, false);
+        lines.clear();
+        let mut next = Some(first);
+        while let Some(job) = next.take() {
+            taken += 1;
+            match job {
+                Job::Record(cdr) => {
+                    count += 1;
+                    cdr_json::write(lines, &cdr, &self.node);
+                    lines.push(b'\n');
+                    if let Some(unfinished) = &mut self.unfinished {
+                        unfinished.ended(cdr.call);
                     }
-                    Job::Answered(cdr) => {
-                        if let Some(unfinished) = &mut self.unfinished {
-                            unfinished.answered(&cdr, &self.node);
-                        }
+                }
+                Job::Answered(cdr) => {
+                    if let Some(unfinished) = &mut self.unfinished {
+                        unfinished.answered(&cdr, &self.node);
                     }
-                    Job::Reopen => reopen = true,
-                    Job::Stop => self.stopping = true,
                 }
-                if count < BATCH_MAX {
-                    next = self.jobs.try_recv().ok();
-                }
+                Job::Reopen => reopen = true,
+                Job::Stop => self.stopping = true,
             }
-            if reopen && let Err(error) = self.file.reopen() {
+            if taken < BATCH_MAX {
+                next = self.jobs.try_recv().ok();
+            }
+        }
+        if reopen && let Err(error) = self.file.reopen() {
+            tracing::error!(%error, "cannot reopen the CDR file");
+        }
+        if count > 0 && self.file.is_gone() {
+            self.stats.errors.fetch_add(1, Ordering::Relaxed);
+            tracing::error!("the CDR file was removed or moved: begun anew");
+            if let Err(error) = self.file.reopen() {
                 tracing::error!(%error, "cannot reopen the CDR file");
             }
-            if count > 0 && self.file.is_gone() {
-                self.stats.errors.fetch_add(1, Ordering::Relaxed);
-                tracing::error!("the CDR file was removed or moved: begun anew");
-                if let Err(error) = self.file.reopen() {
-                    tracing::error!(%error, "cannot reopen the CDR file");
-                }
-            }
-            self.write(&lines, count);
-            // After the records: a crash between the two tells a call twice rather than never.
-            if let Some(unfinished) = &mut self.unfinished
-                && let Err(error) = unfinished.flush()
-            {
-                self.stats.errors.fetch_add(1, Ordering::Relaxed);
-                tracing::error!(%error, "cannot note which calls are up");
-            }
-            written = Some(Instant::now());
-            self.turn_over();
         }
+        self.write(lines, count);
+        // After the records: a crash between the two tells a call twice rather than never.
+        if let Some(unfinished) = &mut self.unfinished
+            && let Err(error) = unfinished.flush()
+        {
+            self.stats.errors.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(%error, "cannot note which calls are up");
+        }
+        self.turn_over();
+        taken
     }
 
     fn write(&mut self, mut lines: &[u8], count: u64) {
@@ -299,13 +304,22 @@ impl Writer {
 struct CdrFile {
     settings: Settings,
     file: Option<File>,
+    /// Which file that is: its device and number.
+    place: Option<(u64, u64)>,
     bytes: u64,
     since: Instant,
 }
 
+/// The device of a file and its number there.
+fn place(file: &fs::Metadata) -> (u64, u64) {
+    use std::os::unix::fs::MetadataExt;
+    (file.dev(), file.ino())
+}
+
 impl CdrFile {
     fn open(settings: Settings) -> io::Result<CdrFile> {
-        let mut file = CdrFile { settings, file: None, bytes: 0, since: Instant::now() };
+        let mut file =
+            CdrFile { settings, file: None, place: None, bytes: 0, since: Instant::now() };
         file.reopen()?;
         Ok(file)
     }
@@ -316,7 +330,8 @@ impl CdrFile {
             fs::create_dir_all(dir)?;
         }
         let file = OpenOptions::new().create(true).append(true).open(path)?;
-        self.bytes = file.metadata()?.len();
+        let about = file.metadata()?;
+        (self.bytes, self.place) = (about.len(), Some(place(&about)));
         self.since = Instant::now();
         self.file = Some(file);
         Ok(())
@@ -324,11 +339,8 @@ impl CdrFile {
 
     /// Whether the name leads to another file by now, or to none: what is written would be lost.
     fn is_gone(&self) -> bool {
-        use std::os::unix::fs::MetadataExt;
-        let (Some(path), Some(file)) = (&self.settings.path, &self.file) else { return false };
-        let place = |m: fs::Metadata| (m.dev(), m.ino());
-        let (named, open) = (fs::metadata(path).map(place), file.metadata().map(place));
-        open.is_ok() && named.ok() != open.ok()
+        let (Some(path), Some(_)) = (&self.settings.path, self.place) else { return false };
+        fs::metadata(path).ok().as_ref().map(place) != self.place
     }
 
     /// Writes all of `lines`; on an error what is left to write stays in `lines`.

@@ -5,12 +5,12 @@
 //! Beside the file of records, `FILE.answered` holds a line per answer (`+ID ANSWERED RECORD`, the record as it
 //! would be told) and per end (`-ID`). It is begun anew when it has grown and little of it is in use.
 
-use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+use hashbrown::HashSet;
 use sbc_core::b2bua::{CallId, Cdr};
 
 use super::cdr_json;
@@ -28,6 +28,8 @@ pub(super) struct Unfinished {
     fsync: bool,
     up: HashSet<CallId>,
     buffer: Vec<u8>,
+    /// The last write failed: the file may end within a line.
+    torn: bool,
     bytes: u64,
     compact_at: u64,
 }
@@ -47,9 +49,16 @@ impl Unfinished {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error),
         };
-        let (up, buffer) = (HashSet::new(), Vec::new());
-        let unfinished =
-            Unfinished { path, file: None, fsync, up, buffer, bytes: 0, compact_at: COMPACT_BYTES };
+        let unfinished = Unfinished {
+            path,
+            file: None,
+            fsync,
+            up: HashSet::new(),
+            buffer: Vec::new(),
+            torn: false,
+            bytes: 0,
+            compact_at: COMPACT_BYTES,
+        };
         Ok((unfinished, lines))
     }
 
@@ -65,8 +74,11 @@ impl Unfinished {
     /// A call was answered; `cdr` is its record, should nothing more be heard of it.
     pub(super) fn answered(&mut self, cdr: &Cdr, node: &str) {
         self.up.insert(cdr.call);
-        let line = format!("+{} {} ", cdr.call, cdr.answered_ms.unwrap_or(cdr.ended_ms));
-        self.buffer.extend_from_slice(line.as_bytes());
+        self.buffer.push(b'+');
+        cdr_json::hex(&mut self.buffer, cdr.call.0);
+        self.buffer.push(b' ');
+        cdr_json::number(&mut self.buffer, cdr.answered_ms.unwrap_or(cdr.ended_ms));
+        self.buffer.push(b' ');
         cdr_json::write(&mut self.buffer, cdr, node);
         self.buffer.push(b'\n');
     }
@@ -74,7 +86,9 @@ impl Unfinished {
     /// A call's record was told.
     pub(super) fn ended(&mut self, call: CallId) {
         if self.up.remove(&call) {
-            self.buffer.extend_from_slice(format!("-{call}\n").as_bytes());
+            self.buffer.push(b'-');
+            cdr_json::hex(&mut self.buffer, call.0);
+            self.buffer.push(b'\n');
         }
     }
 
@@ -86,14 +100,20 @@ impl Unfinished {
         if self.buffer.is_empty() {
             return Ok(());
         }
-        let noted = std::mem::take(&mut self.buffer);
+        let mut noted = std::mem::take(&mut self.buffer);
+        if std::mem::take(&mut self.torn) {
+            noted.insert(0, b'\n');
+        }
         let file = match &mut self.file {
             Some(file) => file,
             None => {
                 self.file.insert(OpenOptions::new().create(true).append(true).open(&self.path)?)
             }
         };
-        file.write_all(&noted)?;
+        if let Err(error) = file.write_all(&noted) {
+            self.torn = true;
+            return Err(error);
+        }
         if self.fsync {
             file.sync_data()?;
         }
@@ -110,15 +130,16 @@ impl Unfinished {
         let fresh = PathBuf::from(fresh);
         let mut out = io::BufWriter::new(File::create(&fresh)?);
         let mut bytes = 0;
-        for line in BufReader::new(File::open(&self.path)?).split(b'\n') {
-            let line = line?;
-            if let Some((id, ..)) = answer(&line)
-                && self.up.contains(&id)
+        let mut noted = BufReader::new(File::open(&self.path)?);
+        let mut line = Vec::new();
+        while noted.read_until(b'\n', &mut line)? > 0 {
+            if line.first() == Some(&b'+')
+                && noted_id(&line).is_some_and(|id| self.up.contains(&id))
             {
                 out.write_all(&line)?;
-                out.write_all(b"\n")?;
-                bytes += line.len() as u64 + 1;
+                bytes += line.len() as u64;
             }
+            line.clear();
         }
         let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
         if self.fsync {
@@ -129,6 +150,11 @@ impl Unfinished {
         self.compact_at = COMPACT_BYTES.max(bytes * 2);
         Ok(())
     }
+}
+
+/// The call that a line is about.
+fn noted_id(line: &[u8]) -> Option<CallId> {
+    std::str::from_utf8(line.get(1..17)?).ok()?.parse().ok()
 }
 
 /// `+ID ANSWERED RECORD`; the time in Unix milliseconds.
@@ -238,6 +264,24 @@ mod tests {
         assert_eq!(calls(&lines), ["1", "4"]);
         unfinished.begin().unwrap();
         assert!(Unfinished::open(&records, true).unwrap().1.is_empty());
+    }
+
+    #[test]
+    fn half_a_note_spoils_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = dir.path().join("cdr.jsonl");
+        let mut unfinished = Unfinished::open(&records, false).unwrap().0.begin().unwrap();
+        unfinished.answered(&call(1), "n1");
+        unfinished.flush().unwrap();
+        // What a disk took before it was full.
+        unfinished.file.as_mut().unwrap().write_all(b"+0000000000000002 1000 {\"ca").unwrap();
+        unfinished.torn = true;
+        unfinished.answered(&call(3), "n1");
+        unfinished.flush().unwrap();
+        unfinished.ended(CallId(1));
+        unfinished.flush().unwrap();
+        drop(unfinished);
+        assert_eq!(calls(&Unfinished::open(&records, false).unwrap().1), ["3"]);
     }
 
     #[test]

@@ -280,13 +280,13 @@ impl Media {
         self.streams.truncate(before.len());
     }
 
-    /// Codec or format names of the last description, one entry per live stream.
+    /// Codec or format names of the last description of ours, one entry per live stream.
     pub(crate) fn codecs(description: Option<&Bytes>) -> Vec<String> {
-        let Some(sdp) = description.and_then(|d| Sdp::parse(d).ok()) else { return Vec::new() };
+        let media = description.map_or_else(Vec::new, |d| crate::sdp::formats(d));
         let name = |m: &crate::sdp::Media<'_>| {
             m.first_codec().or_else(|| m.formats().next()).map(str::to_owned)
         };
-        sdp.media().iter().filter(|m| m.port() != 0).filter_map(name).collect()
+        media.iter().filter(|m| m.port() != 0).filter_map(name).collect()
     }
 }
 

@@ -18,6 +18,9 @@ fn content_type(message: &Message) -> (&str, Params<'_>) {
 /// Whether the whole body is a session description. A body without Content-Type is taken for one,
 /// as old peers mean it.
 pub(crate) fn is_sdp(message: &Message) -> bool {
+    if message.header(HeaderName::ContentType) == Some("application/sdp") {
+        return true;
+    }
     let (kind, _) = content_type(message);
     kind.eq_ignore_ascii_case("application/sdp") || kind.is_empty()
 }

@@ -22,7 +22,7 @@ pub use address::{AddressClass, Connection, Origin, address_class};
 pub use codec::{Codec, CodecPolicy};
 pub use line::Line;
 pub use media::{Direction, Media, Protocol};
-pub use parse::{SdpError, SdpErrorKind};
+pub use parse::{SdpError, SdpErrorKind, formats};
 pub use rewrite::{Anchoring, StreamAnchor};
 pub use session::{Sdp, Stream};
 

@@ -262,3 +262,26 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn formats_name_the_codecs_that_the_whole_description_names() {
+    let head = "v=0\r\no=- 1 1 IN IP4 192.0.2.1\r\ns=-\r\nc=IN IP4 192.0.2.1\r\nt=0 0\r\n";
+    for media in [
+        "m=audio 6000 RTP/AVP 8 0 101\r\na=rtpmap:8 PCMA/8000\r\na=rtpmap:0 PCMU/8000\r\n",
+        "m=audio 6000/2 RTP/SAVPF 96 0\r\na=ptime:20\r\na=RTPMAP:96 opus/48000/2\r\na=sendrecv\r\n",
+        "m=audio 6000 RTP/AVP 97 3\r\nm=video 0 RTP/AVP 31\r\nm=image 7000 udptl t38\r\n",
+        "m=audio 6000 RTP/AVP 120\r\ni=a=rtpmap:120 x/1\r\nm=video 9 RTP/AVP 99\r\na=rtpmap:99 H264/90000",
+        "",
+    ] {
+        for text in [format!("{head}{media}"), format!("{head}{media}").replace('\r', "")] {
+            let whole = Sdp::parse(text.as_bytes()).unwrap();
+            let formats = formats(text.as_bytes());
+            assert_eq!(formats.len(), whole.media().len());
+            for (short, long) in formats.iter().zip(whole.media()) {
+                assert_eq!(short.codecs(), long.codecs());
+                assert_eq!(short.first_codec(), long.first_codec());
+                assert!(short.formats().eq(long.formats()) && short.port() == long.port());
+            }
+        }
+    }
+}
