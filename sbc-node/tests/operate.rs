@@ -53,6 +53,16 @@ fn a_node_that_loses_a_shard_ends_with_70_and_says_which() {
     assert!(errors.contains("sbc-node: shard 1 died: "), "{errors}");
 }
 
+/// It ended by itself, not by the signal's default, and it did not miss the signal.
+#[test]
+fn sigterm_is_heard_from_the_first_moment() {
+    for _ in 0..10 {
+        let node = Node::begin();
+        eventually("the admin socket", || node.socket.exists().then_some(()));
+        node.stop();
+    }
+}
+
 #[test]
 fn probes_at_once_on_request() {
     let node = Node::start();

@@ -24,7 +24,8 @@ use std::time::{Duration, Instant};
 
 use sbc_core::b2bua::WallClock;
 use sbc_core::core::{Command as CoreCommand, Input};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 
 use crate::config;
 use crate::shard::command::Command;
@@ -113,13 +114,19 @@ fn start_and_supervise(
         .thread_name("slow")
         .enable_all()
         .build()?;
-    let early = runtime.spawn(leave_early());
+    let signals = {
+        let _inside = runtime.enter();
+        Signals::new()?
+    };
+    let (up, is_up) = oneshot::channel();
+    let early = runtime.spawn(signals.leave_early(is_up));
     let Parts { context, cdrs, threads, ends } = start::start(path, config, log, &runtime)?;
-    early.abort();
+    drop(up);
+    let signals = runtime.block_on(early)?;
     let supervisor = Supervisor::of_environment();
     supervisor.ready();
     runtime.spawn(supervisor.clone().feed(Arc::clone(&context)));
-    let code = runtime.block_on(supervise(Arc::clone(&context), ends, &supervisor));
+    let code = runtime.block_on(supervise(Arc::clone(&context), ends, &supervisor, signals));
     for handle in &context.shards {
         // A shard that is gone needs no command.
         let _ = handle.command(Command::Stop);
@@ -139,20 +146,47 @@ fn start_and_supervise(
     Ok(code)
 }
 
-/// A node that waits to be let into its cluster carries nothing yet: it ends at once. As the first
-/// process of a container it would otherwise not hear the signal at all.
-async fn leave_early() {
-    let (Ok(mut term), Ok(mut int)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return;
-    };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+/// What the process is told from outside, from its first moment to its last: a signal that comes when
+/// nobody waits for it is kept.
+struct Signals {
+    stop: StopSignals,
+    hup: Signal,
+}
+
+/// SIGTERM and SIGINT: to end.
+struct StopSignals {
+    term: Signal,
+    int: Signal,
+}
+
+impl StopSignals {
+    async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
     }
-    tracing::info!("stopped while starting");
-    std::process::exit(0);
+}
+
+impl Signals {
+    /// Within a runtime.
+    fn new() -> std::io::Result<Self> {
+        let term = signal(SignalKind::terminate())?;
+        let int = signal(SignalKind::interrupt())?;
+        Ok(Signals { stop: StopSignals { term, int }, hup: signal(SignalKind::hangup())? })
+    }
+
+    /// A node that waits to be let into its cluster carries nothing yet: it ends at once. As the first
+    /// process of a container it would otherwise not hear the signal at all.
+    async fn leave_early(mut self, is_up: oneshot::Receiver<()>) -> Self {
+        tokio::select! {
+            () = self.stop.recv() => {
+                tracing::info!("stopped while starting");
+                std::process::exit(0);
+            }
+            _ = is_up => self,
+        }
+    }
 }
 
 /// Waits for signals and for the end of a shard.
@@ -160,21 +194,13 @@ async fn supervise(
     context: Arc<Context>,
     mut ends: tokio::sync::mpsc::Receiver<ShardEnd>,
     supervisor: &Supervisor,
+    mut signals: Signals,
 ) -> ExitCode {
-    let (Ok(mut term), Ok(mut int), Ok(mut hup)) = (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-        signal(SignalKind::hangup()),
-    ) else {
-        tracing::error!("cannot listen for signals");
-        return ExitCode::from(EXIT_START);
-    };
     let mut clock = tokio::time::interval(CLOCK_EVERY);
     loop {
         tokio::select! {
-            _ = term.recv() => break,
-            _ = int.recv() => break,
-            _ = hup.recv() => {
+            () = signals.stop.recv() => break,
+            _ = signals.hup.recv() => {
                 supervisor.reloading();
                 context.cdrs.reopen();
                 let outcome = context.reload().await;
@@ -189,8 +215,10 @@ async fn supervise(
     tokio::select! {
         () = stop(&context) => ExitCode::SUCCESS,
         Some(end) = ends.recv() => lost_shard(&end),
-        _ = term.recv() => { tracing::warn!("second signal: not waiting any longer"); ExitCode::SUCCESS }
-        _ = int.recv() => { tracing::warn!("second signal: not waiting any longer"); ExitCode::SUCCESS }
+        () = signals.stop.recv() => {
+            tracing::warn!("second signal: not waiting any longer");
+            ExitCode::SUCCESS
+        }
     }
 }
 

@@ -78,6 +78,11 @@ impl Node {
         Node::start_with("")
     }
 
+    /// Not waited for.
+    pub(crate) fn begin() -> Node {
+        Node::spawn("", "", free_udp())
+    }
+
     /// With more lines in `[node]`.
     pub(crate) fn start_with(node: &str) -> Node {
         Node::started(|| Node::spawn(node, "", free_udp()))
