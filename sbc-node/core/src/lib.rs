@@ -22,6 +22,6 @@ pub mod sdp;
 pub mod sim;
 pub mod sip;
 pub mod stun;
-pub mod text;
+mod text;
 pub mod timer;
 pub mod transaction;

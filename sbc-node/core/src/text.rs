@@ -4,14 +4,14 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 
 /// The digits of a number, kept in place.
-pub struct Decimal {
+pub(crate) struct Decimal {
     digits: [u8; 20],
     at: usize,
 }
 
 impl Decimal {
     #[inline]
-    pub fn new(mut n: u64) -> Self {
+    pub(crate) fn new(mut n: u64) -> Self {
         let mut digits = [b'0'; 20];
         let mut at = digits.len();
         loop {
@@ -27,25 +27,25 @@ impl Decimal {
     }
 
     #[inline]
-    pub fn as_bytes(&self) -> &[u8] {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         self.digits.get(self.at..).unwrap_or_default()
     }
 
     #[inline]
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         std::str::from_utf8(self.as_bytes()).unwrap_or_default()
     }
 }
 
 /// An IPv4 address in dotted form, kept in place.
-pub struct Dotted {
+pub(crate) struct Dotted {
     text: [u8; 15],
     len: usize,
 }
 
 impl Dotted {
     #[inline]
-    pub fn new(ip: Ipv4Addr) -> Self {
+    pub(crate) fn new(ip: Ipv4Addr) -> Self {
         let mut dotted = Dotted { text: [0; 15], len: 0 };
         for (n, octet) in ip.octets().into_iter().enumerate() {
             if n > 0 {
@@ -71,23 +71,23 @@ impl Dotted {
     }
 
     #[inline]
-    pub fn as_bytes(&self) -> &[u8] {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         self.text.get(..self.len).unwrap_or_default()
     }
 
     #[inline]
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         std::str::from_utf8(self.as_bytes()).unwrap_or_default()
     }
 }
 
 /// Appends a decimal number.
-pub fn push_number(out: &mut String, n: impl Into<u64>) {
+pub(crate) fn push_number(out: &mut String, n: impl Into<u64>) {
     out.push_str(Decimal::new(n.into()).as_str());
 }
 
 /// Appends an address, IPv6 without brackets.
-pub fn push_ip(out: &mut String, ip: IpAddr) {
+pub(crate) fn push_ip(out: &mut String, ip: IpAddr) {
     match ip {
         IpAddr::V4(ip) => out.push_str(Dotted::new(ip).as_str()),
         // Writing to a String cannot fail.

@@ -2,11 +2,12 @@
 //!
 //! Keys are stable; new ones may come. When and where records are written is `cdr.rs`.
 
+use std::fmt;
 use std::net::SocketAddr;
 
-use sbc_core::b2bua::{Cdr, CdrAttempt, CdrLeg, EndedBy};
+use sbc_core::b2bua::{CallId, Cdr, CdrAttempt, CdrLeg, EndedBy};
 use sbc_core::media::{SideStats, StreamStats};
-use sbc_core::text::{Decimal, Dotted};
+use serde::{Serialize, Serializer};
 
 use super::time::Utc;
 
@@ -18,180 +19,147 @@ pub fn write(out: &mut Vec<u8>, cdr: &Cdr, node: &str) {
         EndedBy::Sbc(cause) => ("sbc", Some(cause.as_str())),
     };
     let since = |at: u64| cdr.ended_ms.saturating_sub(at);
-    let setup = cdr.answered_ms.map(|at| at.saturating_sub(cdr.started_ms));
-    out.extend_from_slice(b"{\"call\":\"");
-    hex(out, cdr.call.0);
-    out.extend_from_slice(b"\",\"node\":");
-    text(out, node);
-    out.extend_from_slice(b",\"started\":");
-    time(out, cdr.started_ms);
-    out.extend_from_slice(b",\"ringing\":");
-    option(out, cdr.ringing_ms, time);
-    out.extend_from_slice(b",\"answered\":");
-    option(out, cdr.answered_ms, time);
-    out.extend_from_slice(b",\"ended\":");
-    time(out, cdr.ended_ms);
-    out.extend_from_slice(b",\"setup_ms\":");
-    option(out, setup, number);
-    out.extend_from_slice(b",\"duration_ms\":");
-    number(out, cdr.answered_ms.map_or(0, since));
-    out.extend_from_slice(b",\"dialled\":");
-    text(out, &cdr.dialled);
-    out.extend_from_slice(b",\"from\":");
-    text(out, &cdr.from);
-    out.extend_from_slice(b",\"to\":");
-    text(out, &cdr.to);
-    out.extend_from_slice(b",\"a\":");
-    leg(out, &cdr.a);
-    out.extend_from_slice(b",\"b\":");
-    option(out, cdr.b.as_ref(), leg);
-    out.extend_from_slice(b",\"attempts\":");
-    list(out, &cdr.attempts, attempt);
-    out.extend_from_slice(b",\"status\":");
-    number(out, cdr.status.into());
-    out.extend_from_slice(b",\"reason\":");
-    text(out, &cdr.reason);
-    out.extend_from_slice(b",\"ended_by\":");
-    text(out, ended_by);
-    out.extend_from_slice(b",\"cause\":");
-    option(out, cause, text);
-    out.extend_from_slice(b",\"end_reason\":");
-    option(out, cdr.end_reason.as_deref(), text);
-    out.extend_from_slice(b",\"codecs\":");
-    list(out, &cdr.codecs, |out, codec| text(out, codec));
-    out.extend_from_slice(b",\"media\":");
-    list(out, &cdr.media, stream);
-    out.extend_from_slice(b",\"protected\":");
-    flag(out, cdr.protected);
-    out.push(b'}');
-}
-
-fn leg(out: &mut Vec<u8>, leg: &CdrLeg) {
-    out.extend_from_slice(b"{\"trunk\":");
-    text(out, &leg.trunk);
-    out.extend_from_slice(b",\"call_id\":");
-    text(out, &leg.call_id);
-    out.extend_from_slice(b",\"local_tag\":");
-    text(out, &leg.local_tag);
-    out.extend_from_slice(b",\"remote_tag\":");
-    text(out, &leg.remote_tag);
-    out.extend_from_slice(b",\"peer\":");
-    option(out, leg.peer, address);
-    out.push(b'}');
-}
-
-fn attempt(out: &mut Vec<u8>, attempt: &CdrAttempt) {
-    out.extend_from_slice(b"{\"trunk\":");
-    text(out, &attempt.trunk);
-    out.extend_from_slice(b",\"peer\":");
-    option(out, attempt.peer, address);
-    out.extend_from_slice(b",\"status\":");
-    number(out, attempt.status.into());
-    out.push(b'}');
-}
-
-fn stream(out: &mut Vec<u8>, stats: &StreamStats) {
-    out.extend_from_slice(b"{\"a\":");
-    side(out, &stats.a);
-    out.extend_from_slice(b",\"b\":");
-    side(out, &stats.b);
-    out.extend_from_slice(b",\"kernel\":");
-    flag(out, stats.kernel);
-    out.push(b'}');
-}
-
-fn side(out: &mut Vec<u8>, stats: &SideStats) {
-    let counts: [(&[u8], u64); 6] = [
-        (b"{\"packets\":", stats.packets),
-        (b",\"bytes\":", stats.bytes),
-        (b",\"dropped\":", stats.dropped),
-        (b",\"lost\":", stats.lost),
-        (b",\"jitter_us\":", stats.jitter_us.into()),
-        (b",\"ssrc\":", stats.ssrc.into()),
-    ];
-    for (key, count) in counts {
-        out.extend_from_slice(key);
-        number(out, count);
-    }
-    out.extend_from_slice(b",\"latched\":");
-    option(out, stats.latched, address);
-    out.push(b'}');
-}
-
-fn option<T>(out: &mut Vec<u8>, value: Option<T>, write: impl FnOnce(&mut Vec<u8>, T)) {
-    match value {
-        Some(value) => write(out, value),
-        None => out.extend_from_slice(b"null"),
-    }
-}
-
-fn list<T>(out: &mut Vec<u8>, values: &[T], write: impl Fn(&mut Vec<u8>, &T)) {
-    out.push(b'[');
-    for (n, value) in values.iter().enumerate() {
-        if n > 0 {
-            out.push(b',');
-        }
-        write(out, value);
-    }
-    out.push(b']');
-}
-
-/// What needs no escape is copied; the rest, which only a peer of ill will sends, is serde's.
-fn text(out: &mut Vec<u8>, value: &str) {
-    let plain =
-        value.bytes().fold(true, |plain, b| plain & (b >= b' ') & (b != b'"') & (b != b'\\'));
-    if plain {
-        out.push(b'"');
-        out.extend_from_slice(value.as_bytes());
-        out.push(b'"');
-    } else if let Err(error) = serde_json::to_writer(&mut *out, value) {
-        // A vector takes everything, and text is text.
+    let record = Record {
+        call: Shown(cdr.call),
+        node,
+        started: Shown(Utc(cdr.started_ms)),
+        ringing: cdr.ringing_ms.map(|ms| Shown(Utc(ms))),
+        answered: cdr.answered_ms.map(|ms| Shown(Utc(ms))),
+        ended: Shown(Utc(cdr.ended_ms)),
+        setup_ms: cdr.answered_ms.map(|at| at.saturating_sub(cdr.started_ms)),
+        duration_ms: cdr.answered_ms.map_or(0, since),
+        dialled: &cdr.dialled,
+        from: &cdr.from,
+        to: &cdr.to,
+        a: Leg::of(&cdr.a),
+        b: cdr.b.as_ref().map(Leg::of),
+        attempts: cdr.attempts.iter().map(Attempt::of).collect(),
+        status: cdr.status,
+        reason: &cdr.reason,
+        ended_by,
+        cause,
+        end_reason: cdr.end_reason.as_deref(),
+        codecs: &cdr.codecs,
+        media: cdr.media.iter().map(Stream::of).collect(),
+        protected: cdr.protected,
+    };
+    // A vector takes everything, and no key is anything but text.
+    if let Err(error) = serde_json::to_writer(&mut *out, &record) {
         tracing::error!(%error, "cannot write a CDR as JSON");
     }
 }
 
-pub(super) fn number(out: &mut Vec<u8>, n: u64) {
-    out.extend_from_slice(Decimal::new(n).as_bytes());
+#[derive(Serialize)]
+struct Record<'a> {
+    call: Shown<CallId>,
+    node: &'a str,
+    started: Shown<Utc>,
+    ringing: Option<Shown<Utc>>,
+    answered: Option<Shown<Utc>>,
+    ended: Shown<Utc>,
+    setup_ms: Option<u64>,
+    duration_ms: u64,
+    dialled: &'a str,
+    from: &'a str,
+    to: &'a str,
+    a: Leg<'a>,
+    b: Option<Leg<'a>>,
+    attempts: Vec<Attempt<'a>>,
+    status: u16,
+    reason: &'a str,
+    ended_by: &'a str,
+    cause: Option<&'a str>,
+    end_reason: Option<&'a str>,
+    codecs: &'a [String],
+    media: Vec<Stream>,
+    protected: bool,
 }
 
-fn flag(out: &mut Vec<u8>, set: bool) {
-    out.extend_from_slice(if set { b"true" } else { b"false" });
+#[derive(Serialize)]
+struct Leg<'a> {
+    trunk: &'a str,
+    call_id: &'a str,
+    local_tag: &'a str,
+    remote_tag: &'a str,
+    peer: Option<SocketAddr>,
 }
 
-fn time(out: &mut Vec<u8>, unix_ms: u64) {
-    out.push(b'"');
-    Utc(unix_ms).append(out);
-    out.push(b'"');
-}
-
-fn address(out: &mut Vec<u8>, address: SocketAddr) {
-    out.push(b'"');
-    match address {
-        SocketAddr::V4(v4) => {
-            out.extend_from_slice(Dotted::new(*v4.ip()).as_bytes());
-            out.push(b':');
-            number(out, v4.port().into());
+impl<'a> Leg<'a> {
+    fn of(leg: &'a CdrLeg) -> Self {
+        Leg {
+            trunk: &leg.trunk,
+            call_id: &leg.call_id,
+            local_tag: &leg.local_tag,
+            remote_tag: &leg.remote_tag,
+            peer: leg.peer,
         }
-        SocketAddr::V6(_) => out.extend_from_slice(address.to_string().as_bytes()),
     }
-    out.push(b'"');
 }
 
-/// Sixteen digits, as a call's id is shown.
-pub(super) fn hex(out: &mut Vec<u8>, n: u64) {
-    out.extend(n.to_be_bytes().into_iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|nibble| {
-        match nibble {
-            0..=9 => b'0' + nibble,
-            _ => b'a' + nibble - 10,
+#[derive(Serialize)]
+struct Attempt<'a> {
+    trunk: &'a str,
+    peer: Option<SocketAddr>,
+    status: u16,
+}
+
+impl<'a> Attempt<'a> {
+    fn of(attempt: &'a CdrAttempt) -> Self {
+        Attempt { trunk: &attempt.trunk, peer: attempt.peer, status: attempt.status }
+    }
+}
+
+#[derive(Serialize)]
+struct Stream {
+    a: Side,
+    b: Side,
+    kernel: bool,
+}
+
+impl Stream {
+    fn of(stats: &StreamStats) -> Self {
+        Stream { a: Side::of(&stats.a), b: Side::of(&stats.b), kernel: stats.kernel }
+    }
+}
+
+#[derive(Serialize)]
+struct Side {
+    packets: u64,
+    bytes: u64,
+    dropped: u64,
+    lost: u64,
+    jitter_us: u32,
+    ssrc: u32,
+    latched: Option<SocketAddr>,
+}
+
+impl Side {
+    fn of(stats: &SideStats) -> Self {
+        Side {
+            packets: stats.packets,
+            bytes: stats.bytes,
+            dropped: stats.dropped,
+            lost: stats.lost,
+            jitter_us: stats.jitter_us,
+            ssrc: stats.ssrc,
+            latched: stats.latched,
         }
-    }));
+    }
+}
+
+/// Written as it is shown.
+struct Shown<T>(T);
+
+impl<T: fmt::Display> Serialize for Shown<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use sbc_core::b2bua::CallId;
     use serde_json::{Value, json};
 
     use super::*;
@@ -268,9 +236,5 @@ mod tests {
              \"status\":486,\"reason\":\"Busy Here\",\"ended_by\":\"callee\",\"cause\":null,\"end_reason\":null,\
              \"codecs\":[],\"media\":[],\"protected\":true}"
         );
-        let shown = CallId(0xfedc_ba98_7654_3210);
-        let mut text = Vec::new();
-        hex(&mut text, shown.0);
-        assert_eq!(text, shown.to_string().into_bytes());
     }
 }

@@ -33,42 +33,6 @@ impl Utc {
         (ms / 3_600_000, ms / 60_000 % 60, ms / 1_000 % 60, ms % 1_000)
     }
 
-    /// Appends what is shown, without the machinery of `fmt`.
-    pub(super) fn append(self, out: &mut Vec<u8>) {
-        let ((y, mo, d), (h, mi, s, ms)) = (self.date(), self.clock());
-        let digit = |n: u64| b'0' + u8::try_from(n % 10).unwrap_or(0);
-        let two = |n: u64| [digit(n / 10), digit(n)];
-        let ([y1, y2], [y3, y4]) = (two(y / 100), two(y));
-        let ([o1, o2], [d1, d2], [h1, h2]) = (two(mo), two(d), two(h));
-        let ([i1, i2], [s1, s2], [m1, m2]) = (two(mi), two(s), two(ms / 10));
-        out.extend_from_slice(&[
-            y1,
-            y2,
-            y3,
-            y4,
-            b'-',
-            o1,
-            o2,
-            b'-',
-            d1,
-            d2,
-            b'T',
-            h1,
-            h2,
-            b':',
-            i1,
-            i2,
-            b':',
-            s1,
-            s2,
-            b'.',
-            m1,
-            m2,
-            digit(ms),
-            b'Z',
-        ]);
-    }
-
     /// `20260131T235959`, for file names.
     pub fn compact(self) -> String {
         let ((y, mo, d), (h, mi, s, _)) = (self.date(), self.clock());
@@ -98,9 +62,6 @@ mod tests {
             (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
         ] {
             assert_eq!(Utc(ms).to_string(), text);
-            let mut appended = Vec::new();
-            Utc(ms).append(&mut appended);
-            assert_eq!(appended, text.as_bytes());
         }
         assert_eq!(Utc(1_709_251_199_999).compact(), "20240229T235959");
     }

@@ -74,11 +74,8 @@ impl Unfinished {
     /// A call was answered; `cdr` is its record, should nothing more be heard of it.
     pub(super) fn answered(&mut self, cdr: &Cdr, node: &str) {
         self.up.insert(cdr.call);
-        self.buffer.push(b'+');
-        cdr_json::hex(&mut self.buffer, cdr.call.0);
-        self.buffer.push(b' ');
-        cdr_json::number(&mut self.buffer, cdr.answered_ms.unwrap_or(cdr.ended_ms));
-        self.buffer.push(b' ');
+        let line = format!("+{} {} ", cdr.call, cdr.answered_ms.unwrap_or(cdr.ended_ms));
+        self.buffer.extend_from_slice(line.as_bytes());
         cdr_json::write(&mut self.buffer, cdr, node);
         self.buffer.push(b'\n');
     }
@@ -86,9 +83,7 @@ impl Unfinished {
     /// A call's record was told.
     pub(super) fn ended(&mut self, call: CallId) {
         if self.up.remove(&call) {
-            self.buffer.push(b'-');
-            cdr_json::hex(&mut self.buffer, call.0);
-            self.buffer.push(b'\n');
+            self.buffer.extend_from_slice(format!("-{call}\n").as_bytes());
         }
     }
 
