@@ -50,8 +50,10 @@ pub fn find(dir: &Path, suffix: &str) -> Option<PathBuf> {
 
 /// Whether something is bound to a UDP port of this namespace (IPv4).
 pub fn udp_bound(port: u16) -> bool {
-    let needle = format!(":{port:04X} ");
-    std::fs::read_to_string("/proc/net/udp").unwrap_or_default().contains(&needle)
+    let local = format!(":{port:04X}");
+    // The second column; the third is whom a socket is connected to.
+    let at = |line: &str| line.split_whitespace().nth(1).is_some_and(|at| at.ends_with(&local));
+    std::fs::read_to_string("/proc/net/udp").unwrap_or_default().lines().any(at)
 }
 
 /// Resident memory of a process in KiB.
