@@ -50,11 +50,12 @@ impl LetGo {
     pub(super) fn reload(
         &mut self,
         now: Time,
-        before: Vec<DialogKey>,
+        mut before: Vec<DialogKey>,
         ours: impl Fn(&DialogKey) -> bool,
     ) {
-        self.leave(now, before);
         self.left.retain(|key, _| !ours(key));
+        before.retain(|key| !ours(key));
+        self.leave(now, before);
     }
 
     fn leave(&mut self, now: Time, dialogs: Vec<DialogKey>) {

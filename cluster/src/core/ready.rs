@@ -203,19 +203,8 @@ impl Core {
             self.answer(index, origin, applied.outcome);
         }
         for effect in applied.effects {
-            if let Effect::Moved { from, to, dialogs } = &effect {
-                self.let_go.moved(self.now, self.config.id, (*from, *to), dialogs);
-            }
             match effect {
-                // Before the first lease these are history; what is ours then is told as a whole.
-                Effect::Moved { .. } if !self.lease.is_resumed() => {}
-                Effect::Moved { from, to, dialogs } => {
-                    if to == self.config.id {
-                        self.event(Event::AdoptDialogs { from, dialogs });
-                    } else if from == self.config.id {
-                        self.event(Event::DialogsLost { to, dialogs });
-                    }
-                }
+                Effect::Moved { from, to, dialogs } => self.note_moved(from, to, dialogs),
                 Effect::Addresses => {
                     self.check_lease();
                     self.event(Event::TableChanged(Table::Addresses));
@@ -230,6 +219,20 @@ impl Core {
                     self.event(Event::BindingChanged { key, change, last });
                 }
             }
+        }
+    }
+
+    fn note_moved(&mut self, from: NodeId, to: NodeId, dialogs: Vec<DialogKey>) {
+        let id = self.config.id;
+        self.let_go.moved(self.now, id, (from, to), &dialogs);
+        // Before the first lease these are history; what is ours then is told as a whole.
+        if !self.lease.is_resumed() {
+            return;
+        }
+        if to == id {
+            self.event(Event::AdoptDialogs { from, dialogs });
+        } else if from == id {
+            self.event(Event::DialogsLost { to, dialogs });
         }
     }
 

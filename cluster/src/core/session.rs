@@ -78,13 +78,12 @@ impl Core {
             return;
         }
         let bytes = command.encoded_len();
-        if bytes > BATCH_BYTES_MAX {
-            let outcome = Outcome::Rejected(Rejection::Malformed);
-            self.reply(Some(id), Ok(Committed { index: 0, outcome }));
-            return;
-        }
-        if self.is_let_go(&command) {
-            let outcome = Outcome::Rejected(Rejection::Fenced);
+        let refused = match bytes > BATCH_BYTES_MAX {
+            true => Some(Rejection::Malformed),
+            false => self.is_let_go(&command).then_some(Rejection::Fenced),
+        };
+        if let Some(why) = refused {
+            let outcome = Outcome::Rejected(why);
             self.reply(Some(id), Ok(Committed { index: 0, outcome }));
             return;
         }
