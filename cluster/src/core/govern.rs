@@ -34,6 +34,8 @@ pub(super) struct Govern {
     welcomed: BTreeMap<NodeId, Time>,
     /// Removed from the table, members still: up to where they are to know the log, and since when.
     leaving: BTreeMap<NodeId, (u64, Time)>,
+    /// When the next of those who are silent may be declared down.
+    verdict_at: Option<Time>,
     change_at: Time,
     drain_told: Option<u64>,
 }
@@ -50,6 +52,10 @@ pub(super) struct Clock {
 impl Govern {
     pub(super) fn is_condemned(&self, node: NodeId) -> bool {
         self.condemned.contains_key(&node)
+    }
+
+    pub(super) fn verdict_at(&self) -> Option<Time> {
+        self.verdict_at
     }
 }
 
@@ -113,6 +119,7 @@ impl Core {
     }
 
     pub(super) fn govern(&mut self) {
+        self.govern.verdict_at = None;
         if !self.is_leader() || !self.raft.raft.commit_to_current_term() {
             return;
         }
@@ -130,12 +137,15 @@ impl Core {
         for (id, state, epoch) in nodes {
             let heard = self.govern.heard.get(&id).copied();
             if state.is_live() {
+                if id == self.config.id || self.govern.condemned.get(&id) == Some(&epoch) {
+                    continue;
+                }
                 let last = heard.unwrap_or(self.govern.since).max(self.govern.since);
-                let silent = self.now.saturating_sub(last);
-                let known = self.govern.condemned.get(&id) == Some(&epoch);
-                let greeted = self.now.saturating_sub(self.govern.elected) >= GREETING;
-                let silent = silent >= self.config.handover && greeted;
-                if silent && !known && id != self.config.id {
+                let at = (last + self.config.handover).max(self.govern.elected + GREETING);
+                if self.now < at {
+                    let soonest = self.govern.verdict_at.map_or(at, |soonest| soonest.min(at));
+                    self.govern.verdict_at = Some(soonest);
+                } else {
                     let down = pb::NodeDown { id: id.0, epoch };
                     if self.propose_system(Op::NodeDown(down)) {
                         self.govern.condemned.insert(id, epoch);

@@ -53,6 +53,10 @@ impl LeaseCell {
 }
 
 const RENEW_EVERY: Duration = Duration::from_millis(100);
+/// An address is put on its device by a confirmation that is a few hundredths of a second old at
+/// most. One that came too late on a busy machine is followed by the next this soon, for so long.
+const HURRY_EVERY: Duration = Duration::from_millis(20);
+const HURRY: Duration = Duration::from_millis(400);
 
 pub(super) struct Lease {
     cell: LeaseCell,
@@ -62,6 +66,8 @@ pub(super) struct Lease {
     resumed: bool,
     next_seq: u64,
     renew_at: Time,
+    /// Until when an address that is new here may wait for a confirmation.
+    hurry_until: Time,
     /// When each unanswered renewal left.
     asked: BTreeMap<u64, Time>,
     /// Answered, but our tables are not that far yet: (index, lease end).
@@ -80,6 +86,7 @@ impl Lease {
             resumed: false,
             next_seq: 1,
             renew_at: Time::ZERO,
+            hurry_until: Time::ZERO,
             asked: BTreeMap::new(),
             waiting: Vec::new(),
             held: BTreeSet::new(),
@@ -88,6 +95,11 @@ impl Lease {
 
     pub(super) fn is_resumed(&self) -> bool {
         self.resumed
+    }
+
+    /// When the next confirmation is to be asked for, while an address may wait for it.
+    pub(super) fn hurries(&self, now: Time) -> Option<Time> {
+        (now < self.hurry_until).then_some(self.renew_at)
     }
 
     pub(super) fn expires(&self) -> Option<Time> {
@@ -118,7 +130,8 @@ impl Core {
         if self.now < self.lease.renew_at {
             return;
         }
-        self.lease.renew_at = self.now + RENEW_EVERY;
+        let hurries = self.lease.hurries(self.now).is_some();
+        self.lease.renew_at = self.now + if hurries { HURRY_EVERY } else { RENEW_EVERY };
         let horizon = self.now.saturating_sub(self.config.lease);
         self.lease.asked.retain(|_, asked| *asked > horizon);
         if self.leader.is_none() {
@@ -199,8 +212,8 @@ impl Core {
             let add = wanted.difference(&self.lease.held).cloned().collect();
             let remove = self.lease.held.difference(&wanted).cloned().collect();
             if !wanted.is_subset(&self.lease.held) {
-                // An address is put on its device by a fresh confirmation only.
                 self.lease.renew_at = self.now;
+                self.lease.hurry_until = self.now + HURRY;
             }
             self.lease.held = wanted;
             self.event(Event::OwnedAddresses { add, remove });

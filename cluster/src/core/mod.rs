@@ -358,10 +358,8 @@ impl Core {
     }
 
     pub(crate) fn deadline(&self) -> Time {
-        match self.lease.expires() {
-            Some(expires) => self.next_tick.min(expires),
-            None => self.next_tick,
-        }
+        let soon = [self.lease.expires(), self.lease.hurries(self.now), self.govern.verdict_at()];
+        soon.into_iter().flatten().fold(self.next_tick, Time::min)
     }
 
     fn run_ticks(&mut self) {
@@ -386,6 +384,14 @@ impl Core {
             self.expire_proposals();
             self.govern();
             self.consider_snapshot();
+            return;
+        }
+        // A tick is too long for those who wait to be heard again.
+        if self.lease.hurries(self.now).is_some() {
+            self.renew_lease();
+        }
+        if self.govern.verdict_at().is_some_and(|at| at <= self.now) {
+            self.govern();
         }
     }
 

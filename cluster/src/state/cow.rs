@@ -92,6 +92,12 @@ impl<K: ChunkKey, V: Clone> CowMap<K, V> {
         chunk.0.get(at).map(|(_, value)| value)
     }
 
+    pub(crate) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
+        let chunk = self.chunks.get_mut(Self::slot(key))?;
+        let at = chunk.find(key).ok()?;
+        Arc::make_mut(chunk).0.get_mut(at).map(|(_, value)| value)
+    }
+
     pub(crate) fn insert(&mut self, key: K, value: V) -> Option<V> {
         let chunk = self.chunks.get_mut(Self::slot(&key))?;
         let old = Arc::make_mut(chunk).insert(key, value);
@@ -159,6 +165,11 @@ mod tests {
                     copy = Some((map.clone(), model.clone()));
                 }
                 match value {
+                    Some(value) if value % 3 == 0 => {
+                        let known = map.get_mut(&key).map(|known| std::mem::replace(known, value));
+                        let expected = model.get_mut(&key).map(|known| std::mem::replace(known, value));
+                        prop_assert_eq!(known, expected);
+                    }
                     Some(value) => {
                         prop_assert_eq!(map.insert(key, value), model.insert(key, value));
                     }

@@ -40,10 +40,14 @@ use crate::types::{BindingChange, DialogKey, NodeId, Outcome, Rejection, Table};
 ///
 /// - 1: the first.
 /// - 2: a token that was used knows by whose key ([`JOINER_KEPT`]).
-pub const FORMAT_VERSION: u32 = 2;
+/// - 3: the owner of a dialog is apart in its fingerprint ([`OWNER_APART`]).
+pub const FORMAT_VERSION: u32 = 3;
 
 /// The version since which a used token remembers its joiner.
 pub(crate) const JOINER_KEPT: u32 = 2;
+
+/// The version since which a dialog that changes hands is not hashed anew.
+pub(crate) const OWNER_APART: u32 = 3;
 
 /// What a command changed that somebody outside may have to act upon.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -144,7 +144,7 @@ impl Tables {
     /// The row goes first, so that nothing is given back to it. It holds no address any more: only
     /// a node that is down, drained or was never up is forgotten.
     fn forget_node(&mut self, id: NodeId, effects: &mut Vec<Effect>) {
-        Arc::make_mut(&mut self.rows.nodes).remove(&id);
+        self.remove_node(id);
         self.drop_session(id);
         self.void_flows(id, u64::MAX, effects);
         self.reassign(id, effects);
@@ -539,11 +539,8 @@ impl Tables {
             .collect();
         let mut lots: BTreeMap<(NodeId, NodeId), Vec<DialogKey>> = BTreeMap::new();
         for (key, from, to) in moves {
-            if let Some(mut dialog) = self.dialog(&key).cloned() {
-                dialog.owner = to;
-                self.put_dialog(key, dialog);
-                lots.entry((from, to)).or_default().push(key);
-            }
+            self.give_dialog(&key, to);
+            lots.entry((from, to)).or_default().push(key);
         }
         for ((from, to), dialogs) in lots {
             effects.push(Effect::Moved { from, to, dialogs });

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::OWNER_APART;
 use super::changes::{Changes, DialogPlace};
 use super::cow::CowMap;
 use super::digest::Hasher;
@@ -51,6 +52,8 @@ pub(super) struct Rows {
     pub(super) cluster_id: Arc<[u8]>,
     /// Sum of the fingerprints of dialogs, bindings and bans; the small tables are hashed on demand.
     pub(super) digest: u128,
+    /// The format in which dialogs stand in `digest`: [`Rows::format`].
+    prints: u32,
 }
 
 impl Tables {
@@ -71,6 +74,7 @@ impl Tables {
                 sweep: 0,
                 cluster_id: cluster_id.into(),
                 digest: 0,
+                prints: 1,
             },
             by_lookup: CowMap::new(),
             changes: Changes::new(),
@@ -274,9 +278,24 @@ impl Tables {
         for lookup in dialog.lookups() {
             self.by_lookup.insert(Lookup(lookup), key);
         }
-        self.rows.digest = self.rows.digest.wrapping_add(dialog.fingerprint(&key));
+        let print = dialog.fingerprint(&key, self.rows.prints);
+        self.rows.digest = self.rows.digest.wrapping_add(print);
         self.rows.dialogs.insert(key, dialog);
         self.changes.note(key);
+    }
+
+    /// Gives a dialog another owner. Nobody hears the calls of a dead node before this was done for
+    /// all of them.
+    pub(super) fn give_dialog(&mut self, key: &DialogKey, to: NodeId) {
+        let Some(dialog) = self.rows.dialogs.get_mut(key) else { return };
+        let print = |dialog: &Dialog| match self.rows.prints {
+            OWNER_APART.. => key.owned_by(dialog.owner),
+            version => dialog.fingerprint(key, version),
+        };
+        let before = print(dialog);
+        dialog.owner = to;
+        self.rows.digest = self.rows.digest.wrapping_sub(before).wrapping_add(print(dialog));
+        self.changes.note(*key);
     }
 
     pub(super) fn remove_dialog(&mut self, key: &DialogKey) -> bool {
@@ -296,7 +315,8 @@ impl Tables {
                 self.by_lookup.remove(&lookup);
             }
         }
-        self.rows.digest = self.rows.digest.wrapping_sub(old.fingerprint(key));
+        let print = old.fingerprint(key, self.rows.prints);
+        self.rows.digest = self.rows.digest.wrapping_sub(print);
         true
     }
 
@@ -330,12 +350,31 @@ impl Tables {
 
     pub(super) fn put_node(&mut self, id: NodeId, node: Node) {
         Arc::make_mut(&mut self.rows.nodes).insert(id, node);
+        self.rows.follow_format();
+    }
+
+    pub(super) fn remove_node(&mut self, id: NodeId) {
+        Arc::make_mut(&mut self.rows.nodes).remove(&id);
+        self.rows.follow_format();
     }
 }
 
 impl Rows {
     pub(super) fn format(&self) -> u32 {
         self.nodes.values().map(|node| node.format).min().unwrap_or(1)
+    }
+
+    /// All nodes come to the same digest at the same entry, whatever they were built for.
+    fn follow_format(&mut self) {
+        let (before, now) = (self.prints, self.format());
+        self.prints = now;
+        if (before < OWNER_APART) == (now < OWNER_APART) {
+            return;
+        }
+        for (key, dialog) in self.dialogs.iter() {
+            let (before, now) = (dialog.fingerprint(key, before), dialog.fingerprint(key, now));
+            self.digest = self.digest.wrapping_sub(before).wrapping_add(now);
+        }
     }
 
     pub(super) fn digest(&self) -> u128 {

@@ -133,7 +133,7 @@ fn a_snapshot_of_a_later_release_is_named() {
     let tables = Tables::genesis(b"test", &[(NodeId(3), row)]);
     create(dir.path(), &identity, Some((&tables, &position))).unwrap();
     let Err(error) = open(dir.path(), FORMAT_VERSION) else { panic!("it opened") };
-    let text = "snapshot 1 cannot be used: snapshot of format version 3, this build reads up to 2";
+    let text = "snapshot 1 cannot be used: snapshot of format version 4, this build reads up to 3";
     assert_eq!(error.to_string(), text);
     assert!(open(dir.path(), FORMAT_VERSION + 1).unwrap().is_some(), "the later release reads it");
 }

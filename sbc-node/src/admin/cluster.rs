@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sbc_cluster::{Command, Handle, NodeId, NodeState, Outcome, ProposeError, Rejection, Table};
+use sbc_cluster::{Command, Handle, NodeId, Outcome, ProposeError, Rejection, Table};
 use sbc_proto::admin::v1 as pb;
 use sbc_proto::admin::v1::cluster_server::Cluster;
 use tokio::time::Instant;
@@ -55,16 +55,6 @@ fn unavailable(error: &ProposeError) -> Status {
     Status::unavailable(error.to_string())
 }
 
-fn state(state: NodeState) -> &'static str {
-    match state {
-        NodeState::Joining => "joining",
-        NodeState::Up => "up",
-        NodeState::Draining => "draining",
-        NodeState::Drained => "drained",
-        NodeState::Down => "down",
-    }
-}
-
 #[tonic::async_trait]
 impl Cluster for ClusterService {
     async fn status(
@@ -85,7 +75,7 @@ impl Cluster for ClusterService {
                 id: id.0,
                 name: node.name.clone(),
                 address: node.address.clone(),
-                state: state(node.state).to_owned(),
+                state: node.state.as_str().to_owned(),
                 role: role(*id).to_owned(),
                 epoch: node.epoch,
                 software: node.software.clone(),

@@ -4,12 +4,12 @@
 //! owns the floating addresses, so that nothing is added and removed at the same time. Before any
 //! event is acted upon the lease is asked: a node that slept must let go first.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use sbc_cluster::{Command, DialogKey, Event, Events, Handle, NodeState, Table};
+use sbc_cluster::{Command, DialogKey, Event, Events, Handle, NodeId, NodeState, Table};
 use sbc_core::core::{AdoptMode, Command as CoreCommand, Input};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
@@ -28,6 +28,8 @@ const TICK: Duration = Duration::from_millis(50);
 const KEEP: Duration = Duration::from_millis(10);
 /// Where no confirmation is fresh enough for so long, one that is not is better than none.
 const LATE: Duration = Duration::from_millis(400);
+/// Calls adopted between two looks at events and the lease.
+const BATCH: usize = 256;
 /// Announcements after a takeover: a switch may miss the first.
 const ANNOUNCE_AGAIN: [Duration; 3] =
     [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3)];
@@ -69,13 +71,17 @@ pub struct Takeover {
     places: HashMap<String, (Placed, u32)>,
     mode: FailoverMode,
     on_quorum_loss: OnQuorumLoss,
+    /// Dialogs that came with addresses and are not told to their shards yet, oldest first.
+    adoptions: VecDeque<DialogKey>,
     /// Dialogs to be re-INVITEd, oldest first, and when the next one may go.
-    reinvites: std::collections::VecDeque<DialogKey>,
+    reinvites: VecDeque<DialogKey>,
     pace: Pace,
     announce_at: Vec<Instant>,
     held: bool,
     owed: Owed,
     carriers: Carriers,
+    /// Of all nodes, as they were last said.
+    states: BTreeMap<NodeId, NodeState>,
     /// Whether this node drains because a link is lost, and not because somebody said so.
     drains_for_link: bool,
     /// Whether the shards were told to take no calls because the node drains.
@@ -119,12 +125,14 @@ impl Takeover {
             places: places.collect(),
             mode: config.failover,
             on_quorum_loss: config.on_quorum_loss,
-            reinvites: std::collections::VecDeque::new(),
+            adoptions: VecDeque::new(),
+            reinvites: VecDeque::new(),
             pace: Pace::new(config.reinvite_rate),
             announce_at: Vec::new(),
             held: false,
             owed: Owed::default(),
             carriers: Carriers::new(config.addresses.iter().map(|a| a.device.clone())),
+            states: BTreeMap::new(),
             drains_for_link: false,
             draining: false,
             reborn: true,
@@ -171,6 +179,13 @@ impl Takeover {
                         self.answer().await;
                     }
                 }
+                () = tokio::task::yield_now(), if self.may_adopt() => {
+                    for _ in 0..BATCH {
+                        let Some(key) = self.adoptions.pop_front() else { break };
+                        self.adopt_one(&key, AdoptMode::Address);
+                    }
+                    self.fence().await;
+                }
             }
         }
         self.let_go("the cluster node has stopped").await;
@@ -200,6 +215,12 @@ impl Takeover {
 
     fn holds_or_wants(&self) -> bool {
         self.held || !self.wanted.is_empty()
+    }
+
+    /// The calls wait for the addresses: thousands of them keep every processor busy, and nobody can
+    /// reach them before.
+    fn may_adopt(&self) -> bool {
+        self.wanted.is_empty() && !self.adoptions.is_empty()
     }
 
     /// Gives what is held another lifetime, and takes what is wanted, by each confirmation of the
@@ -260,7 +281,7 @@ impl Takeover {
             }
             Event::AdoptDialogs { from, dialogs } => {
                 tracing::warn!(from = from.0, calls = dialogs.len(), "carrying on calls");
-                self.adopt(dialogs).await;
+                self.adopt(dialogs);
             }
             Event::DialogsLost { to, dialogs } => {
                 tracing::warn!(to = to.0, calls = dialogs.len(), "calls are carried on elsewhere");
@@ -405,18 +426,9 @@ impl Takeover {
         self.add(owned).await;
     }
 
-    async fn adopt(&mut self, dialogs: Vec<DialogKey>) {
+    fn adopt(&mut self, dialogs: Vec<DialogKey>) {
         match self.mode {
-            FailoverMode::Address => {
-                for (at, key) in dialogs.iter().enumerate() {
-                    self.adopt_one(key, AdoptMode::Address);
-                    if at % 256 == 255 {
-                        // The lease is looked at between batches as well.
-                        tokio::task::yield_now().await;
-                        self.fence().await;
-                    }
-                }
-            }
+            FailoverMode::Address => self.adoptions.extend(dialogs),
             FailoverMode::None | FailoverMode::Reinvite => self.reinvites.extend(dialogs),
         }
     }
@@ -489,8 +501,18 @@ impl Takeover {
         undone.is_ok()
     }
 
-    /// A drain that was taken back: calls are taken again.
+    /// Says what became of the nodes. A drain that was taken back: calls are taken again.
     fn note_state(&mut self) {
+        let now: BTreeMap<NodeId, NodeState> =
+            self.handle.read(|tables| tables.nodes().map(|(id, row)| (id, row.state)).collect());
+        for (id, state) in now.iter().filter(|(id, state)| self.states.get(id) != Some(*state)) {
+            let before = self.states.get(id).map(|state| state.as_str());
+            tracing::warn!(node = id.0, before, "a node is {}", state.as_str());
+        }
+        for id in self.states.keys().filter(|id| !now.contains_key(id)) {
+            tracing::warn!(node = id.0, "a node was removed");
+        }
+        self.states = now;
         if self.draining && self.state() == Some(NodeState::Up) {
             self.draining = false;
             tracing::warn!("no longer draining");
