@@ -18,8 +18,9 @@ type Key = (InterfaceId, Transport, SocketAddr, Option<ConnId>);
 type Names = SmallVec<[(u64, Instant); 1]>;
 
 const STRIPES: usize = 64;
-/// Users of one flow; no device has more accounts.
-const NAMES_MAX: usize = 64;
+/// Users of one flow: a PBX registers all its extensions from one port. Each has a binding, whose
+/// number is limited.
+const NAMES_MAX: usize = 1_024;
 
 /// See the module's header. A full stripe forgets what is over, and else takes nothing new: such a
 /// phone is refused until it registers again.
@@ -100,6 +101,23 @@ mod tests {
             remote: ([192, 0, 2, 2], port).into(),
             conn: None,
         }
+    }
+
+    #[test]
+    fn a_pbx_registers_its_extensions_over_one_flow() {
+        let flows = Flows::new(640);
+        let t0 = Instant::now();
+        let until = t0 + Duration::from_secs(60);
+        let name = |n: usize| format!("{n}@pbx.example");
+        (0..=NAMES_MAX).for_each(|n| flows.insert(&flow(1), &name(n), until, t0));
+        let held = (0..=NAMES_MAX).filter(|n| flows.holds(&flow(1), Some(&name(*n)), t0));
+        assert_eq!(held.collect::<Vec<_>>(), Vec::from_iter(0..NAMES_MAX), "bounded");
+        // Who refreshes keeps its place, and who leaves gives it up.
+        flows.insert(&flow(1), &name(7), until, t0);
+        flows.remove(&flow(1), &name(8));
+        flows.insert(&flow(1), &name(NAMES_MAX), until, t0);
+        assert!(flows.holds(&flow(1), Some(&name(7)), t0));
+        assert!(flows.holds(&flow(1), Some(&name(NAMES_MAX)), t0));
     }
 
     #[test]
