@@ -64,10 +64,15 @@ pub struct TimerWheel<T> {
 impl<T: Copy> TimerWheel<T> {
     /// A wheel whose time starts at `epoch`; earlier times count as `epoch`.
     pub fn new(epoch: Instant) -> Self {
+        TimerWheel::with_room(epoch, 0)
+    }
+
+    /// One that is not copied to grow before it has `room` timers.
+    pub fn with_room(epoch: Instant, room: usize) -> Self {
         TimerWheel {
             epoch,
             cursor: 0,
-            entries: Vec::new(),
+            entries: Vec::with_capacity(room),
             free: NIL,
             len: 0,
             lists: vec![EMPTY; LEVELS * SLOTS].into_boxed_slice(),

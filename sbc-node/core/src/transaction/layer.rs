@@ -13,7 +13,7 @@ use rand::Rng;
 use super::client::{Client, ClientTimer};
 use super::matching::{Fingerprint, Matcher};
 use super::server::{RequestKey, Server, ServerTimer};
-use super::table::Table;
+use super::table::{self, Table};
 use super::{Config, Event, Stats};
 use crate::core::{Destination, Output, SendError, SendToken};
 use crate::ids::{Branch, Ids};
@@ -65,7 +65,7 @@ impl TransactionLayer {
             config,
             ids,
             matcher: Matcher::new(key),
-            wheel: TimerWheel::new(now),
+            wheel: TimerWheel::with_room(now, table::ROOM.min(config.max_servers)),
             clients: Table::new(config.max_clients),
             by_branch: HashMap::new(),
             by_stream: BTreeSet::new(),
