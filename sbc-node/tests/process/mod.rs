@@ -78,9 +78,9 @@ impl Node {
         Node::start_with("")
     }
 
-    /// Not waited for.
+    /// Waited for no longer than until its admin socket is there.
     pub(crate) fn begin() -> Node {
-        Node::spawn("", "", free_udp())
+        Node::spawned(|| Node::spawn("", "", free_udp()), |node| node.socket.exists())
     }
 
     /// With more lines in `[node]`.
@@ -121,16 +121,19 @@ impl Node {
         Node::started(|| Node::spawn("", admin, free_udp()))
     }
 
-    /// A free port may be taken by somebody else before the node binds it: then with other ports.
     fn started(spawn: impl Fn() -> Node) -> Node {
+        Node::spawned(spawn, |node| node.ctl("status").0 == 0)
+    }
+
+    /// A free port may be taken by somebody else before the node binds it: then with other ports.
+    fn spawned(spawn: impl Fn() -> Node, is_up: impl Fn(&Node) -> bool) -> Node {
         for _ in 0..5 {
             let mut node = spawn();
             let up = eventually("the node", || {
                 if node.child.try_wait().unwrap().is_some() {
                     return Some(false);
                 }
-                let status = sbcctl(&["--socket", node.socket.to_str().unwrap(), "status"]);
-                (status.0 == 0).then_some(true)
+                is_up(&node).then_some(true)
             });
             if up {
                 return node;
