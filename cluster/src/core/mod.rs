@@ -4,8 +4,8 @@
 //!
 //! `ready.rs` holds the one order in which a Ready of raft-rs is worked through, `session.rs` our
 //! proposals and their answers, `let_go.rs` the calls that are not ours to write any more,
-//! `lease.rs` the lease and the addresses that hang on it, `vouch.rs` what a new leader learns of leases from its votes, `govern.rs` what only a leader does,
-//! `log.rs` Raft's view of the log.
+//! `lease.rs` the lease and the addresses that hang on it, `vouch.rs` what a new leader learns of
+//! leases from its votes, `govern.rs` what only a leader does, `log.rs` Raft's view of the log.
 //!
 //! raft-rs panics on what it takes for impossible; whoever drives the core catches that.
 

@@ -512,8 +512,9 @@ impl Takeover {
         for id in self.states.keys().filter(|id| !now.contains_key(id)) {
             tracing::warn!(node = id.0, "a node was removed");
         }
+        let serves = now.get(&self.handle.id()) == Some(&NodeState::Up);
         self.states = now;
-        if self.draining && self.state() == Some(NodeState::Up) {
+        if self.draining && serves {
             self.draining = false;
             tracing::warn!("no longer draining");
             self.tell.broadcast(|| Input::Command(CoreCommand::Drain(false)));

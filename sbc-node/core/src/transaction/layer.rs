@@ -65,7 +65,7 @@ impl TransactionLayer {
             config,
             ids,
             matcher: Matcher::new(key),
-            wheel: TimerWheel::with_room(now, table::ROOM.min(config.max_servers)),
+            wheel: TimerWheel::with_room(now, table::room(config.max_servers)),
             clients: Table::new(config.max_clients),
             by_branch: HashMap::new(),
             by_stream: BTreeSet::new(),

@@ -11,14 +11,18 @@ pub(super) struct Table<T> {
     generation: u32,
 }
 
-/// Room is set aside for so many at once: of the process's addresses alone, since the kernel gives
-/// memory where it is written to. A table that grew would be copied, millions of bytes while
-/// everybody waits.
-pub(super) const ROOM: usize = 1 << 18;
+const ROOM_MAX: usize = 1 << 18;
+
+/// For how many of at most `max` room is set aside at once: of the process's addresses alone, since
+/// the kernel gives memory where it is written to. A table that grew would be copied, millions of
+/// bytes while everybody waits.
+pub(super) fn room(max: usize) -> usize {
+    max.min(ROOM_MAX)
+}
 
 impl<T> Table<T> {
     pub(super) fn new(max: usize) -> Self {
-        Table { slab: Slab::with_capacity(max.min(ROOM)), max, generation: 0 }
+        Table { slab: Slab::with_capacity(room(max)), max, generation: 0 }
     }
 
     pub(super) fn set_max(&mut self, max: usize) {
